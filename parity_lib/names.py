@@ -1,0 +1,95 @@
+"""The words of the field as types: ids, quantisations, instruction sets, rungs, outcomes."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NewType
+
+TokenId = NewType("TokenId", int)
+ModelId = NewType("ModelId", str)
+
+TOP_STORED = 64  # ids kept for each position, so that the other side's top-5 has a logit here too
+TOP_JUDGED = 5  # the user's gate
+
+
+class Isa(StrEnum):
+    """An instruction-set leg. A native reference belongs to one leg and is never compared across."""
+
+    AVX2 = "avx2"
+    AVX512 = "avx512"
+    AMX = "amx"
+    NEON = "neon"
+
+
+class Compute(StrEnum):
+    """Arithmetic of the candidate's weight matmuls."""
+
+    F32 = "f32"
+    BF16 = "bf16"
+    GGML = "ggml"
+
+
+class Settings(StrEnum):
+    """How the reference is run. ``STRICT`` is batch-invariant to the last bit; ``DEFAULT`` is as deployed."""
+
+    STRICT = "strict"
+    DEFAULT = "default"
+
+
+class Rung(StrEnum):
+    """The ladder, lowest first."""
+
+    T0 = "T0"
+    T1 = "T1"
+    T2 = "T2"
+    T3 = "T3"
+    T4 = "T4"
+    T5 = "T5"
+    T6 = "T6"
+    T7 = "T7"
+
+    @property
+    def title(self) -> str:
+        """Name and question in two words, as the reports print it."""
+        return f"{self.value} {_RUNG_WORD[self.value]}"
+
+
+_RUNG_WORD = {
+    "T0": "pins",
+    "T1": "tokens",
+    "T2": "weights",
+    "T3": "ops",
+    "T4": "twin",
+    "T5": "native",
+    "T6": "self",
+    "T7": "ISA",
+}
+
+
+class Outcome(StrEnum):
+    """What is known at the end of a cell or a rung."""
+
+    PARITY = "PARITY"
+    DIVERGED = "DIVERGED"
+    INCOMPLETE = "INCOMPLETE"
+    INVALID = "INVALID"  # a red control that was not caught
+    HOLE = "HOLE"  # not required, could not run
+    REPORTED = "REPORTED"  # a rung without a gate: its numbers are literal, nothing is judged
+
+
+class Kind(StrEnum):
+    """What kind of divergence a line reports."""
+
+    TENSOR = "TENSOR"
+    TOP1 = "TOP1"
+    TOP5_SET = "TOP5_SET"
+    LOGIT_DELTA = "LOGIT_DELTA"
+    RMS = "RMS"
+    NON_FINITE = "NON_FINITE"
+
+
+class LedgerClass(StrEnum):
+    """Whether a flip is explained by the reference's own margin."""
+
+    TIE = "TIE"
+    UNEXPLAINED = "UNEXPLAINED"

@@ -1,0 +1,132 @@
+"""What a run leaves behind: who ran, and the top of every logit row, for each scored position."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from parity_lib.errors import TraceMismatchError
+from parity_lib.names import TOP_STORED
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+I32 = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """Who produced a trace, and with what. ``isa_requested`` and ``isa_observed`` are two fields on purpose."""
+
+    engine: str  # "llama.cpp" or "burn"
+    version: str
+    commit: str
+    build: Mapping[str, Any]  # the build receipt: flags, compiler, hashes of what was built
+    model_path: str  # file name only; the content is named by the hash
+    model_sha256: str
+    settings: Mapping[str, Any]  # as read back from the engine
+    isa_requested: str
+    isa_observed: str  # "unproven" until a dispatch proof says otherwise
+    isa_evidence: Mapping[str, Any]
+    n_threads: int
+    kv_type: str
+    compute: str
+    stack: str
+    lock_sha256: str
+    machine_class: str
+    host: str
+    fault: str | None  # a seeded fault, or None
+    started_at: str  # UTC, ISO 8601
+    seconds: float
+    peak_rss_bytes: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LogitTrace:
+    """One engine's rows. All arrays have ``n`` rows, one for each scored position, in fed order."""
+
+    run: RunInfo
+    n_vocab: int
+    prompt_idx: I32  # (n,)
+    token_idx: I32  # (n,): 0 is the row after the last prompt token; prompt positions are negative
+    fed_id: I32  # (n,): the token that was fed to get this row
+    topk_ids: I32  # (n, 64): logit descending, ties by lower id; NaN counts as lowest
+    topk_logits: F32  # (n, 64)
+    logsumexp: F64  # (n,)
+    std: F64  # (n,): standard deviation of the row, the unit of relative errors
+    n_nonfinite: I32  # (n,)
+    row_sha256: npt.NDArray[np.uint8]  # (n, 32)
+
+    def __post_init__(self) -> None:
+        n = len(self.prompt_idx)
+        for name in ("token_idx", "fed_id", "topk_ids", "topk_logits", "logsumexp", "std", "n_nonfinite", "row_sha256"):
+            array = getattr(self, name)
+            if len(array) != n:
+                raise TraceMismatchError("a trace's arrays differ in length", place=name, expected=n, found=len(array))
+            array.setflags(write=False)
+        width = min(TOP_STORED, self.n_vocab)
+        if self.topk_ids.shape != (n, width) or self.topk_logits.shape != (n, width):
+            raise TraceMismatchError(
+                "the stored top has another width", place="topk_ids", expected=(n, width), found=self.topk_ids.shape
+            )
+
+    def __len__(self) -> int:
+        return len(self.prompt_idx)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PairTrace:
+    """Reference and candidate on the same fed tokens, with statistics over the whole vocabulary.
+
+    A delta is candidate minus reference. Formulas stand in ``compare/metrics.py``.
+    """
+
+    reference: LogitTrace
+    candidate: LogitTrace
+    candidate_at_reference: F32  # (n, 64): candidate's logits at the reference's top ids
+    reference_at_candidate: F32  # (n, 64)
+    rms: F64  # (n,)
+    max_abs: F64  # (n,)
+    max_id: I32  # (n,): where max_abs is reached
+    kl_ref_cand: F64  # (n,) nats
+    kl_cand_ref: F64  # (n,) nats
+    jsd: F64  # (n,) nats
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        pairs = (("prompt_idx", "prompt index"), ("token_idx", "token index"), ("fed_id", "fed token"))
+        for name, words in pairs:
+            ours, theirs = getattr(self.reference, name), getattr(self.candidate, name)
+            if ours.shape != theirs.shape or not np.array_equal(ours, theirs):
+                raise TraceMismatchError(
+                    f"reference and candidate differ in {words}",
+                    expected=f"{len(ours)} rows",
+                    found=f"{len(theirs)} rows, or other values",
+                    next_step="capture both sides again from the same fed tokens",
+                )
+        if self.reference.n_vocab != self.candidate.n_vocab:
+            raise TraceMismatchError(
+                "the vocabularies differ in size", expected=self.reference.n_vocab, found=self.candidate.n_vocab
+            )
+        for name in (
+            "candidate_at_reference",
+            "reference_at_candidate",
+            "rms",
+            "max_abs",
+            "max_id",
+            "kl_ref_cand",
+            "kl_cand_ref",
+            "jsd",
+        ):
+            array = getattr(self, name)
+            if len(array) != len(self.reference):
+                raise TraceMismatchError(
+                    "a pair's arrays differ in length", place=name, expected=len(self.reference), found=len(array)
+                )
+            array.setflags(write=False)
+
+    def __len__(self) -> int:
+        return len(self.reference)

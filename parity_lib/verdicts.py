@@ -1,0 +1,181 @@
+"""What a comparison concluded: rungs, divergences, the greppable line. Data only, no judging."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from parity_lib.errors import ParityFailure
+from parity_lib.names import Kind, LedgerClass, Outcome, Rung
+from parity_lib.traces import RunInfo
+
+SCHEMA = "parity/verdict/1"
+
+TopK = tuple[tuple[int, float], ...]  # (token id, logit), logit descending, ties by lower id
+
+
+@dataclass(frozen=True, slots=True)
+class CellId:
+    """What was compared; the key of every line, file and row of the night."""
+
+    model: str
+    quant: str
+    isa: str
+    stack: str
+    compute: str
+
+    @property
+    def key(self) -> str:
+        """Return the cell's name as a file-system friendly word."""
+        return "-".join((self.model, self.quant, self.isa, self.stack, self.compute)).replace("/", "_")
+
+    def __str__(self) -> str:
+        return " · ".join((self.model, self.quant, self.isa, self.stack, self.compute))
+
+    def fields(self) -> str:
+        """Return ``model=.. quant=.. isa=.. stack=.. compute=..``, the head of every greppable line."""
+        return f"model={self.model} quant={self.quant} isa={self.isa} stack={self.stack} compute={self.compute}"
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """One place where the candidate left the reference."""
+
+    rung: Rung
+    kind: Kind
+    limit: float  # in the unit of delta; 0.0 where equality is asked for
+    prompt_idx: int | None = None  # None where the divergence has no position (a tensor)
+    token_idx: int | None = None
+    where: str | None = None  # tensor or site
+    top5_burn: TopK = ()
+    top5_llamacpp: TopK = ()
+    delta: float | None = None  # candidate minus reference at delta_id, logits (or ULP for a tensor)
+    delta_id: int | None = None
+    ledger: LedgerClass | None = None
+    note: str = ""
+
+    def line(self, cell: CellId, *, control: bool = False) -> str:
+        """Return the one greppable line of this divergence, by the names that the user gave."""
+        parts = ["CONTROL" if control else "DIVERGED", cell.fields(), f"rung={self.rung}"]
+        if self.prompt_idx is not None:
+            parts.append(f"prompt_idx={self.prompt_idx} token_idx={self.token_idx}")
+        if self.where is not None:
+            parts.append(f"where={self.where}")
+        parts.append(f"kind={self.kind}")
+        if self.top5_burn or self.top5_llamacpp:
+            parts.append(f"top5_burn={_top(self.top5_burn)} top5_llamacpp={_top(self.top5_llamacpp)}")
+        if self.delta is not None:
+            parts.append(f"delta={self.delta:+.6g}")
+        if self.delta_id is not None:
+            parts.append(f"delta_id={self.delta_id}")
+        parts.append(f"limit={self.limit:g}")
+        if self.ledger is not None:
+            parts.append(f"ledger={self.ledger}")
+        if self.note:
+            parts.append(f"note={json.dumps(self.note, ensure_ascii=False)}")
+        return " ".join(parts)
+
+
+def _top(top: TopK) -> str:
+    return "[" + ",".join(f"({token},{logit:.4f})" for token, logit in top) + "]"
+
+
+@dataclass(frozen=True, slots=True)
+class RungResult:
+    """One rung: how much was expected, how much was compared, the worst case against its limit."""
+
+    rung: Rung
+    outcome: Outcome
+    expected: int
+    compared: int
+    worst: float | None  # None where the rung is exact and equal
+    limit: float | None  # None where the rung is exact
+    unit: str  # "logits", "rms/std", "ULP", "pins", ...
+    worst_where: str = ""
+    source: str = ""  # where the limit comes from
+    note: str = ""
+
+    @property
+    def margin(self) -> float | None:
+        """Return limit over worst (above 1 is inside); None where there is no number or nothing differed."""
+        if self.worst is None or self.limit is None or self.worst == 0 or not math.isfinite(self.worst):
+            return None
+        return self.limit / self.worst
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The record of one cell. ``outcome`` is derived once, by ``conclude``, and stored."""
+
+    cell: CellId
+    outcome: Outcome
+    rungs: tuple[RungResult, ...]
+    divergences: tuple[Divergence, ...]
+    runs: Mapping[str, RunInfo]  # "reference", "reference-twin", "candidate"
+    provisional: bool  # a limit was measured, but not yet from the kernel baseline
+    unpinned: bool  # file or prompts are the user's own
+    causes: tuple[str, ...] = ()  # why it is INCOMPLETE, one sentence each
+    literal: Mapping[str, Any] = field(default_factory=dict)  # T5 numbers, statistics, ledger counts
+    pins: Mapping[str, Any] = field(default_factory=dict)  # hash of prompts, plan, tolerances
+    control: bool = False
+    created_at: str = ""
+    seconds: float = 0.0
+    schema: str = SCHEMA
+
+    def rung(self, rung: Rung) -> RungResult | None:
+        """Return the result of one rung, or None if the cell did not run it."""
+        return next((result for result in self.rungs if result.rung == rung), None)
+
+    @property
+    def lowest_broken(self) -> RungResult | None:
+        """Return the lowest rung that is neither at parity nor merely reported."""
+        bad = (Outcome.DIVERGED, Outcome.INCOMPLETE)
+        return next((r for r in sorted(self.rungs, key=lambda r: r.rung.value) if r.outcome in bad), None)
+
+    def lines(self) -> list[str]:
+        """Return the greppable lines: every divergence, then every cause of an incomplete comparison."""
+        lines = [d.line(self.cell, control=self.control) for d in self.divergences]
+        word = "CONTROL" if self.control else "INCOMPLETE"
+        lines += [f"{word} {self.cell.fields()} cause={json.dumps(c, ensure_ascii=False)}" for c in self.causes]
+        return lines
+
+    def require_parity(self) -> None:
+        """Raise ``ParityFailure`` with the first lines unless the outcome is ``PARITY``."""
+        if self.outcome is Outcome.PARITY:
+            return
+        lines = self.lines()
+        shown = "\n".join(lines[:5])
+        more = f"\n... and {len(lines) - 5} more lines" if len(lines) > 5 else ""
+        raise ParityFailure(f"{self.outcome}: {self.cell}\n{shown}{more}")
+
+
+def conclude(rungs: Sequence[RungResult], *, required: Sequence[Rung]) -> tuple[Outcome, tuple[str, ...]]:
+    """Return the outcome of a cell and the causes of what is incomplete.
+
+    A pin mismatch judges nothing, whatever else was seen. Then a divergence is a fact that no hole can undo.
+    A rung that is required and absent, or that compared less than it expected, or that expected nothing,
+    makes the cell incomplete: nothing passes vacuously.
+    """
+    causes: list[str] = []
+    seen = {result.rung: result for result in rungs}
+    for rung in required:
+        if rung not in seen:
+            causes.append(f"{rung.title}: did not run")
+    for result in rungs:
+        if result.outcome is Outcome.INCOMPLETE:
+            causes.append(f"{result.rung.title}: {result.note or 'incomplete'}")
+        elif result.expected <= 0:
+            causes.append(f"{result.rung.title}: expected nothing, so nothing was shown")
+        elif result.compared != result.expected:
+            causes.append(f"{result.rung.title}: compared {result.compared} of {result.expected}")
+    pins = seen.get(Rung.T0)
+    if pins is not None and pins.outcome is not Outcome.PARITY:
+        return Outcome.INCOMPLETE, tuple(causes)
+    if any(result.outcome is Outcome.DIVERGED for result in rungs):
+        return Outcome.DIVERGED, tuple(causes)
+    if causes:
+        return Outcome.INCOMPLETE, tuple(causes)
+    return Outcome.PARITY, ()
