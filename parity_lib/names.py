@@ -49,7 +49,7 @@ class Rung(StrEnum):
     T7 = "T7"
 
     @property
-    def title(self) -> str:
+    def title(self) -> str:  # type: ignore[override]  # of a rung, a word; nobody title-cases one
         """Name and question in two words, as the reports print it."""
         return f"{self.value} {_RUNG_WORD[self.value]}"
 

@@ -2,19 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from parity_lib.errors import TraceMismatchError
+from parity_lib.errors import RecordError, TraceMismatchError
+from parity_lib.json_text import decode
 from parity_lib.names import TOP_STORED
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 I32 = npt.NDArray[np.int32]
+
+LOGIT_ARRAYS = (
+    "prompt_idx",
+    "token_idx",
+    "fed_id",
+    "topk_ids",
+    "topk_logits",
+    "logsumexp",
+    "std",
+    "n_nonfinite",
+    "row_sha256",
+)
+"""The arrays of a ``LogitTrace``, by field name; all have one row for each position."""
+
+PAIR_ARRAYS = (
+    "candidate_at_reference",
+    "reference_at_candidate",
+    "rms",
+    "max_abs",
+    "max_id",
+    "kl_ref_cand",
+    "kl_cand_ref",
+    "jsd",
+)
+"""The arrays of a ``PairTrace`` beside those of its two sides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +69,18 @@ class RunInfo:
     seconds: float
     peak_rss_bytes: int
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> RunInfo:
+        """Return the record of a JSON object, as ``json_text.encode`` wrote it.
+
+        Raises:
+            RecordError: a field is missing, or there is one that this version does not know.
+        """
+        names = {f.name for f in fields(cls)}
+        if set(data) != names:
+            raise RecordError("run info has other fields", expected=sorted(names), found=sorted(data))
+        return cls(**decode(dict(data)))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LogitTrace:
@@ -62,7 +100,7 @@ class LogitTrace:
 
     def __post_init__(self) -> None:
         n = len(self.prompt_idx)
-        for name in ("token_idx", "fed_id", "topk_ids", "topk_logits", "logsumexp", "std", "n_nonfinite", "row_sha256"):
+        for name in LOGIT_ARRAYS:
             array = getattr(self, name)
             if len(array) != n:
                 raise TraceMismatchError("a trace's arrays differ in length", place=name, expected=n, found=len(array))
@@ -75,6 +113,10 @@ class LogitTrace:
 
     def __len__(self) -> int:
         return len(self.prompt_idx)
+
+    def take(self, rows: npt.NDArray[np.integer]) -> LogitTrace:
+        """Return a trace of these rows, in this order."""
+        return replace(self, **{name: getattr(self, name)[rows] for name in LOGIT_ARRAYS})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,16 +153,7 @@ class PairTrace:
             raise TraceMismatchError(
                 "the vocabularies differ in size", expected=self.reference.n_vocab, found=self.candidate.n_vocab
             )
-        for name in (
-            "candidate_at_reference",
-            "reference_at_candidate",
-            "rms",
-            "max_abs",
-            "max_id",
-            "kl_ref_cand",
-            "kl_cand_ref",
-            "jsd",
-        ):
+        for name in PAIR_ARRAYS:
             array = getattr(self, name)
             if len(array) != len(self.reference):
                 raise TraceMismatchError(
@@ -130,3 +163,41 @@ class PairTrace:
 
     def __len__(self) -> int:
         return len(self.reference)
+
+    def take(self, rows: npt.NDArray[np.integer]) -> PairTrace:
+        """Return a pair of these rows, in this order."""
+        taken: dict[str, Any] = {name: getattr(self, name)[rows] for name in PAIR_ARRAYS}
+        return replace(self, reference=self.reference.take(rows), candidate=self.candidate.take(rows), **taken)
+
+
+class Position(NamedTuple):
+    """One scored row: which prompt, and which token counted from the first generated one."""
+
+    prompt_idx: int
+    token_idx: int  # 0 chooses the first generated token; prompt rows are -1, -2, ... backwards
+
+
+def expected_positions(prompt_lengths: Sequence[int], generated_lengths: Sequence[int]) -> tuple[Position, ...]:
+    """Return every row that a cell must score, from what was asked for and never from what came back.
+
+    A prompt of P tokens with G generated ones is fed P + G - 1 tokens and gives as many rows.
+    Prompt indices are 0, 1, 2, ...; the result is in fed order.
+
+    Raises:
+        TraceMismatchError: the lists differ in length, or a prompt or its continuation is empty.
+    """
+    if len(prompt_lengths) != len(generated_lengths):
+        raise TraceMismatchError(
+            "prompts and continuations differ in number", expected=len(prompt_lengths), found=len(generated_lengths)
+        )
+    positions: list[Position] = []
+    for prompt_idx, (n_prompt, n_generated) in enumerate(zip(prompt_lengths, generated_lengths, strict=True)):
+        if n_prompt < 1 or n_generated < 1:
+            raise TraceMismatchError(
+                "a prompt or its continuation is empty",
+                place=f"prompt {prompt_idx}",
+                expected="at least one token each",
+                found=f"{n_prompt} and {n_generated}",
+            )
+        positions += [Position(prompt_idx, row - (n_prompt - 1)) for row in range(n_prompt + n_generated - 1)]
+    return tuple(positions)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from parity_lib.errors import ParityFailure
+from parity_lib.json_text import decode, encode
 from parity_lib.names import Kind, LedgerClass, Outcome, Rung
 from parity_lib.traces import RunInfo
 
@@ -78,6 +79,16 @@ class Divergence:
             parts.append(f"note={json.dumps(self.note, ensure_ascii=False)}")
         return " ".join(parts)
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Divergence:
+        """Return the record of a JSON object that matches the schema of a divergence."""
+        values = decode(dict(data))
+        values["rung"], values["kind"] = Rung(values["rung"]), Kind(values["kind"])
+        values["ledger"] = None if values["ledger"] is None else LedgerClass(values["ledger"])
+        for name in ("top5_burn", "top5_llamacpp"):
+            values[name] = tuple((token, logit) for token, logit in values[name])
+        return cls(**values)
+
 
 def _top(top: TopK) -> str:
     return "[" + ",".join(f"({token},{logit:.4f})" for token, logit in top) + "]"
@@ -104,6 +115,12 @@ class RungResult:
         if self.worst is None or self.limit is None or self.worst == 0 or not math.isfinite(self.worst):
             return None
         return self.limit / self.worst
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> RungResult:
+        """Return the record of a JSON object that matches the schema of a rung."""
+        values = decode(dict(data))
+        return cls(**{**values, "rung": Rung(values["rung"]), "outcome": Outcome(values["outcome"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,31 +168,80 @@ class Verdict:
         more = f"\n... and {len(lines) - 5} more lines" if len(lines) > 5 else ""
         raise ParityFailure(f"{self.outcome}: {self.cell}\n{shown}{more}")
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object of ``verdict.json``; ``from_json`` gives back an equal record."""
+        data = encode(self)
+        assert isinstance(data, dict)
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Verdict:
+        """Return the record of a JSON object that matches the schema of a verdict."""
+        values = dict(data)
+        return cls(
+            **{
+                **values,
+                "cell": CellId(**values["cell"]),
+                "outcome": Outcome(values["outcome"]),
+                "rungs": tuple(RungResult.from_json(rung) for rung in values["rungs"]),
+                "divergences": tuple(Divergence.from_json(item) for item in values["divergences"]),
+                "runs": {name: RunInfo.from_json(run) for name, run in values["runs"].items()},
+                "causes": tuple(values["causes"]),
+                "literal": decode(values["literal"]),
+                "pins": decode(values["pins"]),
+                "seconds": decode(values["seconds"]),
+            }
+        )
+
+    def contradictions(self) -> list[str]:
+        """Return what in this record denies its own outcome, one sentence each; empty for a sound record.
+
+        A stored PARITY is trusted by a night without the engines: it must follow from the rungs beside it.
+        """
+        found = []
+        concluded, causes = conclude(self.rungs, required=())
+        if self.outcome is Outcome.PARITY:
+            if not self.rungs:
+                found.append("PARITY without a rung")
+            if self.causes or causes:
+                found.append(f"PARITY although: {'; '.join((*self.causes, *causes))}")
+        if concluded is Outcome.DIVERGED and self.outcome is not Outcome.DIVERGED:
+            found.append(f"a rung diverged and the outcome is {self.outcome}")
+        if self.outcome is Outcome.DIVERGED and concluded is not Outcome.DIVERGED:
+            found.append("DIVERGED although no rung diverged")
+        red = {result.rung for result in self.rungs if result.outcome is Outcome.DIVERGED}
+        listed = {divergence.rung for divergence in self.divergences}
+        if red != listed:
+            found.append(f"rungs that diverged: {sorted(red)}; rungs with a divergence listed: {sorted(listed)}")
+        return found
+
 
 def conclude(rungs: Sequence[RungResult], *, required: Sequence[Rung]) -> tuple[Outcome, tuple[str, ...]]:
     """Return the outcome of a cell and the causes of what is incomplete.
 
     A pin mismatch judges nothing, whatever else was seen. Then a divergence is a fact that no hole can undo.
     A rung that is required and absent, or that compared less than it expected, or that expected nothing,
-    makes the cell incomplete: nothing passes vacuously.
+    makes the cell incomplete, and so does a cell in which no rung was judged: nothing passes vacuously.
     """
-    causes: list[str] = []
     seen = {result.rung: result for result in rungs}
-    for rung in required:
-        if rung not in seen:
-            causes.append(f"{rung.title}: did not run")
-    for result in rungs:
-        if result.outcome is Outcome.INCOMPLETE:
-            causes.append(f"{result.rung.title}: {result.note or 'incomplete'}")
-        elif result.expected <= 0:
-            causes.append(f"{result.rung.title}: expected nothing, so nothing was shown")
-        elif result.compared != result.expected:
-            causes.append(f"{result.rung.title}: compared {result.compared} of {result.expected}")
+    causes = [f"{rung.title}: did not run" for rung in required if rung not in seen]
+    causes += [cause for cause in map(_cause, rungs) if cause is not None]
     pins = seen.get(Rung.T0)
     if pins is not None and pins.outcome is not Outcome.PARITY:
         return Outcome.INCOMPLETE, tuple(causes)
     if any(result.outcome is Outcome.DIVERGED for result in rungs):
         return Outcome.DIVERGED, tuple(causes)
-    if causes:
-        return Outcome.INCOMPLETE, tuple(causes)
-    return Outcome.PARITY, ()
+    if not causes and not any(result.outcome is Outcome.PARITY for result in rungs):
+        causes.append("no rung was judged")
+    return (Outcome.INCOMPLETE if causes else Outcome.PARITY), tuple(causes)
+
+
+def _cause(result: RungResult) -> str | None:
+    """Return why this rung leaves the cell incomplete, or None."""
+    if result.outcome not in (Outcome.PARITY, Outcome.DIVERGED, Outcome.REPORTED):
+        return f"{result.rung.title}: {result.note or result.outcome.lower()}"
+    if result.expected <= 0:
+        return f"{result.rung.title}: expected nothing, so nothing was shown"
+    if result.compared != result.expected:
+        return f"{result.rung.title}: compared {result.compared} of {result.expected}"
+    return None

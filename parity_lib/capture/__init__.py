@@ -1,0 +1,1 @@
+"""Engines to records: prepare the files, run both sides, keep what they said."""

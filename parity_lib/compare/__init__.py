@@ -1,0 +1,1 @@
+"""Records to verdicts: no engine, no notebook tool, no screen."""

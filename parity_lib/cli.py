@@ -1,0 +1,281 @@
+"""The command line. Each command imports what it needs when it runs, so that all of them start at once."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import click
+
+from parity_lib.errors import ParityError
+
+STATUS_OK, STATUS_DIVERGED, STATUS_USAGE, STATUS_INCOMPLETE, STATUS_INTERRUPTED = 0, 1, 2, 3, 130
+EPILOG = "Exit status: 0 parity; 1 diverged; 2 usage error; 3 incomplete, invalid, or a file that cannot be read."
+
+
+def _leg(command: Any) -> Any:  # noqa: ANN401 - click's decorators are untyped here
+    """Add the options that choose what runs."""
+    for option in (
+        click.option(
+            "--isa", default="host", show_default=True, help="Instruction-set leg, or 'host': the widest here."
+        ),
+        click.option("--stack", default="crates-io", show_default=True, help="What stands under the candidate."),
+        click.option("--compute", default="f32", show_default=True, help="Arithmetic of the candidate's matmuls."),
+        click.option("--prompts", default="", metavar="FILE", help="A prompts file of your own."),
+        click.option("--threads", default=0, metavar="N", help="Threads of each engine; 0 is every core."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(package_name="gguf-parity", prog_name="parity")
+@click.pass_context
+def cli(context: click.Context, debug: bool) -> None:
+    """Prove or refute that burn computes what llama.cpp computes, logit by logit."""
+    context.obj = {"debug": debug}
+
+
+@cli.command()
+def doctor() -> int:
+    """Say what works on this machine, what does not, and what to do about it."""
+    from parity_lib.doctor import examine
+
+    worst = STATUS_OK
+    for check in examine():
+        click.echo(check.text())
+        if check.blocks:
+            worst = STATUS_INCOMPLETE
+    return worst
+
+
+@cli.command(epilog=EPILOG)
+@click.option(
+    "--plan", default="smoke", show_default=True, metavar="PLAN", help="A plan file, or a shipped plan's name."
+)
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder in which the run's folder is made.")
+@click.option("--only", default="", metavar="GLOB", help="Only the cells whose name matches.")
+@click.option("--require-all", is_flag=True, help="A cell that cannot run makes the night incomplete; no holes.")
+def nightly(plan: str, out: Path | None, only: str, require_all: bool) -> int:
+    """Run a plan: each cell a notebook in its own process, verdicts, pages, index, one exit status."""
+    from parity_lib.nightly import NightOptions, run_night
+
+    # A cancelled job is an interrupted night: what was finished is kept, and no process is left behind.
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    night, _ = run_night(NightOptions(plan=plan, out=out, only=only, require_all=require_all))
+    return night.exit_status
+
+
+@cli.command(epilog=EPILOG)
+@click.argument("model")
+@click.argument("quant", default="")
+@_leg
+@click.option("--candidate-file", default="", metavar="GGUF", help="Another file for the candidate, for drills.")
+@click.option("--fault", default="", metavar="NAME", help="A fault seeded into the candidate, for drills.")
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder of the record and the traces.")
+def run(
+    model: str,
+    quant: str,
+    isa: str,
+    stack: str,
+    compute: str,
+    prompts: str,
+    threads: int,
+    candidate_file: str,
+    fault: str,
+    out: Path | None,
+) -> int:
+    """Compare one cell: MODEL is an id of the pins or the path of any GGUF file; then QUANT is read from it."""
+    from parity_lib.capture.cell import CellRequest, run_cell
+
+    request = CellRequest(
+        model=model,
+        quant=quant,
+        isa=isa,
+        stack=stack,
+        compute=compute,
+        prompts=prompts,
+        candidate_file=candidate_file,
+        fault=fault,
+        out_dir=out or _run_folder(model, quant),
+        n_threads=threads,
+    )
+    verdict = run_cell(request)
+    _print_verdict(verdict)
+    click.echo(f"record: {Path(request.out_dir) / 'verdict.json'}")
+    return _status(verdict.outcome.value)
+
+
+@cli.command(epilog=EPILOG)
+@click.argument("reference", type=click.Path(path_type=Path))
+@click.argument("candidate", type=click.Path(path_type=Path))
+@click.option(
+    "--side",
+    type=click.Choice(["reference", "candidate"]),
+    default=None,
+    help="Take this side of both, to compare one engine on two hosts. Default: llama.cpp of A against burn of B.",
+)
+def compare(reference: Path, candidate: Path, side: str | None) -> int:
+    """Judge stored traces again, without an engine: REFERENCE and CANDIDATE are folders of cells, or the same one."""
+    from parity_lib.rejudge import rejudge
+
+    verdict = rejudge(reference, candidate, side or "")
+    _print_verdict(verdict)
+    if "note" in verdict.literal:
+        click.echo(f"note: {verdict.literal['note']}")
+    return _status(verdict.outcome.value)
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("quant", default="")
+@click.option("--isa", default="host", show_default=True, help="Instruction-set leg of llama.cpp.")
+@click.option("--prompts", default="", metavar="FILE", help="A prompts file of your own.")
+@click.option("--threads", default=0, metavar="N", help="Threads of each engine; 0 is every core.")
+@click.option("--write", is_flag=True, help="Put them into fixtures/tolerances.toml in place of the old ones.")
+def bands(model: str, quant: str, isa: str, prompts: str, threads: int, write: bool) -> int:
+    """Derive the T4 limits of a model from llama.cpp's own distance to the float64 oracle on the F32 twin."""
+    from parity_lib.capture.bands import measure_bands, write_bands
+    from parity_lib.tolerances import dump_tolerances
+
+    folder = _run_folder(model, f"{quant}-bands")
+    found = measure_bands(model, quant, isa=isa, prompts=prompts, n_threads=threads, out_dir=folder)
+    click.echo(dump_tolerances(found), nl=False)
+    if write:
+        click.echo(f"written: {write_bands(found)}", err=True)
+    return STATUS_OK
+
+
+@cli.group()
+def models() -> None:
+    """Make, find and check the model files."""
+
+
+@models.command(name="list")
+@click.option("--all", "everything", is_flag=True, help="Also those that no plan names.")
+def models_list(everything: bool) -> int:
+    """Show each pinned file: where it is, whether it is the pinned one."""
+    return _show_models(verify=False, everything=everything)
+
+
+@models.command(name="verify")
+def models_verify() -> int:
+    """Read every byte of every file again and compare the hashes."""
+    return _show_models(verify=True, everything=True)
+
+
+@models.command(name="prepare")
+@click.argument("model", default="")
+@click.argument("quant", default="")
+def models_prepare(model: str, quant: str) -> int:
+    """Make the default models and their F32 twins (or only MODEL, QUANT); does nothing twice."""
+    from parity_lib.capture.models import prepare_all
+    from parity_lib.pins import DEFAULT, load_pins
+
+    pins = load_pins()
+    chosen = [
+        (pin.id, pin.quant)
+        for pin in pins.models
+        if (pin.id == model if model else pin.role == DEFAULT) and (not quant or pin.quant == quant)
+    ]
+    if not chosen:
+        pins.model(model, quant)  # says what there is
+    for (name, kind), path in prepare_all(chosen, pins, say=click.echo).items():
+        click.echo(f"{name} {kind}: {path}")
+    return STATUS_OK
+
+
+@models.command(name="stage")
+@click.argument("model")
+@click.argument("quant")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def models_stage(model: str, quant: str, file: Path) -> int:
+    """Link a production file that you have into the cache, after reading it against its pin."""
+    from parity_lib.capture.models import stage
+    from parity_lib.pins import load_pins
+
+    click.echo(stage(model, quant, file, load_pins()))
+    return STATUS_OK
+
+
+def _show_models(*, verify: bool, everything: bool) -> int:
+    from parity_lib.capture.models import list_models
+    from parity_lib.pins import DEFAULT, load_pins
+
+    worst = STATUS_OK
+    for status in list_models(load_pins(), verify=verify):
+        pin = status.pin
+        if pin.role != DEFAULT and status.state == "not staged" and not everything:
+            continue
+        twin = "with its F32 twin" if status.twin else "no F32 twin yet"
+        click.echo(
+            f"{pin.id:20} {pin.quant:7} {pin.file.bytes / 1e6:9,.1f} MB  {status.state:10}  {twin}  {status.path}"
+        )
+        if status.note:
+            click.echo(f"    {status.note}")
+            worst = STATUS_INCOMPLETE
+    return worst
+
+
+def _run_folder(model: str, quant: str) -> Path:
+    from datetime import UTC, datetime
+
+    name = "-".join(part for part in (Path(model).stem, quant) if part)
+    root = Path(__file__).resolve().parents[1] / "reports" / "runs"
+    return root / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{name}"
+
+
+def _print_verdict(verdict: Any) -> None:  # noqa: ANN401 - its type is imported where it is made
+    marks = [word for word, on in (("provisional limits", verdict.provisional), ("unpinned", verdict.unpinned)) if on]
+    click.echo(f"{verdict.outcome}: {verdict.cell}" + (f" ({', '.join(marks)})" if marks else ""))
+    for rung in verdict.rungs:
+        worst = "-" if rung.worst is None else f"{rung.worst:.3g}"
+        limit = "exact" if rung.limit is None else f"{rung.limit:.3g}"
+        inside = "" if rung.margin is None else f"  {rung.margin:.3g}x"
+        click.echo(
+            f"  {rung.rung.title:11} {rung.outcome:10} {rung.compared:,} of {rung.expected:,}"
+            f"  worst {worst}, limit {limit} {rung.unit}{inside}" + (f"  {rung.note}" if rung.note else "")
+        )
+    for line in verdict.lines():
+        click.echo(line)
+
+
+def _status(outcome: str) -> int:
+    return {"PARITY": STATUS_OK, "DIVERGED": STATUS_DIVERGED}.get(outcome, STATUS_INCOMPLETE)
+
+
+def _as_interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command and return its exit status; an error is one paragraph, with ``--debug`` a traceback."""
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        status = cli.main(args=words, prog_name="parity", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return STATUS_INTERRUPTED
+    except ParityError as error:
+        if "--debug" in words:
+            traceback.print_exc()
+        click.echo(f"parity: {type(error).__name__}: {error}", err=True)
+        return error.exit_status
+    except OSError as error:
+        # A full disk or a lost folder; anything else is a defect of this program and shows its traceback.
+        if "--debug" in words:
+            traceback.print_exc()
+        click.echo(f"parity: {error.filename or 'input or output'}: {error.strerror or error}", err=True)
+        return STATUS_INCOMPLETE
+    return status if isinstance(status, int) else STATUS_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

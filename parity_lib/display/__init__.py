@@ -1,0 +1,60 @@
+"""Shows records: boxes, tables, figures, whole pages. Judges nothing and reads no engine.
+
+Every name is imported when it is first used, so that a command line that shows nothing never loads matplotlib.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "verdict_box": "box",
+    "cell_links": "box",
+    "rung_table": "ladder",
+    "positions": "position_data",
+    "drift": "drift_plot",
+    "heatmap": "position_map",
+    "position_tables": "places",
+    "around": "places",
+    "anchors": "places",
+    "literal_table": "literal",
+    "run_table": "runs",
+    "lines_block": "lines",
+    "machine_header": "machine_page",
+    "check_table": "machine_page",
+    "leg_table": "machine_page",
+    "file_table": "machine_page",
+    "stack_table": "machine_page",
+    "open_night": "night",
+    "night_header": "night",
+    "night_matrix": "night",
+    "gap_table": "night",
+    "cost_table": "night",
+    "night_lines": "night",
+    "trend": "trend_plot",
+    "record": "records",
+    "record_verdict": "records",
+    "read_records": "records",
+    "REPORTS": "night",
+    "export": "html",
+    "Banner": "arrange",
+    "Words": "text",
+    "words_of": "text",
+    "Fragment": "page",
+    "Picture": "page",
+}
+
+__all__ = sorted(_HOME)  # noqa: PLE0605 - a list of strings, made from the table above
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public name of the package
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    if name in set(_HOME.values()):
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,219 @@
+"""The verdict box: the ten seconds. What was concluded, where, how large against what limit, what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from parity_lib.display.ladder import noun
+from parity_lib.display.outcomes import kind_words, look
+from parity_lib.display.page import HEADLINE, Fragment
+from parity_lib.display.text import Words, count, escape, margin, number, percent, signed
+from parity_lib.names import Kind, Outcome, Rung
+from parity_lib.verdicts import Divergence, Verdict
+
+_FORK_STACKS = ("overlay", "spine")
+_NEXT_FOR_CAUSE = "Put right what the cause names, then run the cell again"
+
+
+def verdict_box(verdict: Verdict, words: Words | None = None, links: Mapping[str, str] | None = None) -> Fragment:
+    """Return the headline of a cell's page.
+
+    Args:
+        verdict: the record of the cell.
+        words: token texts and prompt names; ids stand alone where a text is missing.
+        links: label to relative address, shown at the right of the first line.
+    """
+    words = words or Words()
+    title, sentences = headline(verdict), [*_body(verdict, words), next_step(verdict)]
+    marks = _marks(verdict)
+    shown = look(verdict.outcome)
+    nav = "".join(f' <a href="{escape(address)}">{escape(label)}</a>' for label, address in (links or {}).items())
+    html = (
+        f'<p class="cell-id"><strong>{escape(verdict.cell)}</strong> <span>{escape(when(verdict))}</span>{nav}</p>'
+        f'<section class="verdict {shown.css}" aria-label="verdict">'
+        f'<p class="word"><span class="sign" aria-hidden="true">{shown.sign}</span> {escape(title)}</p>'
+        f'<ul class="marks">{"".join(_chip(mark, reason) for mark, reason in marks)}</ul>'
+        f"{''.join(f'<p>{_markup(sentence)}</p>' for sentence in sentences)}</section>"
+    )
+    lines = [f"{verdict.cell}  {when(verdict)}", title, " · ".join(mark for mark, _ in marks), *sentences]
+    plain = "\n".join(line.replace("`", "") for line in lines)
+    tab = f"{verdict.outcome} · {verdict.cell.model} · {verdict.cell.quant}"
+    return Fragment(html=html, plain=plain, role=HEADLINE, title=tab)
+
+
+def cell_links(out_dir: Path | str) -> dict[str, str]:
+    """Return the pages that stand around a cell's page in the folder of a night; none for a cell on its own."""
+    if Path(out_dir).resolve().parent.name != "cells":
+        return {}
+    return {"the night": "../../index.html", "machine and pins": "../../00_machine_and_pins.html"}
+
+
+def headline(verdict: Verdict) -> str:
+    """Return the first line: outcome, rung, and how much of what was compared."""
+    word = "CONTROL, " + verdict.outcome if verdict.control else str(verdict.outcome)
+    broken, twin = verdict.lowest_broken, verdict.rung(Rung.T4)
+    if verdict.outcome is Outcome.DIVERGED and broken is not None:
+        hit = _n_hit(verdict, broken.rung)
+        share = f": {count(hit)} of {count(broken.expected)} {noun(broken.rung)}" if hit else ""
+        return f"{word} at rung {broken.rung.title}{share}"
+    if verdict.outcome is Outcome.PARITY and twin is not None:
+        return f"{word} at {count(twin.compared)} of {count(twin.expected)} positions"
+    if verdict.outcome is Outcome.PARITY:
+        return f"{word} at rungs {', '.join(r.rung.value for r in verdict.rungs)}"
+    if verdict.outcome is Outcome.INCOMPLETE and broken is not None and broken.rung is Rung.T0:
+        return f"{word}: files or engines are not the pinned ones, nothing was judged"
+    return f"{word}: {_incomplete_word(verdict)}"
+
+
+def next_step(verdict: Verdict) -> str:
+    """Return one sentence on what to do, with the command that reproduces the cell."""
+    command = f"`{reproduce(verdict)}`" + (", with your own file and prompts" if verdict.unpinned else "")
+    if verdict.outcome is Outcome.PARITY:
+        return f"Next: nothing to do. Run again: {command}"
+    if verdict.outcome is Outcome.INVALID:
+        return f"Next: the seeded fault was not caught, so no green of this night counts. Reproduce: {command}"
+    if verdict.outcome is Outcome.DIVERGED:
+        return f"Next: the divergences below, worst first; docs/reading-a-divergence.md. Reproduce: {command}"
+    return f"Next: {_NEXT_FOR_CAUSE}: {command}"
+
+
+def reproduce(verdict: Verdict) -> str:
+    """Return the command that runs this one cell again."""
+    cell = verdict.cell
+    command = f"parity run {cell.model} {cell.quant} --isa {cell.isa} --stack {cell.stack} --compute {cell.compute}"
+    candidate = verdict.runs.get("candidate")
+    return command + (f" --fault {candidate.fault}" if candidate is not None and candidate.fault else "")
+
+
+def when(verdict: Verdict) -> str:
+    """Return date and time to the minute, UTC."""
+    stamp = verdict.created_at.replace("T", " ")
+    return f"{stamp[:16]} UTC" if len(stamp) >= 16 else stamp
+
+
+def which_burn(verdict: Verdict) -> str:
+    """Return which burn ran, in words: a page must never leave this open."""
+    stack = verdict.cell.stack
+    if stack == "crates-io":
+        return "crates.io burn, not the fork"
+    return f"the fork, stack {stack}" if stack in _FORK_STACKS else f"stack {stack}"
+
+
+def first_divergence(verdict: Verdict) -> Divergence | None:
+    """Return the earliest divergence of the lowest broken rung, in the order in which tokens were fed."""
+    broken = verdict.lowest_broken
+    rung = broken.rung if broken is not None else None
+    own = [d for d in verdict.divergences if d.rung == rung] or list(verdict.divergences)
+    return min(own, key=_fed_order, default=None)
+
+
+def _fed_order(divergence: Divergence) -> tuple[bool, int, int]:
+    prompt, token = divergence.prompt_idx, divergence.token_idx
+    return prompt is None, prompt if prompt is not None else 0, token if token is not None else 0
+
+
+def _n_hit(verdict: Verdict, rung: Rung) -> int:
+    """Return how many positions, or tensors, a rung names; a pooled number is neither."""
+    own = [d for d in verdict.divergences if d.rung == rung]
+    positions = {(d.prompt_idx, d.token_idx) for d in own if d.prompt_idx is not None}
+    return len(positions) or (0 if rung in (Rung.T4, Rung.T5) else len({d.where for d in own}))
+
+
+def _incomplete_word(verdict: Verdict) -> str:
+    n = len(verdict.causes)
+    return f"the comparison could not be completed ({n} cause{'' if n == 1 else 's'})" if n else "no cause was recorded"
+
+
+def _marks(verdict: Verdict) -> list[tuple[str, str]]:
+    """Return what restricts the verdict, with the reason; it stands in the headline, never in a footnote."""
+    candidate = verdict.runs.get("candidate")
+    marks = [(which_burn(verdict), "the candidate's stack")]
+    if candidate is not None and candidate.fault:
+        marks.append((f"seeded fault: {candidate.fault}", "a fault was put into the candidate on purpose"))
+    if verdict.provisional:
+        marks.append(("provisional limits", "limits are measured, but not yet derived from the kernel baseline"))
+    if verdict.unpinned:
+        marks.append(("unpinned", "the file or the prompts are the user's own; limits were derived on the fly"))
+    unproven = [name for name, run in verdict.runs.items() if run.isa_observed == "unproven"]
+    if unproven:
+        reason = f"requested, and no dispatch proof exists for: {', '.join(unproven)}"
+        marks.append((f"{verdict.cell.isa} unproven", reason))
+    return marks
+
+
+def _chip(mark: str, reason: str) -> str:
+    return f'<li title="{escape(reason)}">{escape(mark)}</li>'
+
+
+def _body(verdict: Verdict, words: Words) -> list[str]:
+    if verdict.outcome is Outcome.DIVERGED or verdict.outcome is Outcome.INVALID:
+        first = first_divergence(verdict)
+        sentences = [] if first is None else _where(first, words)
+        return sentences + _causes(verdict.causes)
+    if verdict.outcome is Outcome.PARITY:
+        return _inside(verdict)
+    return _causes(verdict.causes) or ["No cause was recorded."]
+
+
+def _where(divergence: Divergence, words: Words) -> list[str]:
+    """Return where the first divergence lies and how large it is against its limit."""
+    sentences = []
+    words_of_kind = kind_words(divergence.kind)
+    if divergence.prompt_idx is not None:
+        place = f"First: prompt {words.prompt(divergence.prompt_idx)}, token {divergence.token_idx}, {words_of_kind}"
+        if divergence.top5_llamacpp and divergence.top5_burn:
+            ours, theirs = divergence.top5_llamacpp[0][0], divergence.top5_burn[0][0]
+            flip = f"top-1 of llama.cpp {words.token(ours)}, of burn {words.token(theirs)}"
+            place += f": {flip}" if ours != theirs else f": top-1 of both {words.token(ours)}"
+        sentences.append(place + ".")
+    elif divergence.where is not None:
+        sentences.append(f"First: {divergence.where}, {words_of_kind}.")
+    if divergence.delta is not None:
+        at = "" if divergence.delta_id is None else f" at {words.token(divergence.delta_id)}"
+        ratio = margin(divergence.delta, divergence.limit)
+        text = f"{_size(divergence)}{at}, limit {number(divergence.limit)} ({ratio})."
+        sentences.append(text + (f" {_sentence(divergence.note)}" if divergence.note else ""))
+    elif divergence.note:
+        sentences.append(_sentence(divergence.note))
+    return sentences
+
+
+def _size(divergence: Divergence) -> str:
+    if divergence.kind is Kind.RMS:
+        return f"Rms {number(divergence.delta, 3)}"
+    return f"Delta {signed(divergence.delta)} {'ULP' if divergence.rung is Rung.T2 else 'logits'}"
+
+
+def _sentence(note: str) -> str:
+    return note[:1].upper() + note[1:] + ("" if note.endswith(".") else ".")
+
+
+def _inside(verdict: Verdict) -> list[str]:
+    """Return how far inside the limits a green cell is, and the literal numbers of the deployed file."""
+    sentences = []
+    twin = verdict.rung(Rung.T4)
+    if twin is not None:
+        sentences.append(
+            "Top-1 and top-5 set equal llama.cpp's on the F32 twin at every scored position. "
+            f"Worst {number(twin.worst)} {twin.unit}, limit {number(twin.limit)} ({margin(twin.worst, twin.limit)})."
+        )
+    native = verdict.literal.get("generated")
+    shares = [native.get(key) for key in ("top1_share", "top5_set_share")] if isinstance(native, Mapping) else []
+    if shares and all(isinstance(share, int | float) for share in shares):
+        sentences.append(
+            f"Literally, on the file as deployed (reported, not gated), generated tokens: top-1 {percent(shares[0])}, "
+            f"top-5 set {percent(shares[1])}."
+        )
+    return sentences
+
+
+def _causes(causes: Sequence[str]) -> list[str]:
+    shown = [f"Cause: {cause}." if not cause.endswith(".") else f"Cause: {cause}" for cause in causes[:5]]
+    return shown + ([f"And {len(causes) - 5} more causes, in the lines below."] if len(causes) > 5 else [])
+
+
+def _markup(sentence: str) -> str:
+    """Escape a sentence; what stands between backticks becomes code."""
+    parts = [escape(part) for part in sentence.split("`")]
+    return "".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts))

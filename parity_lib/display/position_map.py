@@ -1,0 +1,180 @@
+"""Every position as one square: |delta| over its limit, its words under the pointer, a link to its row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from parity_lib.display.figures import DPI, LIGHT, Palette, png
+from parity_lib.display.page import Picture
+from parity_lib.display.position_data import Positions
+from parity_lib.display.text import Words, count, escape, number, quoted
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ACROSS = 100  # squares in one line; a long prompt goes on in the next
+_W, _H = 10, 15  # pitch of the squares, px
+_LEFT, _TOP = 142, 44  # room for the prompts' names and for the legend, px
+_GAP = 8  # between prompts, px
+_EDGES = (0.01, 0.1, 0.5, 1.0)  # shares of the limit
+_LABELS = ("≤ 1 %", "≤ 10 %", "≤ 50 %", "≤ limit", "over", "not finite")
+_OVER, _LOST = 4, 5
+# Colours come from the page where there is one; alone, in JupyterLab, the second ones hold.
+_STYLE = (
+    ".hm text{font:12px system-ui,'DejaVu Sans',sans-serif;fill:var(--p-ink,#1b1f24)}"
+    ".hm .b0{fill:var(--p-h0,#eef1f4)}.hm .b1{fill:var(--p-h1,#c9ddec)}.hm .b2{fill:var(--p-h2,#8fbcdc)}"
+    ".hm .b3{fill:var(--p-h3,#3b87bd)}.hm .b4{fill:var(--p-over,#d55e00)}.hm .b5{fill:var(--p-none,#000)}"
+    ".hm .dot{fill:var(--p-bg,#fff)}.hm .flip{fill:none;stroke:var(--p-ink,#1b1f24);stroke-width:2}"
+    ".hm .edge{stroke:var(--p-ink,#1b1f24);stroke-width:2}"
+    ".hm a:hover rect,.hm a:focus rect{stroke:var(--p-ink,#1b1f24)}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Square:
+    row: int  # of the traces
+    x: int
+    y: int
+    bin: int
+
+
+def row_anchor(prompt_idx: int, token_idx: int) -> str:
+    """Return the id of a position's row in the tables, ``p3t17`` or ``p3t-4``."""
+    return f"p{prompt_idx}t{token_idx}"
+
+
+def heatmap(shown: Positions, words: Words | None = None, linked: Collection[str] = ()) -> Picture:
+    """Return the map of all positions: prompts from top to bottom, tokens from left to right.
+
+    Args:
+        shown: the positions.
+        words: token texts and prompt names.
+        linked: anchors that exist on the page (``row_anchor``); other squares have words but no link.
+    """
+    words = words or Words()
+    squares, labels, height = _layout(shown)
+    width = _LEFT + ACROSS * _W + 2
+    n_over = sum(square.bin >= _OVER for square in squares)
+    worst = float(np.nanmax(shown.share, initial=0.0))
+    alt = (
+        f"Map of {count(len(shown))} positions by |delta| as a share of its limit: {count(n_over)} over the limit, "
+        f"{count(int(shown.top1_flip.sum()))} with another top-1. Worst share {number(worst)}."
+    )
+    paint = _painter(squares, labels, shown, words, (width, height))
+    flat = png(paint, (width / DPI, height / DPI), LIGHT)  # for JupyterLab; the page shows the SVG
+    caption = (
+        "Each square is one scored position, prompt from the left, a black line where generation starts. "
+        "Outlined: top-1 or top-5 set differs. Point at a square for its words; follow it to its row."
+    )
+    svg = _svg(squares, labels, shown, words, frozenset(linked), (width, height), alt)
+    return Picture(png=flat, png_dark=b"", alt=alt, caption=caption, svg=svg)
+
+
+def _layout(shown: Positions) -> tuple[list[_Square], list[tuple[int, int]], int]:
+    """Return the squares, (prompt, y) of each name, and the height."""
+    share, bins = shown.share, np.searchsorted(_EDGES, shown.share, side="left")
+    bins = np.where(np.isnan(share), 0, np.where(shown.nonfinite, _LOST, bins))
+    squares, labels, y = [], [], _TOP
+    for prompt in shown.prompts():
+        rows = shown.of_prompt(prompt)
+        labels.append((prompt, y))
+        for place, row in enumerate(rows):
+            line, column = divmod(place, ACROSS)
+            squares.append(_Square(int(row), _LEFT + column * _W, y + line * _H, int(bins[row])))
+        y += _H * (1 + (len(rows) - 1) // ACROSS) + _GAP
+    return squares, labels, y
+
+
+def _svg(
+    squares: list[_Square],
+    labels: list[tuple[int, int]],
+    shown: Positions,
+    words: Words,
+    linked: frozenset[str],
+    size: tuple[int, int],
+    alt: str,
+) -> str:
+    width, height = size
+    names = "".join(f'<text x="0" y="{y + 12}">{escape(words.prompt(prompt)[:20])}</text>' for prompt, y in labels)
+    body = "".join(_square(square, shown, words, linked) for square in squares)
+    return (
+        f'<svg class="hm" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
+        f'height="{height}" role="img" aria-label="{escape(alt)}"><style>{_STYLE}</style>{_legend()}{names}{body}</svg>'
+    )
+
+
+def _square(square: _Square, shown: Positions, words: Words, linked: frozenset[str]) -> str:
+    row, x, y = square.row, square.x, square.y
+    prompt, token = int(shown.prompt_idx[row]), int(shown.token_idx[row])
+    mark = f'<rect class="b{square.bin}" x="{x}" y="{y}" width="9" height="14"/>'
+    if square.bin >= _OVER:  # a second sign besides the colour
+        mark += f'<rect class="dot" x="{x + 3}" y="{y + 5}" width="3" height="4"/>'
+    if shown.top1_flip[row] or shown.top5_flip[row]:
+        mark += f'<rect class="flip" x="{x}" y="{y}" width="9" height="14"/>'
+    if token == 0:
+        mark += f'<path class="edge" d="M{x - 0.5} {y - 2}v18"/>'
+    mark = f"<title>{escape(_title(row, shown, words))}</title>{mark}"
+    anchor = row_anchor(prompt, token)
+    return f'<a href="#{anchor}">{mark}</a>' if anchor in linked else f"<g>{mark}</g>"
+
+
+def _title(row: int, shown: Positions, words: Words) -> str:
+    fed = words.tokens.get(int(shown.pair.reference.fed_id[row]))
+    after = "" if fed is None else f" after {quoted(fed)}"
+    share = shown.share[row]
+    size = "no limit" if np.isnan(share) else f"{number(float(share))}x limit" if np.isfinite(share) else "not finite"
+    flip = " top-1 differs" if shown.top1_flip[row] else " top-5 set differs" if shown.top5_flip[row] else ""
+    return f"prompt {shown.prompt_idx[row]} token {shown.token_idx[row]}{after}: {size}{flip}"
+
+
+def _legend() -> str:
+    parts = ['<text x="0" y="14">|delta| over its limit</text>']
+    classes = [*(f"b{bin_}" for bin_ in range(len(_LABELS))), "flip"]
+    for place, (css, label) in enumerate(zip(classes, (*_LABELS, "top-1 or top-5 set differs"), strict=True)):
+        x = _LEFT + 100 * place
+        dot = f'<rect class="dot" x="{x + 3}" y="8" width="3" height="4"/>' if css in ("b4", "b5") else ""
+        square = f'<rect class="{css}" x="{x}" y="3" width="9" height="14"/>'
+        parts.append(f'{square}{dot}<text x="{x + 15}" y="14">{label}</text>')
+    return "".join(parts)
+
+
+def _painter(
+    squares: list[_Square], labels: list[tuple[int, int]], shown: Positions, words: Words, size: tuple[int, int]
+) -> Callable[[Figure, Palette], None]:
+    """Return a function that draws the same map into a figure, for where SVG is not shown."""
+
+    def draw(figure: Figure, ink: Palette) -> None:
+        from matplotlib.collections import PatchCollection
+        from matplotlib.patches import Rectangle
+
+        figure.set_layout_engine("none")
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.axis("off")
+        axes.set_xlim(0, size[0])
+        axes.set_ylim(size[1], 0)
+        colours = (*ink.steps, ink.orange, "#000000")
+        flips = [bool(shown.top1_flip[s.row] or shown.top5_flip[s.row]) for s in squares]
+        patches = PatchCollection(
+            [Rectangle((s.x, s.y), 9, 14) for s in squares],
+            facecolors=[colours[s.bin] for s in squares],
+            edgecolors=[ink.ink if flip else "none" for flip in flips],
+        )
+        axes.add_collection(patches)
+        dots = [(s.x + 4.5, s.y + 7) for s in squares if s.bin >= _OVER]
+        axes.plot([x for x, _ in dots], [y for _, y in dots], "s", color=ink.face, markersize=2)
+        for square in squares:
+            if shown.token_idx[square.row] == 0:
+                axes.plot([square.x - 0.5] * 2, [square.y - 2, square.y + 16], color=ink.ink, linewidth=1.5)
+        for prompt, y in labels:
+            axes.text(0, y + 12, words.prompt(prompt)[:20])
+        axes.text(0, 14, "|delta| over its limit")
+        for bin_, label in enumerate(_LABELS):
+            x = _LEFT + 100 * bin_
+            axes.add_patch(Rectangle((x, 3), 9, 14, facecolor=colours[bin_]))
+            axes.text(x + 15, 14, label)
+
+    return draw

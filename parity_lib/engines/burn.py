@@ -1,0 +1,370 @@
+"""The candidate: burn through the Rust extension ``burn_gguf``, token ids in, logit rows out."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from parity_lib.engines import machine
+from parity_lib.engines.protocol import Progress
+from parity_lib.errors import EngineError, ModelFileError, PinError
+from parity_lib.model_file import sha256_file
+from parity_lib.names import Compute, Isa
+from parity_lib.traces import F32, RunInfo
+
+NATIVE = Path(__file__).resolve().parents[1] / "native"
+CRATES_IO = "crates-io"  # the stack whose manifest lies beside the sources; the others have a folder in stacks/
+REBUILD = "run `make setup`, which builds the extension again"
+CPU_FLAGS: Mapping[Isa, tuple[str, ...]] = {
+    Isa.AVX2: ("avx2", "fma"),
+    Isa.AVX512: ("avx512f",),
+    Isa.AMX: ("amx_tile", "amx_bf16"),
+    Isa.NEON: ("asimd",),
+}
+# The f32 kernel that burn's matmul chooses on a CPU of that leg. There is none for AMX in any released burn.
+KERNEL: Mapping[Isa, str] = {Isa.AVX2: "avx2", Isa.AVX512: "avx512", Isa.NEON: "neon"}
+
+Extension = Any  # the module burn_gguf, or an object of it; its types are in native/burn_gguf.pyi
+
+
+def _silent(done: int, total: int) -> None:
+    pass
+
+
+class Burn:
+    """burn on one model file, in this process; meant to live in a worker (``Worker("burn", ...)``).
+
+    All sequences are rows of one pass. A row's bits depend on the tokens before it and on nothing else.
+
+    Args:
+        path: a GGUF file of architecture llama or qwen2, any supported tensor types.
+        isa: the leg that was asked for; the CPU and the build must be able to run it.
+        stack: which burn the extension was built on, ``crates-io`` unless a stack was built instead.
+        compute: arithmetic of the weight matmuls.
+        n_threads: threads of the engine's own pool.
+        fault: a seeded fault as ``burn_gguf.faults()`` lists them, or None.
+
+    Raises:
+        EngineError: the extension is not built, or an option is unknown.
+        PinError: the extension is stale, of another stack, or not of this leg.
+        ModelFileError: the file cannot be read or asks for what is not supported.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        isa: Isa | str = Isa.AVX512,
+        stack: str = CRATES_IO,
+        compute: Compute | str = Compute.F32,
+        n_threads: int = 2,
+        fault: str | None = None,
+    ) -> None:
+        self._started = datetime.now(UTC)
+        self._seconds = 0.0
+        self._path, self._isa, self._stack = Path(path), Isa(isa), stack
+        self._compute, self._n_threads, self._fault = Compute(compute), n_threads, fault
+        self._extension, self._build = load(stack)
+        self._evidence: dict[str, Any] = json.loads(self._extension.isa_json())
+        check_isa(self._isa, self._evidence["expected_kernel"])
+        if not self._path.is_file():
+            raise ModelFileError(
+                "there is no such model file", place=self._path, expected="a GGUF file", next_step="correct the path"
+            )
+        self._sha256 = sha256_file(self._path)
+        with self._translated():
+            self._file: Extension = self._extension.GgufFile(self._path)
+            self._model: Extension = self._extension.Model(self._path, str(self._compute), n_threads, fault)
+        self._facts: dict[str, Any] = json.loads(self._model.facts_json())
+
+    def n_vocab(self) -> int:
+        """Return the number of logits in a row."""
+        self._open()
+        return int(self._facts["n_vocab"])
+
+    def run_info(self) -> RunInfo:
+        """Return what ran, with the settings as the engine itself reports them."""
+        self._open()
+        return RunInfo(
+            engine="burn",
+            version=self._build["crates"]["burn-ndarray"],
+            commit=f"source {self._build['source_sha256'][:12]}",
+            build=self._build,
+            model_path=self._path.name,
+            model_sha256=self._sha256,
+            settings=self._facts,
+            isa_requested=str(self._isa),
+            isa_observed=self._evidence["observed"],
+            isa_evidence=self._evidence,
+            n_threads=self._facts["n_threads"],
+            kv_type="F32",
+            compute=self._facts["policy"],
+            stack=self._build["stack"],
+            lock_sha256=self._build["lock_sha256"],
+            machine_class=machine.machine_class(),
+            host=machine.host(),
+            fault=self._facts["fault"],
+            started_at=self._started.isoformat(timespec="seconds"),
+            seconds=self._seconds,
+            peak_rss_bytes=machine.peak_rss_bytes(),
+        )
+
+    def score(self, sequences: Sequence[Sequence[int]], spool: Path, *, progress: Progress = _silent) -> list[int]:
+        """Feed each sequence from an empty cache and write every row; see ``engines/protocol.py``.
+
+        The engine's own count of rows is returned, whatever was expected: judging it is not its own task.
+        """
+        rows = self._check(sequences)
+        with self._spool(Path(spool)) as part:
+            counts: list[int] = self._model.score(rows, part, progress)
+        return counts
+
+    def decode(self, sequences: Sequence[Sequence[int]], spool: Path, *, progress: Progress = _silent) -> list[int]:
+        """Write the same rows as ``score``, fed one token at a time through the key and value cache.
+
+        All sequences advance in lockstep, one pass a position.
+        """
+        rows = self._check(sequences)
+        starts = np.cumsum([0, *(len(tokens) for tokens in rows)])
+        with self._spool(Path(spool)) as part:
+            session = self._extension.Session(self._model, len(rows))
+            logits = np.memmap(part, "<f4", "w+", shape=(int(starts[-1]), self.n_vocab()))
+            done = 0
+            for position in range(max(map(len, rows))):
+                alive = [index for index, tokens in enumerate(rows) if position < len(tokens)]
+                raw, _ = session.append([(index, rows[index][position]) for index in alive])
+                logits[starts[alive] + position] = np.frombuffer(raw, "<f4").reshape(len(alive), -1)
+                done += len(alive)
+                progress(done, int(starts[-1]))
+            logits.flush()
+        return [len(tokens) for tokens in rows]
+
+    def taps(self, sequence: Sequence[int], sites: Sequence[str]) -> dict[str, F32]:
+        """Return the values at ``sites`` (llama.cpp's node names) of one sequence, each ``(len(sequence), width)``."""
+        [tokens] = self._check([sequence])
+        with self._translated():
+            session = self._extension.Session(self._model, 1)
+            _, taken = session.append([(0, token) for token in tokens], list(sites))
+        return {name: np.frombuffer(raw, "<f4").reshape(shape) for name, (shape, raw) in taken.items()}
+
+    def score_from(self, layer: int, residual: F32, sequence: Sequence[int]) -> F32:
+        """Return the logits ``(n, n_vocab)`` of one sequence, entered at block ``layer``.
+
+        Args:
+            layer: the first block that runs.
+            residual: the residual stream that enters it, ``(n, n_embd)``.
+            sequence: the n tokens that it belongs to.
+        """
+        [tokens] = self._check([sequence])
+        rows = [(0, token) for token in tokens]
+        with self._translated():
+            session = self._extension.Session(self._model, 1)
+            raw, _ = session.score_from(layer, _bytes(residual), rows)
+        return np.frombuffer(raw, "<f4").reshape(len(tokens), -1)
+
+    def op(self, name: str, *args: object, **named: object) -> F32:
+        """Call one op by itself, ``burn_gguf.op_<name>``; arrays go in as float32, a flat float32 array comes out.
+
+        Raises:
+            EngineError: there is no such op, or it refuses what it was given.
+        """
+        function = getattr(self._extension, f"op_{name}", None)
+        if function is None:
+            known = sorted(word.removeprefix("op_") for word in dir(self._extension) if word.startswith("op_"))
+            raise EngineError("there is no such op", place="burn", expected=f"one of {', '.join(known)}", found=name)
+        with self._translated():
+            raw = function(*map(_bytes, args), **{key: _bytes(value) for key, value in named.items()})
+        return np.frombuffer(raw, "<f4")
+
+    def tensors(self) -> list[tuple[str, str, tuple[int, ...]]]:
+        """Return name, type and shape (numpy order) of every tensor, in the order of the file."""
+        self._open()
+        return [(name, kind, tuple(reversed(dims))) for name, kind, dims, _ in self._file.tensors()]
+
+    def dequantize(self, name: str, *, scalar: bool = False) -> bytes:
+        """Return a tensor's values as little-endian float32; ``scalar`` takes the plain twin of the fast code."""
+        self._open()
+        with self._translated():
+            values: bytes = self._file.dequantize(name, scalar)
+        return values
+
+    def close(self) -> None:
+        """Free the model. Every other call is refused from now on."""
+        self._model = self._file = None
+
+    def _open(self) -> None:
+        if self._model is None:
+            raise EngineError("the engine is closed", place=self._path.name, next_step="open the model again")
+
+    def _check(self, sequences: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Return the sequences as lists of plain ints, or raise ``EngineError`` for what cannot be fed."""
+        self._open()
+        if not sequences:
+            raise EngineError(
+                "there is nothing to feed",
+                place=self._path.name,
+                expected="at least one sequence",
+                found="none",
+                next_step="correct the plan or the prompts",
+            )
+        rows = [[int(token) for token in tokens] for tokens in sequences]
+        limit, n_vocab = self._facts["n_ctx_train"], self.n_vocab()
+        for index, tokens in enumerate(rows):
+            place = f"{self._path.name}, sequence {index}"
+            if not 0 < len(tokens) <= limit:
+                raise EngineError(
+                    "a sequence does not fit the model's context",
+                    place=place,
+                    expected=f"1 to {limit} tokens",
+                    found=len(tokens),
+                    next_step="shorten the prompt or generate fewer tokens",
+                )
+            wrong = next((token for token in tokens if not 0 <= token < n_vocab), None)
+            if wrong is not None:
+                raise EngineError(
+                    "a token id is outside of the vocabulary",
+                    place=place,
+                    expected=f"0 to {n_vocab - 1}",
+                    found=wrong,
+                    next_step="tokenize with this model's own vocabulary",
+                )
+        return rows
+
+    @contextlib.contextmanager
+    def _spool(self, spool: Path) -> Iterator[Path]:
+        """Yield a file to write rows to; it gets the spool's name only if the block ends well."""
+        part = spool.with_name(f".{spool.name}.{os.getpid()}.part")
+        began = time.perf_counter()
+        try:
+            spool.parent.mkdir(parents=True, exist_ok=True)
+            part.unlink(missing_ok=True)
+            with self._translated():
+                yield part
+            part.replace(spool)
+        except OSError as error:
+            raise EngineError(
+                "the spool of logit rows cannot be written",
+                place=spool,
+                expected="room and permission for the rows",
+                found=error,
+                next_step="free space, or choose another output folder",
+            ) from error
+        finally:
+            part.unlink(missing_ok=True)
+            self._seconds += time.perf_counter() - began
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Raise the extension's errors as the project's own; the messages are the extension's."""
+        try:
+            yield
+        except self._extension.BurnFileError as error:
+            raise ModelFileError(str(error)) from error
+        except self._extension.BurnError as error:
+            raise EngineError(str(error), place=self._path.name) from error
+
+
+def _bytes(value: object) -> object:
+    return np.ascontiguousarray(value, "<f4").tobytes() if isinstance(value, np.ndarray) else value
+
+
+@cache
+def load(stack: str) -> tuple[Extension, dict[str, Any]]:
+    """Return the extension and what it says it was built from.
+
+    Raises:
+        EngineError: it is not built.
+        PinError: it was built from other sources than those of this checkout, or on another stack.
+    """
+    try:
+        extension: Extension = importlib.import_module("burn_gguf")
+    except ImportError as error:
+        raise EngineError(
+            "the Rust extension is not built",
+            place="burn_gguf",
+            expected="an importable module burn_gguf",
+            found=error,
+            next_step=REBUILD,
+        ) from error
+    build: dict[str, Any] = json.loads(extension.build_info())
+    if build["stack"] != stack:
+        raise PinError(
+            "the extension is built on another stack",
+            place="stack",
+            expected=stack,
+            found=build["stack"],
+            next_step=f"{REBUILD}, or ask for stack {build['stack']}",
+        )
+    check_sources(build)
+    return extension, build
+
+
+def check_sources(build: Mapping[str, Any], native: Path = NATIVE) -> None:
+    """Raise ``PinError`` if ``native`` holds other sources, or another lock, than ``build`` was made from."""
+    manifest = native if build["stack"] == CRATES_IO else native / "stacks" / build["stack"]
+    lock = manifest / "Cargo.lock"
+    found = {
+        "source_sha256": source_sha256(manifest, native),
+        "lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.exists() else "no Cargo.lock",
+    }
+    for name, digest in found.items():
+        if build[name] != digest:
+            raise PinError(
+                "the Rust extension is stale: it was built from other sources",
+                place=f"burn_gguf, {name}",
+                expected=digest,
+                found=build[name],
+                next_step=REBUILD,
+            )
+
+
+def source_sha256(manifest: Path, native: Path = NATIVE) -> str:
+    """Return the digest that ``native/build.rs`` writes into the binary; the recipe stands there.
+
+    Args:
+        manifest: the folder of the stack's ``Cargo.toml``.
+        native: the folder of ``build.rs`` and ``src``.
+    """
+    files = {"Cargo.toml": manifest / "Cargo.toml", "build.rs": native / "build.rs"}
+    files |= {path.relative_to(native).as_posix(): path for path in (native / "src").rglob("*.rs")}
+    digest = hashlib.sha256()
+    for name in sorted(files, key=str.encode):
+        content = files[name].read_bytes() if files[name].exists() else b""
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()
+
+
+def check_isa(isa: Isa, expected_kernel: str) -> None:
+    """Raise ``PinError`` unless this CPU has the leg's instructions and burn's matmul would choose its kernel.
+
+    Args:
+        isa: the leg that was asked for.
+        expected_kernel: what the extension says that its matmul chooses here.
+    """
+    missing = machine.missing_flags(CPU_FLAGS[isa])
+    if missing:
+        raise PinError(
+            "this machine lacks the instructions of the leg",
+            place=f"isa {isa}",
+            expected=", ".join(CPU_FLAGS[isa]),
+            found=f"without {', '.join(missing)}",
+            next_step="ask for a leg that `parity doctor` lists for this machine",
+        )
+    if KERNEL.get(isa, "none") not in expected_kernel:
+        raise PinError(
+            "this build of the extension does not run the leg's kernel",
+            place=f"isa {isa}",
+            expected=f"a {KERNEL.get(isa, isa)} kernel of f32 matmul",
+            found=expected_kernel,
+            next_step="build the stack of that leg, or ask for the leg of this build",
+        )

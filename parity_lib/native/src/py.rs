@@ -1,0 +1,440 @@
+//! The Python module `burn_gguf`: paths and token ids in, bytes and JSON out.
+//!
+//! Work runs without the GIL. Between steps progress is reported and signals are looked at, so Ctrl-C works. A panic
+//! becomes a `BurnError`; so does every refusal, `BurnFileError` if the file is at fault. Python documents and checks,
+//! see `parity_lib/engines/burn.py`.
+
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use pyo3::create_exception;
+use pyo3::exceptions::PyException;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict};
+
+use crate::attention::{attention, Heads, KeyValues, SequenceRows};
+use crate::fault::FAULTS;
+use crate::gguf::{self, Value};
+use crate::linear::{linear, Policy, Weight};
+use crate::matrix::Matrix;
+use crate::model::{self, Tick};
+use crate::ops::{self, Pairing, Rope};
+use crate::quant::{self, GgmlType};
+use crate::refusal::{Refusal, Result};
+use crate::session::{self, little_endian, Step};
+use crate::tap::{BLOCK_SITES, GLOBAL_SITES};
+
+create_exception!(burn_gguf, BurnError, PyException, "The engine refused or failed; the message says why.");
+create_exception!(burn_gguf, BurnFileError, BurnError, "The model file cannot be read or asks for what is not supported.");
+
+/// The one place where an error of the crate becomes one of Python.
+fn raised(refusal: Refusal) -> PyErr {
+    let text = refusal.to_string();
+    match refusal {
+        Refusal::File(_)
+        | Refusal::MissingKey { .. }
+        | Refusal::BadValue { .. }
+        | Refusal::UnsupportedArchitecture { .. }
+        | Refusal::UnsupportedKey { .. }
+        | Refusal::MissingTensor { .. }
+        | Refusal::WrongShape { .. }
+        | Refusal::UnusedTensor { .. } => BurnFileError::new_err(text),
+        _ => BurnError::new_err(text),
+    }
+}
+
+/// Run `work` without the GIL; a panic becomes an error that carries its message.
+fn detached<T: Send>(py: Python, work: impl FnOnce() -> Result<T> + Send) -> PyResult<T> {
+    py.detach(|| caught(work)).and_then(|result| result.map_err(raised))
+}
+
+fn caught<T>(work: impl FnOnce() -> T) -> PyResult<T> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+        BurnError::new_err(format!("the engine panicked; expected a result; found {text:?}; next: report it with this message"))
+    })
+}
+
+/// Like [`detached`], with progress to Python; an exception of the callback or a signal stops the work and is raised.
+fn with_progress<T: Send>(
+    py: Python, progress: Option<Py<PyAny>>, work: impl FnOnce(&mut Tick) -> Result<T> + Send,
+) -> PyResult<T> {
+    let (result, raised_inside) = py.detach(|| {
+        let mut raised_inside = None;
+        let result = caught(|| {
+            let mut tick = |done: usize, total: usize| {
+                let answer = Python::attach(|py| {
+                    py.check_signals()?;
+                    progress.as_ref().map_or(Ok(()), |call| call.call1(py, (done, total)).map(drop))
+                });
+                answer.map_err(|error| {
+                    raised_inside = Some(error);
+                    Refusal::Interrupted
+                })
+            };
+            work(&mut tick)
+        });
+        (result, raised_inside)
+    });
+    match raised_inside {
+        Some(error) => Err(error),
+        None => result?.map_err(raised),
+    }
+}
+
+/// Little-endian float32 bytes as a matrix by rows.
+fn matrix(what: &str, bytes: &[u8], width: usize) -> Result<Matrix> {
+    let values = floats(what, bytes)?;
+    if width == 0 || !values.len().is_multiple_of(width) {
+        return Err(Refusal::WrongLength { what: what.into(), expected: width, found: values.len() });
+    }
+    Ok(Matrix::from_rows(values.len() / width, width, values))
+}
+
+fn floats(what: &str, bytes: &[u8]) -> Result<Vec<f32>> {
+    let (words, rest) = bytes.as_chunks::<4>();
+    if !rest.is_empty() {
+        return Err(Refusal::WrongLength { what: what.into(), expected: 4 * words.len(), found: bytes.len() });
+    }
+    Ok(words.iter().map(|word| f32::from_le_bytes(*word)).collect())
+}
+
+fn bytes<'py>(py: Python<'py>, values: &[f32]) -> Bound<'py, PyBytes> {
+    PyBytes::new(py, &little_endian(values))
+}
+
+/// An open GGUF file.
+#[pyclass(frozen, module = "burn_gguf")]
+struct GgufFile(gguf::GgufFile);
+
+#[pymethods]
+impl GgufFile {
+    #[new]
+    fn new(py: Python, path: PathBuf) -> PyResult<Self> {
+        detached(py, || Ok(Self(gguf::GgufFile::open(&path)?)))
+    }
+
+    /// All metadata but the long arrays' elements.
+    fn metadata_json(&self) -> String {
+        let entries = self.0.metadata.iter().map(|(key, value)| (key.clone(), json(value)));
+        serde_json::Value::Object(entries.collect()).to_string()
+    }
+
+    /// `(name, type, dims in ggml's order, bytes)` of each tensor, in the order of the file.
+    fn tensors(&self) -> Vec<(String, String, Vec<u64>, u64)> {
+        let tensors = self.0.tensors().iter();
+        tensors.map(|tensor| (tensor.name.clone(), tensor.ty.name().into(), tensor.dims.clone(), tensor.n_bytes)).collect()
+    }
+
+    /// All values of a tensor as float32; `scalar` takes the plain twin of the fast code.
+    #[pyo3(signature = (name, scalar = false))]
+    fn dequantize<'py>(&self, py: Python<'py>, name: &str, scalar: bool) -> PyResult<Bound<'py, PyBytes>> {
+        let values = detached(py, || dequantize(&self.0, name, scalar))?;
+        Ok(bytes(py, &values))
+    }
+}
+
+fn dequantize(file: &gguf::GgufFile, name: &str, scalar: bool) -> Result<Vec<f32>> {
+    let tensor = file.tensor(name).ok_or_else(|| Refusal::MissingTensor {
+        file: file.path.clone(),
+        tensor: name.into(),
+        expected: Vec::new(),
+    })?;
+    let mut values = vec![0.0; tensor.n_elements() as usize];
+    let run = if scalar { quant::dequantize_scalar } else { quant::dequantize };
+    run(tensor.ty, file.bytes(tensor), &mut values)?;
+    Ok(values)
+}
+
+/// A metadata value as JSON. Numbers keep their value, strings that are no UTF-8 are escaped, arrays give their length.
+fn json(value: &Value) -> serde_json::Value {
+    match value {
+        Value::Bool(x) => (*x).into(),
+        Value::F32(x) => finite(f64::from(*x)),
+        Value::F64(x) => finite(*x),
+        Value::String(bytes) => String::from_utf8_lossy(bytes).into(),
+        Value::Array(array) => serde_json::json!({ "array": array.len() }),
+        Value::I8(x) => (*x).into(),
+        Value::I16(x) => (*x).into(),
+        Value::I32(x) => (*x).into(),
+        Value::I64(x) => (*x).into(),
+        other => other.as_u64().into(),
+    }
+}
+
+fn finite(x: f64) -> serde_json::Value {
+    match x {
+        x if x.is_nan() => serde_json::json!({ "nonfinite": "nan" }),
+        f64::INFINITY => serde_json::json!({ "nonfinite": "inf" }),
+        f64::NEG_INFINITY => serde_json::json!({ "nonfinite": "-inf" }),
+        x => x.into(),
+    }
+}
+
+/// A model that is ready to run.
+#[pyclass(frozen, module = "burn_gguf")]
+struct Model(Arc<model::Model>);
+
+#[pymethods]
+impl Model {
+    #[new]
+    #[pyo3(signature = (path, policy = "f32", n_threads = 2, fault = None))]
+    fn new(py: Python, path: PathBuf, policy: &str, n_threads: usize, fault: Option<&str>) -> PyResult<Self> {
+        detached(py, || {
+            let model = model::Model::open(&path, Policy::parse(policy)?, n_threads, fault)?;
+            Ok(Self(Arc::new(model)))
+        })
+    }
+
+    /// What the file says about the model, and how it is run.
+    fn facts_json(&self) -> PyResult<String> {
+        let model = &self.0;
+        let mut facts = serde_json::to_value(&model.facts).map_err(|error| BurnError::new_err(error.to_string()))?;
+        facts["tied_output"] = model.is_tied().into();
+        facts["has_rope_freqs"] = model.has_rope_freqs().into();
+        facts["n_bias"] = model.n_bias().into();
+        facts["policy"] = model.policy.name().into();
+        facts["n_threads"] = model.n_threads.into();
+        facts["fault"] = model.faults.text().into();
+        Ok(facts.to_string())
+    }
+
+    /// Score sequences from empty caches, append all logit rows to the file `sink_path`; rows written for each.
+    #[pyo3(signature = (sequences, sink_path, progress = None))]
+    fn score(
+        &self, py: Python, sequences: Vec<Vec<u32>>, sink_path: PathBuf, progress: Option<Py<PyAny>>,
+    ) -> PyResult<Vec<usize>> {
+        with_progress(py, progress, |tick| session::score(&self.0, &sequences, &sink_path, tick))
+    }
+}
+
+/// Sequences with a key and value cache.
+#[pyclass(module = "burn_gguf")]
+struct Session(session::Session, Arc<model::Model>);
+
+type Taps<'py> = Bound<'py, PyDict>;
+
+#[pymethods]
+impl Session {
+    #[new]
+    fn new(model: &Model, n_seq: usize) -> Self {
+        Self(session::Session::new(model.0.clone(), n_seq), model.0.clone())
+    }
+
+    /// Positions that each sequence has.
+    fn lengths(&self) -> Vec<usize> {
+        self.0.lengths().to_vec()
+    }
+
+    /// Append rows `(sequence, token)` as one pass; logits `(n, n_vocab)` as bytes, taps as name -> (shape, bytes).
+    #[pyo3(signature = (rows, taps = Vec::new(), progress = None))]
+    fn append<'py>(
+        &mut self, py: Python<'py>, rows: Vec<(usize, u32)>, taps: Vec<String>, progress: Option<Py<PyAny>>,
+    ) -> PyResult<(Bound<'py, PyBytes>, Taps<'py>)> {
+        let session = &mut self.0;
+        let step = with_progress(py, progress, |tick| session.append(&rows, &taps, tick))?;
+        answer(py, step)
+    }
+
+    /// The same, entered at block `layer` with the residual stream `(n, n_embd)` as bytes.
+    #[pyo3(signature = (layer, residual, rows, taps = Vec::new(), progress = None))]
+    fn score_from<'py>(
+        &mut self, py: Python<'py>, layer: usize, residual: Vec<u8>, rows: Vec<(usize, u32)>, taps: Vec<String>,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<(Bound<'py, PyBytes>, Taps<'py>)> {
+        let (session, width) = (&mut self.0, self.1.facts.n_embd);
+        let step = with_progress(py, progress, |tick| {
+            let residual = matrix("residual stream", &residual, width)?;
+            session.append_from(layer, residual, &rows, &taps, tick)
+        })?;
+        answer(py, step)
+    }
+
+    /// Everything that the session knows, as bytes.
+    fn save<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.0.save())
+    }
+
+    /// Take over a saved state.
+    fn restore(&mut self, py: Python, state: Vec<u8>) -> PyResult<()> {
+        let session = &mut self.0;
+        detached(py, || session.restore(&state))
+    }
+}
+
+fn answer<'py>(py: Python<'py>, step: Step) -> PyResult<(Bound<'py, PyBytes>, Taps<'py>)> {
+    let taps = PyDict::new(py);
+    for (name, tap) in step.taps {
+        taps.set_item(name, (tap.shape.to_vec(), bytes(py, &tap.data)))?;
+    }
+    Ok((bytes(py, &step.logits.data), taps))
+}
+
+fn weight_type(name: &str) -> Result<GgmlType> {
+    GgmlType::ALL.into_iter().find(|ty| ty.name() == name).ok_or_else(|| Refusal::UnknownOption {
+        option: "type",
+        expected: GgmlType::ALL.map(GgmlType::name).join(", "),
+        found: name.into(),
+    })
+}
+
+/// Run one op on a pool of `n_threads`.
+fn one_op<'py>(py: Python<'py>, n_threads: usize, op: impl FnOnce() -> Result<Matrix> + Send) -> PyResult<Bound<'py, PyBytes>> {
+    let out = detached(py, || model::workers(n_threads)?.install(op).map(Matrix::into_rows))?;
+    Ok(bytes(py, &out.data))
+}
+
+/// `W x`: blocks of `n_out` rows of type `ty`, activations `(m, n_in)`; `(m, n_out)`.
+#[pyfunction]
+#[pyo3(signature = (ty, blocks, n_out, n_in, x, policy = "f32", n_threads = 1))]
+#[allow(clippy::too_many_arguments)]
+fn op_linear<'py>(
+    py: Python<'py>, ty: &str, blocks: &[u8], n_out: usize, n_in: usize, x: &[u8], policy: &str, n_threads: usize,
+) -> PyResult<Bound<'py, PyBytes>> {
+    one_op(py, n_threads, || {
+        let weight = Weight::new(weight_type(ty)?, n_out, n_in, blocks)?;
+        linear(&weight, matrix("activations", x, n_in)?, Policy::parse(policy)?)
+    })
+}
+
+/// `x / sqrt(mean(x^2) + eps) * weight` of each row of `(m, n)`, n the length of the weight.
+#[pyfunction]
+#[pyo3(signature = (x, weight, eps, n_threads = 1))]
+fn op_rms_norm<'py>(py: Python<'py>, x: &[u8], weight: &[u8], eps: f32, n_threads: usize) -> PyResult<Bound<'py, PyBytes>> {
+    one_op(py, n_threads, || {
+        let weight = floats("weight of a norm", weight)?;
+        ops::rms_norm(matrix("activations", x, weight.len())?, &weight, eps)
+    })
+}
+
+/// RoPE of `(m, n_heads * head)` at m positions; `pairing` is "adjacent" or "halves".
+#[pyfunction]
+#[pyo3(signature = (x, n_heads, head, positions, pairing, n_dims, base, divisors = None, n_threads = 1))]
+#[allow(clippy::too_many_arguments)]
+fn op_rope<'py>(
+    py: Python<'py>, x: &[u8], n_heads: usize, head: usize, positions: Vec<usize>, pairing: &str, n_dims: usize, base: f32,
+    divisors: Option<&[u8]>, n_threads: usize,
+) -> PyResult<Bound<'py, PyBytes>> {
+    one_op(py, n_threads, || {
+        let pairing = match pairing {
+            "adjacent" => Pairing::Adjacent,
+            "halves" => Pairing::Halves,
+            other => {
+                let expected = "adjacent or halves".into();
+                return Err(Refusal::UnknownOption { option: "pairing", expected, found: other.into() });
+            }
+        };
+        let divisors = divisors.map(|bytes| floats("divisors", bytes)).transpose()?;
+        let rope = Rope::new(pairing, n_dims, base, divisors)?;
+        ops::rope(matrix("activations", x, n_heads * head)?, head, &rope.angles(&positions))
+    })
+}
+
+/// Causal attention through the session's own slots: rows `(sequence, position)`; each sequence from position 0 on.
+#[pyfunction]
+#[pyo3(signature = (q, k, v, rows, n_head, n_head_kv, key_length, value_length, scale, n_threads = 1))]
+#[allow(clippy::too_many_arguments)]
+fn op_attention<'py>(
+    py: Python<'py>, q: &[u8], k: &[u8], v: &[u8], rows: Vec<(usize, usize)>, n_head: usize, n_head_kv: usize,
+    key_length: usize, value_length: usize, scale: f32, n_threads: usize,
+) -> PyResult<Bound<'py, PyBytes>> {
+    let heads = Heads { n_head, n_head_kv, key: key_length, value: value_length };
+    one_op(py, n_threads, || {
+        heads.check()?;
+        let q = matrix("queries", q, n_head * key_length)?;
+        let k = matrix("keys", k, n_head_kv * key_length)?;
+        let v = matrix("values", v, n_head_kv * value_length)?;
+        let batch = SequenceRows::group(&rows, &[q.n_positions, k.n_positions, v.n_positions])?;
+        let mut cache = vec![KeyValues::default(); batch.len()];
+        for sequence in &batch {
+            cache[sequence.sequence].store(&sequence.rows, &k, &v);
+        }
+        Ok(attention(&q, &batch, &cache, heads, scale))
+    })
+}
+
+/// `silu(gate) * up`, element by element.
+#[pyfunction]
+#[pyo3(signature = (gate, up, n_threads = 1))]
+fn op_swiglu<'py>(py: Python<'py>, gate: &[u8], up: &[u8], n_threads: usize) -> PyResult<Bound<'py, PyBytes>> {
+    one_op(py, n_threads, || ops::swiglu(matrix("gate", gate, 1)?, matrix("up", up, 1)?))
+}
+
+/// `a + b`, element by element.
+#[pyfunction]
+#[pyo3(signature = (a, b, n_threads = 1))]
+fn op_add<'py>(py: Python<'py>, a: &[u8], b: &[u8], n_threads: usize) -> PyResult<Bound<'py, PyBytes>> {
+    one_op(py, n_threads, || ops::add(matrix("a", a, 1)?, matrix("b", b, 1)?))
+}
+
+/// Rows of an embedding table of `n_vocab` rows of type `ty`.
+#[pyfunction]
+fn op_embed<'py>(
+    py: Python<'py>, ty: &str, blocks: &[u8], n_vocab: usize, n_embd: usize, tokens: Vec<u32>,
+) -> PyResult<Bound<'py, PyBytes>> {
+    one_op(py, 1, || ops::embed(&Weight::new(weight_type(ty)?, n_vocab, n_embd, blocks)?, &tokens))
+}
+
+/// Seeded faults: `(as written, what it does)`.
+#[pyfunction]
+fn faults() -> Vec<(&'static str, &'static str)> {
+    FAULTS.to_vec()
+}
+
+/// Sites that can be tapped in a model of `n_layer` blocks.
+#[pyfunction]
+fn sites(n_layer: usize) -> Vec<String> {
+    let blocks = (0..n_layer).flat_map(|block| BLOCK_SITES.map(|site| format!("{site}-{block}")));
+    GLOBAL_SITES.iter().map(|site| site.to_string()).chain(blocks).collect()
+}
+
+/// What this binary was built from, as JSON; see `build.rs` for the recipe of `source_sha256`.
+#[pyfunction]
+fn build_info() -> String {
+    let versions = env!("BURN_GGUF_VERSIONS").split(';').filter_map(|pair| pair.split_once('='));
+    let versions: serde_json::Map<_, _> = versions.map(|(name, version)| (name.into(), version.into())).collect();
+    serde_json::json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "stack": env!("BURN_GGUF_STACK"),
+        "source_sha256": env!("BURN_GGUF_SOURCE_SHA256"),
+        "lock_sha256": env!("BURN_GGUF_LOCK_SHA256"),
+        "crates": versions,
+        "rustc": env!("BURN_GGUF_RUSTC"),
+        "target": env!("BURN_GGUF_TARGET"),
+        "target_features": env!("BURN_GGUF_TARGET_FEATURES"),
+        "profile": env!("BURN_GGUF_PROFILE"),
+        "opt_level": env!("BURN_GGUF_OPT_LEVEL"),
+        "features": env!("BURN_GGUF_FEATURES"),
+        "debug_assertions": cfg!(debug_assertions),
+        "allocator": "mimalloc",
+    })
+    .to_string()
+}
+
+/// What is known about the instruction set, as JSON: CPU flags, compiled kernels, and that nothing is proven.
+#[pyfunction]
+fn isa_json() -> PyResult<String> {
+    serde_json::to_string(&crate::isa::isa()).map_err(|error| BurnError::new_err(error.to_string()))
+}
+
+#[pymodule(gil_used = false)]
+fn burn_gguf(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("BurnError", module.py().get_type::<BurnError>())?;
+    module.add("BurnFileError", module.py().get_type::<BurnFileError>())?;
+    module.add_class::<GgufFile>()?;
+    module.add_class::<Model>()?;
+    module.add_class::<Session>()?;
+    module.add_function(wrap_pyfunction!(op_linear, module)?)?;
+    module.add_function(wrap_pyfunction!(op_rms_norm, module)?)?;
+    module.add_function(wrap_pyfunction!(op_rope, module)?)?;
+    module.add_function(wrap_pyfunction!(op_attention, module)?)?;
+    module.add_function(wrap_pyfunction!(op_swiglu, module)?)?;
+    module.add_function(wrap_pyfunction!(op_add, module)?)?;
+    module.add_function(wrap_pyfunction!(op_embed, module)?)?;
+    module.add_function(wrap_pyfunction!(faults, module)?)?;
+    module.add_function(wrap_pyfunction!(sites, module)?)?;
+    module.add_function(wrap_pyfunction!(build_info, module)?)?;
+    module.add_function(wrap_pyfunction!(isa_json, module)?)
+}

@@ -1,0 +1,214 @@
+"""Run one notebook in a child process of its own session, watch its time, and leave no process behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from parity_lib.errors import UsageError
+
+REPLY_KEY = "parity_reply"  # cell metadata: the status of the kernel's reply, written when it arrived
+CELL_RAISED = 10  # exit statuses of the child; 1 stays Python's own, for an error that nobody expected
+USAGE = 2
+POLL_SECONDS = 0.1
+DUMP_SECONDS = 8.0  # after the limit: time for the kernel's stack, and for papermill to save the notebook
+TOKEN = "PARITY_NOTEBOOK"  # noqa: S105 - names the environment variable that marks every descendant
+SOCKET_PATH_MAX = 60  # a kernel's socket has 107 characters at most, of which its own name takes about 45
+
+
+@dataclass(frozen=True, slots=True)
+class NotebookJob:
+    """What to run. Paths are absolute; ``parameters`` hold JSON values, and a digest is a string."""
+
+    source: Path
+    output: Path
+    parameters: Mapping[str, Any]
+    log: Path  # everything that the child and its kernel print, appended
+    limit_s: float  # wall clock of the whole notebook, seconds
+    cell_limit_s: int | None = None  # of one cell, seconds
+
+
+@dataclass(frozen=True, slots=True)
+class NotebookEnd:
+    """How the child process ended. Says nothing yet about what the notebook showed."""
+
+    job: NotebookJob
+    status: int  # exit status, negative where a signal ended it
+    timed_out: bool
+    seconds: float
+    crash: str  # the stacks that faulthandler wrote, or ""
+
+
+def run_notebook(job: NotebookJob, on_tick: Callable[[], None] | None = None) -> NotebookEnd:
+    """Run ``job`` to its end, whatever that is.
+
+    Args:
+        job: what to run.
+        on_tick: called about ten times a second while the notebook runs.
+
+    Raises:
+        UsageError: a parameter is unknown or has the wrong type; no kernel was started.
+        KeyboardInterrupt: passed on, after every process of the run was ended.
+    """
+    job.output.parent.mkdir(parents=True, exist_ok=True)
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    if not job.source.is_file():
+        raise UsageError(
+            "there is no such notebook",
+            place=job.source.name,
+            expected="a file",
+            found="none",
+            next_step="correct the plan",
+        )
+    started = time.monotonic()
+    with _scratch() as scratch, job.log.open("ab") as log:
+        token = secrets.token_hex(8)
+        child = _spawn(job, scratch, token, log)
+        try:
+            timed_out = _watch(child, started + job.limit_s, token, on_tick or _nothing)
+        finally:
+            _kill(child, token)
+        _raise_usage(scratch / "usage.json", child.returncode)
+        crash_log = scratch / "crash.log"
+        crash = crash_log.read_text(encoding="utf-8", errors="replace") if crash_log.exists() else ""
+    return NotebookEnd(job, child.returncode, timed_out, time.monotonic() - started, crash)
+
+
+def describe_status(status: int | None) -> str:
+    """Return an exit status, as ``subprocess`` gives it, in words."""
+    if status is None:
+        return "it is still running"
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = f"signal {-status}"
+    hint = " (if nobody killed it, the machine ran out of memory)" if status == -signal.SIGKILL else ""
+    return f"killed by {name}{hint}"
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    base = tempfile.gettempdir()
+    short = base if len(base) <= SOCKET_PATH_MAX else "/tmp"  # noqa: S108 - a private folder is made in it
+    with tempfile.TemporaryDirectory(prefix="parity-", dir=short, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def _spawn(job: NotebookJob, scratch: Path, token: str, log: IO[bytes]) -> subprocess.Popen[bytes]:
+    root = str(Path(__file__).resolve().parents[1])
+    env = dict(os.environ)
+    env |= {
+        TOKEN: token,
+        "PARITY_CRASH_LOG": str(scratch / "crash.log"),
+        "PYTHONPATH": os.pathsep.join(p for p in (root, env.get("PYTHONPATH")) if p),
+        "PYTHONUNBUFFERED": "1",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        # The user's own start-up files, history and kernels have no say in a night.
+        "IPYTHONDIR": str(scratch / "ipython"),
+        "JUPYTER_RUNTIME_DIR": str(scratch),
+        "JUPYTER_PREFER_ENV_PATH": "1",
+    }
+    request = {
+        "source": str(job.source.resolve()),
+        "output": str(job.output.resolve()),
+        "parameters": dict(job.parameters),
+        "cwd": str(job.source.resolve().parent),
+        "cell_limit_s": job.cell_limit_s,
+        "usage_file": str(scratch / "usage.json"),
+    }
+    child = subprocess.Popen(
+        [sys.executable, "-P", "-m", "parity_lib.notebook_run"],
+        stdin=subprocess.PIPE,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=env,
+        start_new_session=True,
+    )
+    # The pipe stays open: its end tells the child that this process is gone.
+    with contextlib.suppress(BrokenPipeError):
+        assert child.stdin is not None
+        child.stdin.write(json.dumps(request).encode() + b"\n")
+        child.stdin.flush()
+    return child
+
+
+def _watch(child: subprocess.Popen[bytes], deadline: float, token: str, on_tick: Callable[[], None]) -> bool:
+    """Wait for the child; return True if the limit ended it."""
+    asked = False
+    while child.poll() is None:
+        on_tick()
+        now = time.monotonic()
+        if now >= deadline:
+            if asked:
+                return True
+            # SIGABRT makes faulthandler write where every thread of the kernel stands; the child then
+            # sees a dead kernel, puts the error into the notebook and ends by itself.
+            for pid in _descendants(token):
+                if "ipykernel_launcher" in _command(pid):
+                    _send(pid, signal.SIGABRT)
+            asked, deadline = True, now + DUMP_SECONDS
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(POLL_SECONDS)
+    return asked
+
+
+def _nothing() -> None:
+    pass
+
+
+def _kill(child: subprocess.Popen[bytes], token: str) -> None:
+    """End the child and all of its descendants, also those in sessions of their own."""
+    for _ in range(3):  # a process may be started while the list is read
+        left = [pid for pid in _descendants(token) if pid != child.pid or child.poll() is None]
+        if child.poll() is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(child.pid, signal.SIGKILL)
+        for pid in left:
+            _send(pid, signal.SIGKILL)
+        if not left:
+            break
+    child.wait()
+    if child.stdin is not None:
+        with contextlib.suppress(BrokenPipeError):
+            child.stdin.close()
+
+
+def _descendants(token: str) -> list[int]:
+    """Return the processes that inherited the token; empty on systems without /proc."""
+    mark = f"{TOKEN}={token}".encode()
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+    return found
+
+
+def _command(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace")
+    return ""
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
+
+
+def _raise_usage(path: Path, status: int) -> None:
+    if status == USAGE and path.exists():
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        raise UsageError(fields.pop("what"), **fields)

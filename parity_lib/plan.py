@@ -1,0 +1,185 @@
+"""A plan: which cells a night compares, what is expected of each, and how long it may take."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from parity_lib.errors import FixtureError, UsageError
+from parity_lib.fixture_file import Table, fixture_path, read_toml
+from parity_lib.names import Compute, Isa
+
+SCHEMA = "parity/plan/1"
+HOST = "host"  # as ``isa``: the widest leg that this machine can run
+PARITY, DIVERGED = "parity", "diverged"
+NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+
+
+@dataclass(frozen=True, slots=True)
+class PlanCell:
+    """One comparison that a night makes."""
+
+    model: str
+    quant: str
+    isa: str  # a leg, or "host"
+    stack: str
+    compute: str
+    notebook: str  # name without suffix, in ``notebooks/``
+    prompts: str  # name of a file beside ``prompts.toml``, or "" for that one
+    required: bool  # if not, a cell that cannot run is a HOLE
+    expect: str  # PARITY or DIVERGED
+    reason: str  # why DIVERGED is expected
+    fault: str  # a seeded fault in the candidate, or ""
+    control: bool  # a red control: not caught is INVALID
+    limit_s: int  # wall clock of the notebook
+
+    @property
+    def name(self) -> str:
+        """Return the cell in one word, for logs and for ``--only``."""
+        parts = [self.model, self.quant, self.isa, self.stack, self.compute]
+        parts += ["control"] if self.control else []
+        parts += [self.fault.replace(" ", "")] if self.fault else []
+        return "-".join(parts).replace("/", "_")
+
+    def content(self) -> str:
+        """Return the SHA-256 of everything in this entry that can change a result (64 hex digits)."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The cells of a night in the order in which they run."""
+
+    name: str
+    title: str
+    headline: str  # what a reader must know about this night as a whole
+    cells: tuple[PlanCell, ...]
+    sha256: str  # of the file's bytes
+    path: Path
+
+    def only(self, glob: str) -> tuple[PlanCell, ...]:
+        """Return the cells whose name matches a shell pattern; a plain word matches anywhere in the name.
+
+        Raises:
+            UsageError: none does.
+        """
+        pattern = glob if any(c in glob for c in "*?[") else f"*{glob}*"
+        chosen = tuple(cell for cell in self.cells if fnmatch.fnmatchcase(cell.name, pattern))
+        if not chosen:
+            raise UsageError(
+                "no cell of the plan matches --only",
+                place=self.path.name,
+                expected=", ".join(cell.name for cell in self.cells),
+                found=glob,
+                next_step="give a part of a cell's name, or a shell pattern",
+            )
+        return chosen
+
+
+def plan_path(name: str) -> Path:
+    """Return the path of a plan given by file or by name (``smoke``, ``tiny``, ``acceptance``).
+
+    Raises:
+        UsageError: there is neither.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    folder = fixture_path("gguf_parity.toml").parent / "plans"
+    shipped = folder / f"{name}.toml"
+    if shipped.is_file():
+        return shipped
+    raise UsageError(
+        "there is no such plan",
+        place=name,
+        expected=f"a file, or one of {', '.join(sorted(p.stem for p in folder.glob('*.toml')))}",
+        found="neither",
+    )
+
+
+def load_plan(path: Path | str, notebooks: Path = NOTEBOOKS) -> Plan:
+    """Return a plan whose notebooks lie in ``notebooks``.
+
+    Raises:
+        FixtureError: unreadable, another version, an unknown or missing key, no cell, a cell twice, an expected
+            divergence without its reason, a control without a fault, or a notebook that is not there.
+    """
+    path = Path(path)
+    table, sha256 = read_toml(path)
+    table.schema(SCHEMA)
+    title, headline = table.text("title"), table.text("headline")
+    defaults = table.table("defaults", {})
+    shared = _Defaults(defaults)
+    cells = tuple(_cell(entry, shared, notebooks) for entry in table.tables("cell", []))
+    table.done()
+    if not cells:
+        raise FixtureError("the plan is empty", place=path, expected="at least one [[cell]]", found="none")
+    _check_unique(cells, path)
+    return Plan(path.stem, title, headline, cells, sha256, path)
+
+
+class _Defaults:
+    """What a cell takes where it says nothing itself; each value is checked once, here."""
+
+    def __init__(self, table: Table) -> None:
+        self.isa = table.one_of("isa", [HOST, *Isa], HOST)
+        self.stack = table.text("stack", "crates-io")
+        self.compute = table.one_of("compute", list(Compute), Compute.F32)
+        self.notebook = table.text("notebook", "02_logits")
+        self.prompts = table.text("prompts", "")
+        self.required = table.boolean("required", True)
+        self.limit_s = table.integer("limit_s", 1800, least=1)
+        table.done()
+
+
+def _cell(table: Table, shared: _Defaults, notebooks: Path) -> PlanCell:
+    fault = table.text("fault", "")
+    cell = PlanCell(
+        model=table.text("model"),
+        quant=table.text("quant"),
+        isa=table.one_of("isa", [HOST, *Isa], shared.isa),
+        stack=table.text("stack", shared.stack),
+        compute=table.one_of("compute", list(Compute), shared.compute),
+        notebook=table.text("notebook", shared.notebook),
+        prompts=table.text("prompts", shared.prompts),
+        required=table.boolean("required", shared.required),
+        expect=table.one_of("expect", (PARITY, DIVERGED), PARITY),
+        reason=table.text("reason", ""),
+        fault=fault,
+        control=table.boolean("control", False),
+        limit_s=table.integer("limit_s", shared.limit_s, least=1),
+    )
+    table.done()
+    if (cell.expect == DIVERGED) != bool(cell.reason):
+        raise FixtureError(
+            "an expected divergence and its reason go together",
+            place=table.place,
+            expected='expect = "diverged" and a reason, or neither',
+            found=f"expect {cell.expect}, reason {cell.reason!r}",
+        )
+    if cell.control and (not cell.fault or cell.expect == DIVERGED):
+        raise FixtureError(
+            "a red control seeds a fault, and is caught or not; it expects nothing else",
+            place=table.place,
+            expected="fault = .., no expect",
+            found=f"fault {cell.fault!r}, expect {cell.expect}",
+        )
+    if not (notebooks / f"{cell.notebook}.ipynb").is_file():
+        raise FixtureError(
+            "names a notebook that is not there",
+            place=table.place,
+            expected=f"one of {', '.join(sorted(p.stem for p in notebooks.glob('*.ipynb')))}",
+            found=cell.notebook,
+        )
+    return cell
+
+
+def _check_unique(cells: Sequence[PlanCell], path: Path) -> None:
+    names = [(cell.name, cell.notebook, cell.prompts) for cell in cells]
+    for name in names:
+        if names.count(name) > 1:
+            raise FixtureError("a cell stands in the plan twice", place=path, expected="once", found=name[0])

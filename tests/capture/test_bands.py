@@ -1,0 +1,84 @@
+"""Limits are arithmetic on the reference's distance to the oracle; a table of them is replaced key by key."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from parity_lib.capture import bands, logits
+from parity_lib.errors import EngineError
+from parity_lib.names import Rung
+from parity_lib.tolerances import FIRST, LATER, METRICS, Band, load_tolerances
+from parity_lib.traces import F32, PairTrace, Position, RunInfo, expected_positions
+
+N_VOCAB = 200
+EXPECTED = expected_positions([3, 2], [2, 3])
+
+
+def pair_of(folder: Path, reference: F32, oracle: F32) -> PairTrace:
+    run = RunInfo(
+        *("llama.cpp", "0", "0", {}, "m", "0" * 64, {}, "avx2", "unproven", {}, 1, "F32", "f32", "", "", "c", "h"),
+        *(None, "2026-11-23T00:00:00+00:00", 1.0, 1),
+    )
+    sides = []
+    for name, data in (("a", reference), ("b", oracle)):
+        data.astype("<f4").tofile(folder / name)
+        sides.append(logits.delivered(run, folder / name, N_VOCAB, [[1, 2, 3, 4], [5, 6, 7, 8]], [3, 2], [4, 4]))
+    return logits.pair(sides[0], sides[1], EXPECTED)
+
+
+@pytest.fixture
+def rows() -> F32:
+    return np.random.default_rng(7).normal(0, 5, (8, N_VOCAB)).astype(np.float32)
+
+
+def test_limits_are_the_factor_times_what_is_measured(tmp_path: Path, rows: F32) -> None:
+    error = np.random.default_rng(8).normal(0, 1e-4, rows.shape).astype(np.float32)
+    error[0] *= 10  # the first row of a prompt has a limit of its own
+    oracle = rows + error
+    found = {(b.metric, b.where): b for b in bands.derive(pair_of(tmp_path, rows, oracle), EXPECTED, "m", "q", "src")}
+    assert set(found) == {(metric, where) for metric in METRICS for where in (FIRST, LATER)}
+    difference = oracle.astype(np.float64) - rows
+    rms, std = np.sqrt((difference**2).mean(axis=1)), rows.astype(np.float64).std(axis=1)
+    first = np.array([0, 4])
+    later = np.array([1, 2, 3, 5, 6, 7])
+    for where, index in ((FIRST, first), (LATER, later)):
+        pooled = np.sqrt((rms[index] ** 2).sum() / (std[index] ** 2).sum())
+        assert found["pooled_rms_over_std", where].limit == pytest.approx(bands.FACTOR * pooled)
+        worst = (rms[index] / std[index]).max()
+        assert found["position_rms_over_std", where].limit == pytest.approx(bands.FACTOR * worst)
+        top = np.argsort(-rows[index], axis=1)[:, :5]
+        errors = np.take_along_axis(difference[index], top, axis=1)
+        sigma = np.sqrt(2 * errors.var(axis=1, ddof=1)) / std[index]
+        pair_sigma = found["pair_sigma_over_std", where].limit
+        assert pair_sigma == pytest.approx(bands.FACTOR * np.sqrt((sigma**2).mean()), rel=1e-6)
+    assert found["delta_over_std", FIRST].limit > found["delta_over_std", LATER].limit
+    for band in found.values():
+        assert band.provisional
+        assert "src" in band.source
+        assert f"{bands.FACTOR:g} x" in band.source
+
+
+def test_missing_position_or_nan_derives_nothing(tmp_path: Path, rows: F32) -> None:
+    pair = pair_of(tmp_path, rows, rows)
+    with pytest.raises(EngineError, match="cannot be derived"):
+        bands.derive(pair, [*EXPECTED, Position(2, 0)], "m", "q", "src")
+    broken = rows.copy()
+    broken[3, 3] = np.nan
+    with pytest.raises(EngineError, match="1 positions with non-finite"):
+        bands.derive(pair_of(tmp_path, rows, broken), EXPECTED, "m", "q", "src")
+
+
+def test_writing_replaces_only_its_own_model(tmp_path: Path) -> None:
+    path = tmp_path / "tolerances.toml"
+    path.write_text('schema = "parity/tolerances/1"\n')
+    one = Band("m", "q", Rung.T4, "delta_over_std", FIRST, 1e-5, "delta/std", "first time", True)
+    other = replace(one, model="n", source="another")
+    bands.write_bands([one, other], path)
+    bands.write_bands([replace(one, limit=2e-5, source="second time")], path)
+    found = {band.model: band for band in load_tolerances(path).bands}
+    assert found == {"m": replace(one, limit=2e-5, source="second time"), "n": other}
+    assert [p.name for p in tmp_path.iterdir()] == ["tolerances.toml"]

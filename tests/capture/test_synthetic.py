@@ -1,0 +1,120 @@
+"""Synthetic models: the same bytes every time, the spread of trained weights, every type, little memory."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from parity_lib.capture.synthetic import CALM, FILE_TYPES, Shape, build
+from parity_lib.errors import ModelFileError
+from parity_lib.model_file import read_facts, read_tensors, sha256_file
+from parity_lib.pins import load_pins
+
+SMALL = Shape(n_layer=2, n_vocab=256)
+
+
+@pytest.mark.parametrize("key", [(pin.id, pin.quant) for pin in load_pins().models if pin.recipe.kind == "synthetic"])
+def test_pinned_files_come_out_byte_for_byte(key: tuple[str, str], tmp_path: Path) -> None:
+    pin = load_pins().model(*key)
+    shape = Shape(**pin.recipe.shape)
+    path = build(pin.arch, pin.recipe.ftype, tmp_path / "m.gguf", shape, seed=pin.recipe.seed)
+    assert sha256_file(path) in pin.file.known
+    assert path.stat().st_size == pin.file.bytes
+    facts = read_facts(path)
+    assert facts.tokenizer_sha256 == pin.tokenizer_sha256
+    assert facts.quant == pin.quant
+
+
+def test_there_are_pins_of_both_architectures() -> None:
+    pinned = {(pin.id, pin.quant) for pin in load_pins().models if pin.recipe.kind == "synthetic"}
+    assert {(f"synthetic-{arch}", quant) for arch in ("llama", "qwen2") for quant in ("Q8_0", "Q4_K_M")} <= pinned
+
+
+@pytest.mark.parametrize("quant", FILE_TYPES)
+def test_every_type_has_the_spread_of_trained_weights(quant: str, tmp_path: Path) -> None:
+    tensors = read_tensors(build("qwen2", quant, tmp_path / "m.gguf", SMALL))
+    for name, tensor in tensors.items():
+        values = tensor.dequantize().astype(np.float64)
+        assert np.isfinite(values).all(), name
+        if "norm" in name:
+            assert values.min() >= 0.75, name
+            assert values.max() <= 1.25, name
+            assert values.std() > 0.1, name
+        elif "bias" in name:
+            assert np.abs(values).max() <= 0.5, name
+            assert values.std() > 0.2, name
+        else:
+            unit = 1.0 if "token_embd" in name else values.shape[1] ** -0.5
+            unit *= CALM if "attn_output" in name or "ffn_down" in name else 1.0
+            assert values.std() == pytest.approx(unit, rel=0.06), name
+            assert abs(values.mean()) < 0.05 * unit, name
+
+
+def test_mix_of_types_follows_llama_cpp(tmp_path: Path) -> None:
+    """Eight layers: the first, the last and each third between have Q6_K where llama.cpp puts it."""
+    tensors = read_tensors(build("llama", "Q4_K_M", tmp_path / "m.gguf", Shape(n_layer=8, n_vocab=256)))
+    better = {int(name.split(".")[1]) for name, t in tensors.items() if "attn_v" in name and t.type == "Q6_K"}
+    assert better == {0, 3, 6, 7}
+    assert better == {int(name.split(".")[1]) for name, t in tensors.items() if "down" in name and t.type == "Q6_K"}
+    assert tensors["output.weight"].type == "Q6_K"
+    assert tensors["token_embd.weight"].type == "Q4_K"
+    assert {t.type for name, t in tensors.items() if "ffn_up" in name or "attn_q" in name} == {"Q4_K"}
+
+
+@pytest.mark.parametrize("quant", ["Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"])
+def test_every_code_occurs(quant: str, tmp_path: Path) -> None:
+    tensor = read_tensors(build("llama", quant, tmp_path / "m.gguf", SMALL))["token_embd.weight"]
+    seen = np.unique(tensor.rows)
+    assert len(seen) == 256, "some byte never occurs, so some code or packing is never read"
+    if quant == "Q8_0":
+        codes = tensor.rows.reshape(-1, 34)[:, 2:].view(np.int8)
+        assert (codes.min(), codes.max()) == (-127, 127)
+
+
+def test_seed_and_shape_and_nothing_else_decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = build("llama", "Q4_K_M", tmp_path / "a.gguf", SMALL, seed=1).read_bytes()
+    assert build("llama", "Q4_K_M", tmp_path / "b.gguf", SMALL, seed=1).read_bytes() == first
+    assert build("llama", "Q4_K_M", tmp_path / "c.gguf", SMALL, seed=2).read_bytes() != first
+    monkeypatch.setattr("parity_lib.capture.synthetic._CHUNK_BYTES", 5000)
+    assert build("llama", "Q4_K_M", tmp_path / "d.gguf", SMALL, seed=1).read_bytes() == first
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["a.gguf", "b.gguf", "c.gguf", "d.gguf"]
+
+
+def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
+    shape = Shape(n_layer=1, n_embd=1024, n_head=8, n_head_kv=8, key_length=128, n_ff=1024, n_vocab=16384)
+    tracemalloc.start()
+    path = build("llama", "Q8_0", tmp_path / "m.gguf", shape)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert path.stat().st_size > 40e6
+    assert peak < 16e6
+
+
+def test_optional_parts(tmp_path: Path) -> None:
+    shape = Shape(n_layer=1, n_vocab=256, key_length=128, rope_dim=64, rope_freqs=1, tied=1)
+    path = build("llama", "Q8_0", tmp_path / "m.gguf", shape)
+    facts, tensors = read_facts(path), read_tensors(path)
+    assert (facts.tied_output, facts.has_rope_freqs, facts.rope_dim, facts.key_length) == (True, True, 64, 128)
+    divisors = tensors["rope_freqs.weight"].dequantize()
+    assert divisors.shape == (32,)
+    assert divisors.min() >= 1.0
+    assert divisors.max() <= 8.0
+
+
+@pytest.mark.parametrize(
+    ("arch", "quant", "shape", "word"),
+    [
+        ("gemma", "Q8_0", Shape(), "llama or qwen2"),
+        ("llama", "Q3_K", Shape(), "Q4_K_M"),
+        ("llama", "Q4_K_M", Shape(n_embd=288), "multiple of 256"),
+        ("llama", "Q8_0", Shape(n_ff=100), "multiple of 32"),
+        ("qwen2", "Q8_0", Shape(rope_freqs=1), "no RoPE divisors"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(arch: str, quant: str, shape: Shape, word: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match=word):
+        build(arch, quant, tmp_path / "m.gguf", shape)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,108 @@
+"""Small pairs of traces from rows of logits, made by the real statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from parity_lib.compare.metrics import pair_statistics, row_digests
+from parity_lib.names import Rung
+from parity_lib.tolerances import FIRST, LATER, METRICS, Band, BandSet, ToleranceTable
+from parity_lib.traces import F32, LogitTrace, PairTrace, Position, RunInfo, expected_positions
+
+
+def run_info(engine: str) -> RunInfo:
+    return RunInfo(
+        engine=engine,
+        version="1",
+        commit="0c1e570",
+        build={"flags": ["-DGGML_NATIVE=OFF"]},
+        model_path="m.gguf",
+        model_sha256="ab" * 32,
+        settings={"kv": "F32"},
+        isa_requested="avx2",
+        isa_observed="unproven",
+        isa_evidence={},
+        n_threads=1,
+        kv_type="F32",
+        compute="f32",
+        stack="crates-io",
+        lock_sha256="",
+        machine_class="x86_64",
+        host="here",
+        fault=None,
+        started_at="2026-11-23T02:10:00Z",
+        seconds=1.5,
+        peak_rss_bytes=1000,
+    )
+
+
+def build_pair(reference: F32, candidate: F32, positions: tuple[Position, ...]) -> PairTrace:
+    both = pair_statistics(reference, candidate)
+    prompt_idx, token_idx = (np.array([p[i] for p in positions], np.int32) for i in range(2))
+
+    def trace(engine: str, rows: F32, side: str) -> LogitTrace:
+        statistics = getattr(both, side)
+        return LogitTrace(
+            run=run_info(engine),
+            n_vocab=rows.shape[1],
+            prompt_idx=prompt_idx.copy(),
+            token_idx=token_idx.copy(),
+            fed_id=np.zeros(len(rows), np.int32),
+            row_sha256=row_digests(rows),
+            **{name: getattr(statistics, name) for name in statistics.__slots__},
+        )
+
+    rest = {name: getattr(both, name) for name in both.__slots__ if name not in ("reference", "candidate")}
+    return PairTrace(trace("llama.cpp", reference, "reference"), trace("burn", candidate, "candidate"), **rest)
+
+
+@dataclass
+class Case:
+    """Rows of both engines for three prompts (4, 1 and 6 tokens; 5, 3 and 4 generated), 20 positions in all."""
+
+    reference: F32
+    candidate: F32
+    positions: tuple[Position, ...]
+
+    @property
+    def pair(self) -> PairTrace:
+        return build_pair(self.reference, self.candidate, self.positions)
+
+    def row(self, prompt_idx: int, token_idx: int) -> int:
+        return self.positions.index(Position(prompt_idx, token_idx))
+
+    def keep(self, rows: list[int]) -> PairTrace:
+        positions = tuple(self.positions[i] for i in rows)
+        return build_pair(self.reference[rows], self.candidate[rows], positions)
+
+
+@pytest.fixture
+def case() -> Case:
+    """Return a pair at parity: noise of 1e-6 of std, well-separated top logits."""
+    rng = np.random.default_rng(11)
+    positions = expected_positions([4, 1, 6], [5, 3, 4])
+    reference = rng.normal(0, 7.5, (len(positions), 300)).astype(np.float32)
+    ladder = np.linspace(40, 33, 8, dtype=np.float32)
+    for i, row in enumerate(reference):
+        row[rng.permutation(300)[:8]] = ladder + i / 16
+    candidate = (reference + rng.normal(0, 7.5e-6, reference.shape)).astype(np.float32)
+    return Case(reference, candidate, positions)
+
+
+@pytest.fixture
+def make_bands() -> Callable[..., BandSet]:
+    def make(limit: float = 1e-5, sigma: float = 4e-6, leave_out: str = "") -> BandSet:
+        limits = dict.fromkeys(METRICS, limit) | {"pair_sigma_over_std": sigma}
+        bands = [
+            Band("m", "Q8_0", Rung.T4, metric, where, value, METRICS[metric], "measured for a test", True)
+            for metric, value in limits.items()
+            for where in (FIRST, LATER)
+            if metric != leave_out
+        ]
+        return ToleranceTable(bands).cell("m", "Q8_0", Rung.T4)
+
+    return make

@@ -1,0 +1,281 @@
+"""Verdicts and traces like those of a real night: real arrays, real statistics, nothing drawn by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+
+from parity_lib.compare.logits import judge_twin
+from parity_lib.compare.metrics import RowStatistics, pair_statistics, row_digests
+from parity_lib.display.position_data import Positions, positions
+from parity_lib.display.text import Words
+from parity_lib.names import Kind, LedgerClass, Outcome, Rung
+from parity_lib.night_record import CellRecord, Night, PageRecord
+from parity_lib.tolerances import FIRST, LATER, METRICS, Band, BandSet, ToleranceTable
+from parity_lib.traces import F32, LogitTrace, PairTrace, RunInfo, expected_positions
+from parity_lib.verdicts import CellId, Divergence, RungResult, Verdict
+
+CELL = CellId("smollm2-135m", "Q8_0", "avx512", "crates-io", "f32")
+OVERLAY = CellId("synthetic-llama", "Q8_0", "avx512", "overlay", "f32")
+N_POSITIONS = 1412
+
+
+def run_info(engine: str, **changes: object) -> RunInfo:
+    llama = engine == "llama.cpp"
+    info = RunInfo(
+        engine=engine,
+        version="0.3.36" if llama else "0.1.0",
+        commit="0c1e57098bba43ac29e6e3b677cdceebdd22334f" if llama else "5e1c" * 16,
+        build={"flags": ["-DGGML_AVX512=ON"], "compiler": "GCC 12.2"} if llama else {"rustc": "1.95.0"},
+        model_path="smollm2-135m-Q8_0.gguf",
+        model_sha256="7b46609d11703c058397e5cfe4cc6e4b2508cb1eb4c80ddc472a5d421fbdb508",
+        settings={"flash_attn": False, "use_extra_bufts": False} if llama else {"panel_rows": 4096},
+        isa_requested="avx512",
+        isa_observed="unproven",
+        isa_evidence={},
+        n_threads=2,
+        kv_type="F32",
+        compute="f32",
+        stack="llama-cpp-python" if llama else "crates-io",
+        lock_sha256="" if llama else "ab" * 32,
+        machine_class="x86-64 avx512 2 cores",
+        host="runner-3",
+        fault=None,
+        started_at="2026-11-23T02:09:11Z",
+        seconds=48.2 if llama else 21.7,
+        peak_rss_bytes=812_000_000,
+    )
+    return dataclasses.replace(info, **changes)
+
+
+def rungs(t4_worst: float, t4: Outcome) -> tuple[RungResult, ...]:
+    source = "oracle distance of the reference x 8, measured 2026-11-20"
+    return (
+        RungResult(Rung.T0, Outcome.PARITY, 9, 9, None, None, "pins"),
+        RungResult(Rung.T2, Outcome.PARITY, 272, 272, 0.0, 0.0, "ULP"),
+        RungResult(Rung.T4, t4, N_POSITIONS, N_POSITIONS, t4_worst, 2.0e-4, "rms/std", "prompt 3, token 17", source),
+        RungResult(Rung.T5, Outcome.REPORTED, N_POSITIONS, N_POSITIONS, 0.031, None, "rms/std"),
+    )
+
+
+NUMBERS = {
+    "positions": 850,
+    "top1_equal": 825,
+    "top1_share": 0.971,
+    "top5_set_equal": 726,
+    "top5_set_share": 0.854,
+    "rms_over_std": 0.031,
+    "max_abs": 1.6,
+    "delta": {"mean": 0.3, "p50": 0.25, "p95": 0.7, "p99": 0.94, "max": 1.2},
+    "kl_ref_cand": {"mean": 2.8e-3, "p50": 1e-3, "p95": 9e-3, "p99": 1.5e-2, "max": 5e-2},
+    "kl_cand_ref": {"mean": 2.9e-3, "p50": 1e-3, "p95": 9e-3, "p99": 1.5e-2, "max": 5e-2},
+    "jsd": {"mean": 7e-4, "p50": 1e-4, "p95": 1e-3, "p99": 3e-3, "max": 1e-2},
+}
+FLIP = {"prompt_idx": 3, "token_idx": 17, "reference_id": 578, "candidate_id": 791, "margin": 0.0677}
+LITERAL = {"all": {**NUMBERS, "positions": 1412}, "generated": NUMBERS, "first_top1_flips": [FLIP]}
+
+
+def divergences() -> tuple[Divergence, ...]:
+    ours = ((578, 18.2230), (791, 18.1554), (264, 17.9), (279, 16.1), (345, 15.2))
+    theirs = ((791, 18.2232), (578, 18.1553), (264, 17.9), (279, 16.1), (345, 15.2))
+    common = {"limit": 2.0e-4, "top5_burn": theirs, "top5_llamacpp": ours, "delta": 0.0678, "delta_id": 791}
+    return tuple(
+        Divergence(Rung.T4, Kind.TOP1, prompt_idx=p, token_idx=t, ledger=LedgerClass.UNEXPLAINED, **common)
+        for p, t in ((5, 2), (3, 17), (3, 44))
+    )
+
+
+@pytest.fixture
+def make_verdict() -> Callable[..., Verdict]:
+    def make(outcome: Outcome = Outcome.PARITY, **changes: object) -> Verdict:
+        red = outcome is Outcome.DIVERGED
+        verdict = Verdict(
+            cell=CELL,
+            outcome=outcome,
+            rungs=rungs(6.8e-2, Outcome.DIVERGED) if red else rungs(4.4e-5, Outcome.PARITY),
+            divergences=divergences() if red else (),
+            runs={
+                "reference": run_info("llama.cpp"),
+                "reference-twin": run_info("llama.cpp", model_path="smollm2-135m-Q8_0.f32.gguf"),
+                "candidate": run_info("burn"),
+            },
+            provisional=True,
+            unpinned=False,
+            literal=LITERAL,
+            created_at="2026-11-23T02:10:44Z",
+            seconds=96.0,
+        )
+        return dataclasses.replace(verdict, **changes)
+
+    return make
+
+
+N_VOCAB = 600
+SYLLABLES = ("the", "a", "of", "discharge", "patient", "mg", "dose", "not", "was", "daily", "renal", "\n", "\t", "ß")
+PROMPTS = ("fact-1", "fact-2", "long-1", "long-2", "code-1", "code-2", "german-1", "mandarin-1", "reason-1", "reason-2")
+LENGTHS = ((9, 50), (12, 50), (31, 200), (27, 200), (22, 50), (24, 50), (18, 50), (16, 50), (35, 50), (41, 50))
+
+
+def band_set(limit: float = 2e-5) -> BandSet:
+    metrics = ("pooled_rms_over_std", "position_rms_over_std", "delta_over_std", "pair_sigma_over_std")
+    table = [
+        Band("smollm2-135m", "Q8_0", Rung.T4, metric, where, limit * factor, METRICS[metric], "oracle x 8", True)
+        for metric in metrics
+        for where, factor in ((FIRST, 4), (LATER, 1))
+    ]
+    return BandSet(ToleranceTable(table), "smollm2-135m", "Q8_0", Rung.T4)
+
+
+def trace(run: RunInfo, rows: F32, statistics: RowStatistics, places: np.ndarray, fed: np.ndarray) -> LogitTrace:
+    return LogitTrace(
+        run=run,
+        n_vocab=rows.shape[1],
+        prompt_idx=places[:, 0].copy(),
+        token_idx=places[:, 1].copy(),
+        fed_id=fed,
+        row_sha256=row_digests(rows),
+        **{name: getattr(statistics, name) for name in statistics.__slots__},
+    )
+
+
+def pair_of(reference: F32, candidate: F32, places: np.ndarray, fed: np.ndarray) -> PairTrace:
+    both = pair_statistics(reference, candidate)
+    rest = {name: getattr(both, name) for name in both.__slots__ if name not in ("reference", "candidate")}
+    return PairTrace(
+        trace(run_info("llama.cpp"), reference, both.reference, places, fed),
+        trace(run_info("burn"), candidate, both.candidate, places, fed),
+        **rest,
+    )
+
+
+def make_rows(lengths: Sequence[tuple[int, int]] = LENGTHS) -> tuple[F32, F32, np.ndarray, np.ndarray]:
+    """Logit rows of both engines at parity (error 1e-6 of std), with their places and fed tokens."""
+    rng = np.random.default_rng(20261123)
+    places = np.array(expected_positions([p for p, _ in lengths], [g for _, g in lengths]), dtype=np.int32)
+    reference = rng.normal(0, 7.6, (len(places), N_VOCAB)).astype(np.float32)
+    noise = rng.normal(0, 7.6e-6, reference.shape)
+    first = np.concatenate([[True], places[1:, 0] != places[:-1, 0]])
+    candidate = (reference + noise * np.where(first, 5, 1)[:, None]).astype(np.float32)
+    return reference, candidate, places, rng.integers(0, N_VOCAB, len(places), dtype=np.int32)
+
+
+def swap_top(rows: F32, place: int) -> None:
+    """Make the second of a row its first, by the smallest change that does."""
+    first, second = np.argsort(-rows[place], kind="stable")[:2]
+    rows[place, [first, second]] = rows[place, [second, first]]
+
+
+@pytest.fixture(scope="session")
+def green_pair() -> PairTrace:
+    return pair_of(*make_rows())
+
+
+@pytest.fixture(scope="session")
+def red_pair() -> PairTrace:
+    """Drift that is zero at a prompt's first position and rises, with three flips and one row that is not finite."""
+    reference, candidate, places, fed = make_rows()
+    within = np.arange(len(places)) - np.searchsorted(places[:, 0], places[:, 0])
+    candidate += np.random.default_rng(7).normal(0, 3e-5, candidate.shape) * within[:, None]
+    for prompt, token in ((2, 17), (2, 44), (5, 2)):
+        swap_top(candidate, int(np.flatnonzero((places == (prompt, token)).all(axis=1))[0]))
+    candidate[int(np.flatnonzero((places == (8, 30)).all(axis=1))[0]), 5] = np.nan
+    return pair_of(reference, candidate, places, fed)
+
+
+@pytest.fixture
+def words() -> Words:
+    texts = [f"{' ' if i % 3 else ''}{SYLLABLES[i % len(SYLLABLES)]}{i // 14 or ''}" for i in range(N_VOCAB)]
+    tokens = {i: text.encode() for i, text in enumerate(texts)}
+    tokens[7] = b"\xe4\xb8"
+    return Words(tokens, dict(enumerate(PROMPTS)))
+
+
+def cell_record(
+    model: str, quant: str, outcome: Outcome = Outcome.PARITY, margin: float | None = 4.5, **changes: object
+) -> CellRecord:
+    cell = CellId(model, quant, "avx512", "crates-io", "f32")
+    ran = outcome not in (Outcome.HOLE,)
+    record = CellRecord(
+        key=f"{cell.key}-0a1b2c3d",
+        cell=cell,
+        required=ran,
+        expect="parity",
+        reason="",
+        fault="",
+        control=False,
+        outcome=outcome,
+        good=outcome in (Outcome.PARITY, Outcome.HOLE),
+        causes=(),
+        lines=(),
+        worst_margin=margin if ran else None,
+        lowest_broken="T4" if outcome is Outcome.DIVERGED else "",
+        folder=f"cells/{cell.key}-0a1b2c3d" if ran else "",
+        html=f"cells/{cell.key}-0a1b2c3d/02_logits.html" if ran else "",
+        verdict=f"cells/{cell.key}-0a1b2c3d/verdict.json" if ran else "",
+        seconds=62.0 if ran else 0.0,
+        peak_rss_bytes=812_000_000 if ran else 0,
+    )
+    return dataclasses.replace(record, **changes)
+
+
+@pytest.fixture
+def night(make_verdict: Callable[..., Verdict]) -> Night:
+    """A night as it should be read in ten seconds: one divergence, two holes, one gap, one expected finding."""
+    lines = tuple(make_verdict(Outcome.DIVERGED).lines())
+    hole = {"causes": ("the file is not staged; next: parity models stage llama-3-8b Q4_K_M FILE",)}
+    died = {"causes": ("the notebook's process ended with SIGABRT", "cell 8 broke off: the kernel died")}
+    control = {"control": True, "fault": "eps_x10@blk.12", "good": True}
+    known = {"expect": "diverged", "reason": "the fork's exp is wrong below -87", "good": True}
+    cells = (
+        cell_record("smollm2-135m", "Q4_1"),
+        cell_record("smollm2-135m", "Q8_0", Outcome.DIVERGED, 1 / 340, lines=lines, seconds=131.0),
+        cell_record("smollm2-135m", "BF16", margin=2.2),
+        cell_record("smollm2-135m-wide", "Q4_K_M", Outcome.INCOMPLETE, None, **died),
+        cell_record("synthetic-llama", "Q8_0", margin=None),
+        cell_record("synthetic-llama", "Q8_0", Outcome.DIVERGED, 0.001, cell=OVERLAY, **known),
+        cell_record("llama-3-8b", "Q4_K_M", Outcome.HOLE, **hole),
+        cell_record("llama-3-8b", "Q8_0", Outcome.HOLE, **hole),
+        cell_record("synthetic-llama", "Q8_0", Outcome.DIVERGED, 1e-4, **control),
+    )
+    return Night(
+        run_id="20261123T020000Z-5e1c0a1b",
+        plan="smoke",
+        title="smoke: SmolLM2-135M, real trained weights",
+        headline="crates.io burn, not the fork; production did not run",
+        plan_sha256="5e1c0a1b" * 8,
+        started_at="2026-11-23T02:00:00+00:00",
+        seconds=561.0,
+        host="runner-3",
+        machine_class="x86_64-GenuineIntel-6-143-0a1b2c3d",
+        interrupted=False,
+        cells=cells,
+        pages=(PageRecord("00_machine_and_pins", "00_machine_and_pins.html", Outcome.PARITY, ()),),
+    )
+
+
+@pytest.fixture
+def bands() -> BandSet:
+    return band_set()
+
+
+@pytest.fixture
+def green(green_pair: PairTrace, bands: BandSet) -> Positions:
+    return positions(green_pair, bands)
+
+
+@pytest.fixture
+def red_verdict(red_pair: PairTrace, bands: BandSet, make_verdict: Callable[..., Verdict]) -> Verdict:
+    """A verdict as the judge itself gives it for the red pair."""
+    expected = expected_positions([p for p, _ in LENGTHS], [g for _, g in LENGTHS])
+    rung, found, ledger = judge_twin(red_pair, expected, bands)
+    rungs = tuple(rung if r.rung is Rung.T4 else r for r in make_verdict().rungs)
+    literal = {**LITERAL, "ledger": ledger.to_json()}
+    return make_verdict(Outcome.DIVERGED, rungs=rungs, divergences=tuple(found), literal=literal)
+
+
+@pytest.fixture
+def red(red_pair: PairTrace, bands: BandSet, red_verdict: Verdict) -> Positions:
+    return positions(red_pair, bands, red_verdict.divergences)
