@@ -17,7 +17,17 @@ import gguf
 from parity_lib.errors import ModelFileError
 from parity_lib.gguf_file import ModelFile, Tensor
 
-__all__ = ["ModelFacts", "ModelFile", "Tensor", "cache_dir", "read_facts", "read_tensors", "sha256_file"]
+__all__ = [
+    "ModelFacts",
+    "ModelFile",
+    "Tensor",
+    "cache_dir",
+    "expected_shapes",
+    "facts_of",
+    "read_facts",
+    "read_tensors",
+    "sha256_file",
+]
 
 ARCHITECTURES = ("llama", "qwen2")
 TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")

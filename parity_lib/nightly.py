@@ -75,16 +75,15 @@ def _make_folder(parent: Path, name: str) -> Path:
     folder = parent.resolve() / name
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir()
-        (folder / "cells").mkdir()
-    except FileExistsError as error:
-        raise UsageError(
-            "another run writes into this folder",
-            place=folder,
-            expected="a new folder",
-            found="one that exists",
-            next_step="start again in a second, or give another --out",
-        ) from error
+        if folder.exists():
+            raise UsageError(
+                "another run writes into this folder",
+                place=folder,
+                expected="a new folder",
+                found="one that exists",
+                next_step="start again in a second, or give another --out",
+            )
+        (folder / "cells").mkdir(parents=True)
     except OSError as error:
         raise RecordError(
             "the output folder cannot be made",

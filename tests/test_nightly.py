@@ -22,6 +22,8 @@ from parity_lib.night_record import Night, load_night
 from parity_lib.nightly import NightOptions, run_night
 
 MODEL = 'model = "synthetic-llama"\nquant = "Q8_0"\n'
+PRODUCTION = 'model = "llama-3-8b"\nquant = "Q4_K_M"\n'
+FOREIGN = "neon" if os.uname().machine == "x86_64" else "avx2"
 PARAMETERS = """model: str = ""  # id
 quant: str = ""  # quant
 isa: str = ""  # leg
@@ -55,7 +57,7 @@ SOUND = [SETUP, RECORD, ASSERT]
 def notebook(path: Path, cells: list[str], parameters: str = PARAMETERS) -> None:
     found: list[dict[str, Any]] = [{"cell_type": "markdown", "id": "title", "metadata": {}, "source": "# Test"}]
     for number, source in enumerate([parameters, *cells]):
-        tags = ["parameters"] if number == 0 else ["raises-exception"] if source == ASSERT else []
+        tags = ["parameters"] if number == 0 else ["raises-exception"] if source.startswith(ASSERT) else []
         cell = {"cell_type": "code", "id": f"c{number}", "metadata": {"tags": tags}, "source": source}
         found.append(cell | {"outputs": [], "execution_count": None})
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -63,16 +65,46 @@ def notebook(path: Path, cells: list[str], parameters: str = PARAMETERS) -> None
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
+PAGES = {
+    "00_machine_and_pins": (["1"], 'x: str = ""  # nothing'),
+    "06_night": (
+        ["from parity_lib.night_record import load_night\nprint(load_night(run_dir).outcome)"],
+        'run_dir: str = ""  # folder',
+    ),
+}
+DIVERGING = [SETUP.replace("bool(fault)", "True"), RECORD, ASSERT, "print('drill-down')"]
+LYING = ASSERT + "\nfrom parity_lib.errors import ParityFailure\nraise ParityFailure('no')"
+# Name of a notebook -> its cells, and what the cause must name. Each would be green if one check were missing.
+FALSE_GREENS = {
+    "abort": (["import os\nos.abort()", *SOUND], "SIGABRT"),
+    "kill": ([*SOUND, "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"], "SIGKILL"),
+    "exit": (["import sys\nsys.exit(0)", *SOUND], "sys.exit(0)"),
+    "missing": (["1 + 1"], "no verdict record"),
+    "late": ([*SOUND, "raise ValueError('late')"], "ValueError: late"),
+    "other_cell": ([SETUP, RECORD.replace("CellId(model", "CellId('another'"), ASSERT], "of another cell"),
+    "fault": ([SETUP.replace("fault, ''", "'eps', ''"), RECORD, ASSERT], "ran with fault 'eps'"),
+    "dropped": ([SETUP.replace("5, fault, ''", "4, fault, ''"), RECORD, ASSERT], "compared 4 of 5"),
+    "rung": ([SETUP, RECORD.replace("(Rung.T0, Rung.T2)", "(Rung.T0,)"), ASSERT], "T2 weights: did not run"),
+    "damaged": ([SETUP, RECORD + "\nopen(out_dir + '/verdict.json', 'a').write('x')", ASSERT], "verdict.json"),
+    "lying": ([SETUP, RECORD, LYING], "assert cell raised"),
+    "slow": (["import time\ntime.sleep(600)", *SOUND], "wall-clock limit of 8 s"),
+}
+
+
+def make_books(folder: Path, **cells: list[str]) -> Path:
+    """Write the notebooks of a night: two pages, ``02_logits``, and others by name."""
+    books = folder / "notebooks"
+    books.mkdir()
+    for name, (page, parameters) in PAGES.items():
+        notebook(books / f"{name}.ipynb", page, parameters)
+    for name, sources in {"02_logits": SOUND, **cells}.items():
+        notebook(books / f"{name}.ipynb", sources)
+    return books
+
+
 @pytest.fixture
 def books(tmp_path: Path) -> Path:
-    """Return a folder with the three notebooks of a night, all sound."""
-    folder = tmp_path / "notebooks"
-    folder.mkdir()
-    notebook(folder / "02_logits.ipynb", SOUND)
-    notebook(folder / "00_machine_and_pins.ipynb", ["1"], 'x: str = ""  # nothing')
-    read = "from parity_lib.night_record import load_night\nprint(load_night(run_dir).outcome)"
-    notebook(folder / "06_night.ipynb", [read], 'run_dir: str = ""  # folder')
-    return folder
+    return make_books(tmp_path)
 
 
 def plan(folder: Path, *cells: str) -> str:
@@ -84,135 +116,113 @@ def plan(folder: Path, *cells: str) -> str:
 
 def night(books: Path, *cells: str, require_all: bool = False, only: str = "") -> tuple[Night, Path, str]:
     stream = io.StringIO()
-    out = books.parent / "out"
-    options = NightOptions(plan(books.parent, *cells), out, only, require_all, books)
+    options = NightOptions(plan(books.parent, *cells), books.parent / "out", only, require_all, books)
     record, folder = run_night(options, stream)
     assert load_night(folder) == record  # what a reader finds later is what was decided
     return record, folder, stream.getvalue()
 
 
 def test_night_at_parity_is_zero_and_leaves_everything(books: Path) -> None:
-    record, folder, text = night(books, MODEL)
+    record, folder, text = night(books, MODEL, PRODUCTION + "required = false\n")
     assert (record.outcome, record.exit_status) == (Outcome.PARITY, 0)
     assert folder.name.endswith(record.plan_sha256[:8])
-    cell = record.cells[0]
+    cell, hole = record.cells
     assert cell.worst_margin == 2.0
     for name in (cell.html, cell.verdict, f"{cell.folder}/02_logits.ipynb", f"{cell.folder}/run.log", "index.html"):
         assert (folder / name).is_file(), name
     assert (folder / "night.log").read_text() == text
     assert (folder / "divergences.jsonl").read_text() == ""
     assert not list(folder.glob("cells/.*"))
+    assert (hole.outcome, hole.good, hole.folder) == (Outcome.HOLE, True, "")
+    assert "not staged" in hole.causes[0]
+    assert any(line.startswith("HOLE model=llama-3-8b quant=Q4_K_M") for line in text.splitlines())
 
 
-def test_divergence_is_one_with_a_greppable_line_everywhere(books: Path) -> None:
-    notebook(books / "02_logits.ipynb", [SETUP.replace("bool(fault)", "True"), RECORD, ASSERT, "print('drill-down')"])
-    record, folder, text = night(books, MODEL)
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Night, Path, str]:
+    """Return a night with a divergence, a caught control, an expected divergence and one that broke off later."""
+    late = [SETUP.replace("bool(fault)", "True"), RECORD, "import os\nos.abort()"]
+    books = make_books(tmp_path_factory.mktemp("mixed"), diverging=DIVERGING, late=late)
+    return night(
+        books,
+        MODEL + 'notebook = "diverging"\n',
+        MODEL + 'control = true\nfault = "eps x10"\n',
+        MODEL.replace("Q8_0", "Q4_K_M") + 'notebook = "diverging"\nexpect = "diverged"\nreason = "known"\n',
+        MODEL + 'notebook = "late"\n',
+        MODEL + f'isa = "{FOREIGN}"\nrequired = false\n',
+    )
+
+
+def test_divergence_is_one_with_a_greppable_line_everywhere(mixed: tuple[Night, Path, str]) -> None:
+    record, folder, text = mixed
     assert (record.outcome, record.exit_status) == (Outcome.DIVERGED, 1)
     line = next(line for line in text.splitlines() if line.startswith("DIVERGED model=synthetic-llama quant=Q8_0"))
     assert "prompt_idx=3 token_idx=17 kind=TOP1" in line
     assert line in (folder / "night.log").read_text().splitlines()
     assert store.load_divergences(folder / "divergences.jsonl")[0]["line"] == line
-    assert "drill-down" in (folder / record.cells[0].folder / "02_logits.ipynb").read_text()
+    assert "drill-down" in (folder / record.cells[0].folder / "diverging.ipynb").read_text()
 
 
-@pytest.mark.parametrize(
-    ("cells", "named"),
-    [
-        (["import os\nos.abort()", *SOUND], "SIGABRT"),
-        ([*SOUND, "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"], "SIGKILL"),
-        (["import sys\nsys.exit(0)", *SOUND], "sys.exit(0)"),
-        (["1 + 1"], "no verdict record"),
-        ([*SOUND, "raise ValueError('late')"], "ValueError: late"),
-        ([SETUP, RECORD.replace("CellId(model", "CellId('another'"), ASSERT], "of another cell"),
-        ([SETUP.replace("fault, ''", "'eps', ''"), RECORD, ASSERT], "ran with fault 'eps'"),
-        ([SETUP.replace("5, fault, ''", "4, fault, ''"), RECORD, ASSERT], "compared 4 of 5"),
-        ([SETUP, RECORD.replace("(Rung.T0, Rung.T2)", "(Rung.T0,)"), ASSERT], "T2 weights: did not run"),
-        ([SETUP, RECORD + "\nopen(out_dir + '/verdict.json', 'a').write('x')", ASSERT], "verdict.json"),
-    ],
-    ids=["abort", "kill", "exit", "missing", "late", "other-cell", "fault", "dropped", "rung", "damaged"],
-)
-def test_no_way_to_a_false_green(books: Path, cells: list[str], named: str) -> None:
-    notebook(books / "02_logits.ipynb", cells)
-    record, folder, text = night(books, MODEL)
-    assert (record.outcome, record.exit_status) == (Outcome.INCOMPLETE, 3)
-    lines = [line for line in text.splitlines() if line.startswith("INCOMPLETE model=synthetic-llama quant=Q8_0")]
-    assert any(named in line for line in lines), text
-    assert any(named in cause for cause in record.cells[0].causes)
-    assert (folder / record.cells[0].html).is_file()
-
-
-def test_parity_in_the_record_does_not_survive_a_raising_assert_cell(books: Path) -> None:
-    lie = ASSERT + "\nfrom parity_lib.errors import ParityFailure\nraise ParityFailure('no')"
-    notebook(books / "02_logits.ipynb", [SETUP, RECORD, lie])
-    book = json.loads((books / "02_logits.ipynb").read_text())
-    book["cells"][-1]["metadata"]["tags"] = ["raises-exception"]
-    (books / "02_logits.ipynb").write_text(json.dumps(book))
-    record, _, _ = night(books, MODEL)
-    assert record.exit_status == 3
-    assert any("assert cell raised" in cause for cause in record.cells[0].causes)
-
-
-def test_wall_clock_limit_of_a_cell(books: Path) -> None:
-    notebook(books / "02_logits.ipynb", ["import time\ntime.sleep(600)", *SOUND])
-    record, _, _ = night(books, MODEL + "limit_s = 8\n")
-    assert record.exit_status == 3
-    assert any("wall-clock limit of 8 s" in cause for cause in record.cells[0].causes)
-
-
-def test_divergence_that_broke_off_later_stays_a_divergence(books: Path) -> None:
-    notebook(books / "02_logits.ipynb", [SETUP.replace("bool(fault)", "True"), RECORD, "import os\nos.abort()"])
-    record, _, text = night(books, MODEL)
-    assert (record.outcome, record.exit_status) == (Outcome.DIVERGED, 1)
-    assert any("SIGABRT" in cause for cause in record.cells[0].causes)
-    assert any(line.startswith("INCOMPLETE") and "SIGABRT" in line for line in text.splitlines())
-
-
-def test_expected_divergence_is_zero_and_its_end_is_one(books: Path) -> None:
-    expected = MODEL + 'expect = "diverged"\nreason = "a known finding"\n'
-    record, _, _ = night(books, expected)
-    assert (record.cells[0].outcome, record.exit_status) == (Outcome.PARITY, 1)
-    assert "a known finding" in record.cells[0].causes[0]
-    notebook(books / "02_logits.ipynb", [SETUP.replace("bool(fault)", "True"), RECORD, ASSERT])
-    record, _, _ = night(books, expected)
-    assert (record.cells[0].outcome, record.cells[0].good, record.exit_status) == (Outcome.DIVERGED, True, 0)
-
-
-def test_control_caught_is_zero_and_its_lines_say_control(books: Path) -> None:
-    record, _, text = night(books, MODEL, MODEL + 'control = true\nfault = "eps x10"\n')
-    assert (record.exit_status, [cell.good for cell in record.cells]) == (0, [True, True])
+def test_control_that_was_caught_is_good_and_its_lines_say_control(mixed: tuple[Night, Path, str]) -> None:
+    record, _, text = mixed
+    assert (record.cells[1].outcome, record.cells[1].good) == (Outcome.DIVERGED, True)
     assert any(line.startswith("CONTROL model=") and "prompt_idx=3" in line for line in text.splitlines())
-    assert not any(line.startswith("DIVERGED") for line in text.splitlines())
     assert "red control 1/1 caught" in text
 
 
-def test_control_not_caught_is_three_whatever_else_happened(books: Path) -> None:
-    notebook(books / "02_logits.ipynb", [SETUP.replace("bool(fault)", "not control"), RECORD, ASSERT])
-    record, _, text = night(books, MODEL, MODEL + 'control = true\nfault = "eps x10"\n')
-    assert [cell.outcome for cell in record.cells] == [Outcome.DIVERGED, Outcome.INVALID]
+def test_expected_divergence_is_good(mixed: tuple[Night, Path, str]) -> None:
+    assert (mixed[0].cells[2].outcome, mixed[0].cells[2].good) == (Outcome.DIVERGED, True)
+
+
+def test_divergence_that_broke_off_later_stays_a_divergence(mixed: tuple[Night, Path, str]) -> None:
+    record, _, text = mixed
+    assert (record.cells[3].outcome, record.cells[3].good) == (Outcome.DIVERGED, False)
+    assert any("SIGABRT" in cause for cause in record.cells[3].causes)
+    assert any(line.startswith("INCOMPLETE") and "SIGABRT" in line for line in text.splitlines())
+
+
+def test_leg_that_the_machine_lacks_is_a_hole_that_names_it(mixed: tuple[Night, Path, str]) -> None:
+    assert mixed[0].cells[4].outcome is Outcome.HOLE
+    assert f"cannot run the leg {FOREIGN}: it lacks" in mixed[0].cells[4].causes[0]
+
+
+@pytest.fixture(scope="module")
+def false_greens(tmp_path_factory: pytest.TempPathFactory) -> tuple[Night, Path, str]:
+    books = make_books(tmp_path_factory.mktemp("false"), **{name: cells for name, (cells, _) in FALSE_GREENS.items()})
+    limits = dict.fromkeys(FALSE_GREENS, "") | {"slow": "limit_s = 8\n"}
+    return night(books, *(MODEL + f'notebook = "{name}"\n{limits[name]}' for name in FALSE_GREENS))
+
+
+@pytest.mark.parametrize("name", FALSE_GREENS)
+def test_no_way_to_a_false_green(false_greens: tuple[Night, Path, str], name: str) -> None:
+    record, folder, text = false_greens
+    named = FALSE_GREENS[name][1]
+    cell = record.cells[list(FALSE_GREENS).index(name)]
+    assert (cell.outcome, cell.good, record.exit_status) == (Outcome.INCOMPLETE, False, 3)
+    assert any(named in cause for cause in cell.causes)
+    lines = [line for line in text.splitlines() if line.startswith("INCOMPLETE model=synthetic-llama quant=Q8_0")]
+    assert any(named in line for line in lines)
+    assert (folder / cell.html).is_file()
+
+
+def test_control_not_caught_is_three_and_a_finding_that_went_away_is_named(tmp_path: Path) -> None:
+    seen = SETUP.replace("bool(fault)", "not control and quant == 'Q8_0'")
+    books = make_books(tmp_path, blind=[seen, RECORD, ASSERT])
+    blind = 'notebook = "blind"\n'
+    gone = MODEL.replace("Q8_0", "Q4_K_M") + blind + 'expect = "diverged"\nreason = "a known finding"\n'
+    record, _, text = night(books, MODEL + blind, MODEL + blind + 'control = true\nfault = "eps x10"\n', gone)
+    assert [cell.outcome for cell in record.cells] == [Outcome.DIVERGED, Outcome.INVALID, Outcome.PARITY]
+    assert [cell.good for cell in record.cells] == [False, False, False]
     assert (record.outcome, record.exit_status) == (Outcome.INVALID, 3)
     assert any(line.startswith("INVALID model=") and "eps x10" in line for line in text.splitlines())
+    assert any(line.startswith("UNEXPECTED model=") and "a known finding" in line for line in text.splitlines())
 
 
-def test_hole_has_a_reason_and_a_required_one_is_a_gap(books: Path) -> None:
-    production = 'model = "llama-3-8b"\nquant = "Q4_K_M"\n'
-    record, _, text = night(books, MODEL, production + "required = false\n")
-    assert ([cell.outcome for cell in record.cells], record.exit_status) == ([Outcome.PARITY, Outcome.HOLE], 0)
-    assert "not staged" in record.cells[1].causes[0]
-    assert any(line.startswith("HOLE model=llama-3-8b") for line in text.splitlines())
-    assert night(books, MODEL, production + "required = false\n", require_all=True)[0].exit_status == 3
-    assert night(books, MODEL, production)[0].exit_status == 3
-
-
-def test_leg_that_the_machine_lacks_is_a_hole_that_names_the_flags(books: Path) -> None:
-    foreign = "neon" if os.uname().machine == "x86_64" else "avx2"
-    record, _, _ = night(books, MODEL, MODEL + f'isa = "{foreign}"\nrequired = false\n')
-    assert record.cells[1].outcome is Outcome.HOLE
-    assert "cannot run the leg" in record.cells[1].causes[0]
-
-
-def test_night_of_holes_alone_is_no_parity(books: Path) -> None:
-    record, _, _ = night(books, 'model = "llama-3-8b"\nquant = "Q4_K_M"\nrequired = false\n')
-    assert (record.outcome, record.exit_status) == (Outcome.INCOMPLETE, 3)
+def test_required_cell_that_cannot_run_is_a_gap_and_so_is_any_with_require_all(books: Path) -> None:
+    for cell, require_all in ((PRODUCTION, False), (PRODUCTION + "required = false\n", True)):
+        record, _, text = night(books, cell, require_all=require_all)
+        assert (record.cells[0].outcome, record.exit_status) == (Outcome.INCOMPLETE, 3)
+        assert any(line.startswith("INCOMPLETE model=llama-3-8b") for line in text.splitlines())
 
 
 def test_page_that_breaks_off_is_a_gap_and_still_drawn(books: Path) -> None:
@@ -223,9 +233,10 @@ def test_page_that_breaks_off_is_a_gap_and_still_drawn(books: Path) -> None:
     assert "SIGABRT" in (folder / "index.html").read_text()
 
 
-def test_only_chooses_cells_and_refuses_what_matches_none(books: Path) -> None:
-    record, _, _ = night(books, MODEL, MODEL.replace("Q8_0", "Q4_K_M"), only="Q4_K_M")
-    assert [cell.cell.quant for cell in record.cells] == ["Q4_K_M"]
+def test_night_of_holes_alone_is_no_parity_and_only_chooses_cells(books: Path) -> None:
+    record, _, _ = night(books, MODEL, PRODUCTION + "required = false\n", only="llama-3*")
+    assert [cell.cell.model for cell in record.cells] == ["llama-3-8b"]
+    assert (record.outcome, record.exit_status) == (Outcome.INCOMPLETE, 3)
     with pytest.raises(UsageError, match="no cell of the plan"):
         night(books, MODEL, only="Q3")
 

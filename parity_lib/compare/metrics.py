@@ -79,20 +79,16 @@ def top_k(rows: F32, k: int = TOP_STORED) -> I32:
 
 
 def _top_of_row(row: F32, k: int) -> npt.NDArray[np.integer]:
-    near: npt.NDArray[np.integer] | None = None
+    near = np.arange(len(row))
     n_groups = len(row) // _GROUP
     if n_groups >= k:
-        whole = n_groups * _GROUP
         # Groups are columns, so that the maximum runs over contiguous memory.
-        maxima = row[:whole].reshape(_GROUP, n_groups).max(axis=0)
+        maxima = row[: n_groups * _GROUP].reshape(_GROUP, n_groups).max(axis=0)
         # k groups have a logit of at least this: no smaller one can be in the top, all equal ones may.
         floor = np.partition(maxima, n_groups - k)[n_groups - k]
-        if np.isfinite(floor):
-            near = np.flatnonzero(row >= floor)
-            if np.isnan(maxima.max()) or len(near) < k:
-                near = None
-    if near is None:
-        near = np.arange(len(row))
+        above = np.flatnonzero(row >= floor)
+        if len(above) >= k:  # fewer where a NaN hides its group's numbers: then every logit is looked at
+            near = above
     # A stable sort keeps ties in the order of ids, and numpy sorts NaN behind plus infinity.
     return near[np.argsort(-row[near], kind="stable")[:k]]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -143,7 +142,7 @@ def _divergence(spec: TensorSpec, result: TensorResult) -> Divergence:
         kind=Kind.TENSOR,
         limit=0.0,
         where=spec.name,
-        delta=result.max_ulp if math.isfinite(result.max_ulp) else math.inf,
+        delta=result.max_ulp,
         note=(
             f"{spec.type}: {result.n_different} of {spec.n_values} values differ, the first at {index} "
             f"(block {index // spec.block_size}): llama.cpp {result.first_reference!r} (0x{bits[0]:08x}), "

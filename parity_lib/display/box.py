@@ -13,7 +13,7 @@ from parity_lib.names import Kind, Outcome, Rung
 from parity_lib.verdicts import Divergence, Verdict
 
 _FORK_STACKS = ("overlay", "spine")
-_NEXT_FOR_CAUSE = "Put right what the cause names, then run the cell again"
+_NEXT_FOR_CAUSE = "put right what the cause names, then run the cell again"
 
 
 def verdict_box(verdict: Verdict, words: Words | None = None, links: Mapping[str, str] | None = None) -> Fragment:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from parity_lib.display.figures import Gallery, Palette, decades, picture
 from parity_lib.display.page import Picture
 from parity_lib.display.position_data import Bools, Positions
-from parity_lib.display.text import Words, margin, number
+from parity_lib.display.text import NONE, Words, margin, number
 from parity_lib.traces import F64
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def _panel(shown: Positions, prompt: int, axis: tuple[float, float], words: Word
     rows = shown.of_prompt(prompt)
     worst = rows[int(np.argmax(np.nan_to_num(shown.share[rows], nan=0.0)))]
     size = "not finite" if shown.nonfinite[worst] else margin(float(shown.delta[worst]), float(shown.limit[worst]))
-    title = f"{words.prompt(prompt)}: {size}"
+    title = f"{words.prompt(prompt)}: {'no limit' if size == NONE else size}"
     flips = _flip_words(shown, rows)
 
     def draw(figure: Figure, ink: Palette) -> None:

@@ -32,6 +32,7 @@ _QUESTION = {
     Rung.T7: "did the instructions asked for really run?",
 }
 
+_BANDED = (Rung.T3, Rung.T4, Rung.T5)  # their limits are measured; without one nothing was judged
 _LONG = 90  # characters
 
 _COLUMNS = (
@@ -103,7 +104,9 @@ def _texts(result: RungResult) -> list[str]:
 def _limit(result: RungResult) -> str:
     if result.outcome is Outcome.REPORTED:
         return "no gate"
-    return "exact" if result.limit is None else _with_unit(result.limit, result.unit)
+    if result.limit is None:
+        return NONE if result.rung in _BANDED else "exact"
+    return _with_unit(result.limit, result.unit)
 
 
 def _with_unit(value: float, unit: str) -> str:

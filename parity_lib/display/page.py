@@ -84,8 +84,9 @@ def table(
     caption: str = "",
     row_attributes: Sequence[str] = (),
     css: str = "",
+    cards: bool = True,
 ) -> str:
-    """Return an HTML table that becomes one card a row on a narrow screen.
+    """Return an HTML table.
 
     Args:
         columns: headers; a cell's class and its label on narrow screens come from them.
@@ -93,16 +94,18 @@ def table(
         caption: one sentence above the table.
         row_attributes: attributes of each row (``id="p3t17" class="bad"``), one a row, or none at all.
         css: further classes of the table.
+        cards: on a narrow screen each row becomes a card, each cell with its header; without, the table scrolls,
+            which a table of a thousand rows must: the headers in every cell would be most of the page.
     """
     attributes = row_attributes or [""] * len(rows)
     head = "".join(f'<th scope="col"{_class(c)}>{escape(c.head)}</th>' for c in columns)
     body = []
     for row, attribute in zip(rows, attributes, strict=True):
-        cells = "".join(_td(column, cell) for column, cell in zip(columns, row, strict=True))
+        cells = "".join(_td(column, cell, cards) for column, cell in zip(columns, row, strict=True))
         body.append(f"<tr{' ' + attribute if attribute else ''}>{cells}</tr>")
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
     return (
-        f'<div class="scroll"><table class="stack {css}">{title}<thead><tr>{head}</tr></thead>'
+        f'<div class="scroll"><table class="{"stack " if cards else ""}{css}">{title}<thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )
 
@@ -126,12 +129,13 @@ def details(summary: str, body: str, *, is_open: bool = False) -> str:
     return f"<details{' open' if is_open else ''}><summary>{summary}</summary>{body}</details>"
 
 
-def _td(column: Column, cell: str) -> str:
+def _td(column: Column, cell: str, cards: bool) -> str:
     """Return one cell; a narrow screen leaves out what has no number, and shows the header before what has one."""
     words = [word for word, holds in (("num", column.numeric), ("none", cell == NONE)) if holds]
     css = f' class="{" ".join(words)}"' if words else ""
     inside = f"<div>{cell}</div>" if column.markup else escape(cell)  # one box beside the label on a narrow screen
-    return f'<td{css} data-label="{escape(column.head)}">{inside}</td>'
+    label = f' data-label="{escape(column.head)}"' if cards else ""
+    return f"<td{css}{label}>{inside}</td>"
 
 
 def _class(column: Column) -> str:

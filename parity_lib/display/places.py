@@ -90,7 +90,7 @@ def around(shown: Positions, words: Words | None = None, *, reach: int = 8) -> F
     caption = f"Around the {word}: prompt {words.prompt(prompt)}, token {int(shown.token_idx[centre])}."
     texts = [_short_row(shown, row, {}, words) for row in rows]
     attributes = ['class="here"' if row == centre else "" for row in rows]
-    html = table(_SHORT, texts, caption=caption, row_attributes=attributes, css="all")
+    html = table(_SHORT, texts, caption=caption, row_attributes=attributes, css="all", cards=False)
     return Fragment(html=html, plain=f"{caption}\n{plain_table(_SHORT, texts)}")
 
 
@@ -216,7 +216,9 @@ def _folded(
         rows = [int(row) for row in shown.of_prompt(prompt) if int(row) in kept]
         if rows:
             texts = [_short_row(shown, row, kinds, words) for row in rows]
-            body = table(_SHORT, texts, row_attributes=[_attributes(shown, row) for row in rows], css="all")
+            body = table(
+                _SHORT, texts, row_attributes=[_attributes(shown, row) for row in rows], css="all", cards=False
+            )
             blocks.append(details(f"prompt {escape(words.prompt(prompt))}: {count(len(rows))} further positions", body))
     left = len(shown) - len(kept) - len(done)
     if left:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 ACROSS = 100  # squares in one line; a long prompt goes on in the next
 _W, _H = 10, 15  # pitch of the squares, px
-_LEFT, _TOP = 142, 44  # room for the prompts' names and for the legend, px
+_LEFT, _TOP = 172, 44  # room for the prompts' names and for the legend, px
+_NAME = 26  # characters of a prompt's name
 _GAP = 8  # between prompts, px
 _EDGES = (0.01, 0.1, 0.5, 1.0)  # shares of the limit
 _LABELS = ("≤ 1 %", "≤ 10 %", "≤ 50 %", "≤ limit", "over", "not finite")
@@ -99,7 +100,7 @@ def _svg(
     alt: str,
 ) -> str:
     width, height = size
-    names = "".join(f'<text x="0" y="{y + 12}">{escape(words.prompt(prompt)[:20])}</text>' for prompt, y in labels)
+    names = "".join(f'<text x="0" y="{y + 12}">{escape(words.prompt(prompt)[:_NAME])}</text>' for prompt, y in labels)
     body = "".join(_square(square, shown, words, linked) for square in squares)
     return (
         f'<svg class="hm" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
@@ -170,7 +171,7 @@ def _painter(
             if shown.token_idx[square.row] == 0:
                 axes.plot([square.x - 0.5] * 2, [square.y - 2, square.y + 16], color=ink.ink, linewidth=1.5)
         for prompt, y in labels:
-            axes.text(0, y + 12, words.prompt(prompt)[:20])
+            axes.text(0, y + 12, words.prompt(prompt)[:_NAME])
         axes.text(0, 14, "|delta| over its limit")
         for bin_, label in enumerate(_LABELS):
             x = _LEFT + 100 * bin_

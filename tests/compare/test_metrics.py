@@ -187,6 +187,15 @@ def test_nan_is_lowest_below_minus_infinity() -> None:
     assert top_k(f32([NAN, -INF, 1.0, NAN, INF]), 5)[0].tolist() == [4, 2, 1, 0, 3]
 
 
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 3000, 5110, 5120])
+def test_top_of_rows_that_are_partly_not_finite(value: np.float32, count: int) -> None:
+    rng = np.random.default_rng(count)
+    row = rng.normal(0, 4, 64 * 80).astype(np.float32)
+    row[rng.permutation(len(row))[:count]] = value
+    assert top_k(row[None])[0].tolist() == slow_top(row, 64)
+
+
 @pytest.mark.parametrize("n_vocab", [6, 64 * 80])
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 def test_a_non_finite_row_is_counted_and_has_no_statistics(n_vocab: int, value: np.float32) -> None:
@@ -299,6 +308,7 @@ def test_pair_sigma_is_the_root_mean_square_of_all_differences() -> None:
     expected = [math.sqrt(np.mean([(e[i] - e[j]) ** 2 for i, j in pairs])) for e in errors]
     np.testing.assert_allclose(pair_sigma(errors), expected, rtol=1e-13)
     assert pair_sigma(errors + 1000.0) == pytest.approx(expected, rel=1e-9)  # what all share cancels
+    assert pair_sigma(errors[:, :2]) == pytest.approx(np.abs(errors[:, 0] - errors[:, 1]), rel=1e-12)
     assert pair_sigma(errors[:, :1]).tolist() == [0.0, 0.0, 0.0]
 
 

@@ -17,6 +17,11 @@ def test_all_required_checks_that_hold_are_parity() -> None:
     assert (rung.rung, rung.outcome, rung.expected, rung.compared, rung.note) == (Rung.T0, Outcome.PARITY, 2, 2, "")
 
 
+def test_a_check_beyond_the_required_ones_counts() -> None:
+    assert judge_pins([check_equal("model", "ab", "ab")], required=[]).outcome is Outcome.PARITY
+    assert judge_pins([check_equal("model", "ab", "cd")], required=[]).outcome is Outcome.INCOMPLETE
+
+
 def test_a_mismatch_is_incomplete_and_says_expected_and_found() -> None:
     rung = judge_pins([check_equal("prompts", "ab12", "cd34")], required=["prompts"])
     assert rung.outcome is Outcome.INCOMPLETE

@@ -26,8 +26,19 @@ def bits(word: int) -> np.float32:
 def test_equal_bits_are_parity() -> None:
     rung, divergences = judge_weights([SPEC], [compare_tensor(SPEC.name, values(), values())])
     assert (rung.outcome, rung.expected, rung.compared, rung.worst) == (Outcome.PARITY, 1, 1, 0.0)
-    assert rung.note == "96 values in 3 blocks"
+    assert (rung.note, rung.worst_where) == ("96 values in 3 blocks", "")
     assert not divergences
+
+
+def test_the_first_value_that_differs_is_kept_from_both_sides() -> None:
+    reference, candidate = np.array([1.0, -2.0, 3.0], np.float32), np.array([1.0, -2.0, 3.0], np.float32)
+    candidate[1] = bits(0xC0000003)
+    result = compare_tensor("t", reference, candidate)
+    assert (result.first_index, result.first_bits, result.max_ulp) == (1, (0xC0000000, 0xC0000003), 3.0)
+    assert (result.first_reference, result.first_candidate) == (-2.0, float(bits(0xC0000003)))
+    (divergence,) = judge_weights([TensorSpec("t", "F32", 3, 1)], [result])[1]
+    assert divergence.delta == 3.0
+    assert divergence.note.endswith("llama.cpp -2.0 (0xc0000000), burn -2.000000715255737 (0xc0000003)")
 
 
 def test_the_lowest_bit_of_one_value_is_named() -> None:

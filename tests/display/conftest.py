@@ -88,7 +88,7 @@ def divergences() -> tuple[Divergence, ...]:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_verdict() -> Callable[..., Verdict]:
     def make(outcome: Outcome = Outcome.PARITY, **changes: object) -> Verdict:
         red = outcome is Outcome.DIVERGED
@@ -185,7 +185,7 @@ def red_pair() -> PairTrace:
     return pair_of(reference, candidate, places, fed)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def words() -> Words:
     texts = [f"{' ' if i % 3 else ''}{SYLLABLES[i % len(SYLLABLES)]}{i // 14 or ''}" for i in range(N_VOCAB)]
     tokens = {i: text.encode() for i, text in enumerate(texts)}
@@ -221,7 +221,7 @@ def cell_record(
     return dataclasses.replace(record, **changes)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def night(make_verdict: Callable[..., Verdict]) -> Night:
     """A night as it should be read in ten seconds: one divergence, two holes, one gap, one expected finding."""
     lines = tuple(make_verdict(Outcome.DIVERGED).lines())
@@ -256,17 +256,17 @@ def night(make_verdict: Callable[..., Verdict]) -> Night:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def bands() -> BandSet:
     return band_set()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def green(green_pair: PairTrace, bands: BandSet) -> Positions:
     return positions(green_pair, bands)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def red_verdict(red_pair: PairTrace, bands: BandSet, make_verdict: Callable[..., Verdict]) -> Verdict:
     """A verdict as the judge itself gives it for the red pair."""
     expected = expected_positions([p for p, _ in LENGTHS], [g for _, g in LENGTHS])
@@ -276,6 +276,6 @@ def red_verdict(red_pair: PairTrace, bands: BandSet, make_verdict: Callable[...,
     return make_verdict(Outcome.DIVERGED, rungs=rungs, divergences=tuple(found), literal=literal)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def red(red_pair: PairTrace, bands: BandSet, red_verdict: Verdict) -> Positions:
     return positions(red_pair, bands, red_verdict.divergences)

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from parity_lib.display import night as module
+from parity_lib.display.night import (
+    NO_NIGHT,
+    cost_table,
+    gap_table,
+    night_header,
+    night_lines,
+    night_matrix,
+    open_night,
+)
+from parity_lib.errors import RecordError
+from parity_lib.names import Outcome
+from parity_lib.night_record import Night
+
+
+def test_header_says_outcome_counts_holes_control_and_what_next(night: Night) -> None:
+    lines = night_header(night).plain.splitlines()
+    assert lines[0] == "Night 2026-11-23: DIVERGED"
+    assert "crates.io burn, not the fork" in lines[1]
+    assert lines[2] == "8 cells: 2 DIVERGED (1 as expected), 1 INCOMPLETE, 2 holes, 3 ok."
+    assert lines[3].startswith("Holes: llama-3-8b Q4_K_M, llama-3-8b Q8_0 (the file is not staged")
+    assert "Red control: 1 of 1 caught." in lines
+    assert lines[-1].startswith("Next: read smollm2-135m · Q8_0")
+    assert '<a href="cells/smollm2-135m-Q8_0-avx512-crates-io-f32-0a1b2c3d/02_logits.html">its page</a>' in (
+        night_header(night).html
+    )
+
+
+def test_matrix_orders_quants_by_bits_and_names_what_differs(night: Night) -> None:
+    lines = night_matrix(night).plain.splitlines()
+    assert lines[0].split() == ["model", "Q4_1", "Q4_K_M", "Q8_0", "BF16"]
+    assert "ok 4.5x" in lines[1]
+    assert "DIVERGED 340x over at T4" in lines[1]
+    assert "ok | DIVERGED, as expected 1,000x over at T4 (overlay)" in lines[3]
+    assert lines[4].split()[:4] == ["llama-3-8b", "–", "hole", "hole"]
+    assert "caught 10,000x over at T4" in lines[5]
+
+
+def test_squares_link_to_their_page_and_holes_say_why(night: Night) -> None:
+    html = night_matrix(night).html
+    assert html.count("02_logits.html") == 7
+    assert html.count("<small>the file is not staged</small>") == 2
+    assert "<small>the notebook&#x27;s process ended with SIGABRT</small>" in html
+
+
+def test_gaps_have_all_their_reasons_failing_first(night: Night) -> None:
+    plain = gap_table(night).plain
+    assert plain.splitlines()[1].startswith("smollm2-135m · Q8_0")
+    assert "lowest broken rung T4 340x over" in plain
+    assert "SIGABRT; cell 8 broke off: the kernel died" in plain
+    assert plain.count("parity models stage llama-3-8b") == 2
+
+
+def test_a_lost_expectation_is_no_plain_ok(night: Night) -> None:
+    gone = dataclasses.replace(night.cells[5], outcome=Outcome.PARITY, good=False, causes=("it is gone",))
+    text = night_matrix(dataclasses.replace(night, cells=(gone,))).plain
+    assert "ok, a divergence was expected" in text
+
+
+def test_costs_sum_to_the_night(night: Night) -> None:
+    lines = cost_table(night).plain.splitlines()
+    assert "2 min 11 s" in lines[1]
+    assert lines[-1].split()[-3:] == ["s", "100%", "–"]
+    shares = [int(word.rstrip("%")) for line in lines[1:-1] for word in line.split() if word.endswith("%")]
+    assert 97 <= sum(shares) <= 103
+
+
+def test_lines_of_all_cells_are_there(night: Night) -> None:
+    assert len(night_lines(night)) == 3
+    assert all(line.startswith("DIVERGED model=") for line in night_lines(night))
+
+
+def test_without_a_night_the_pages_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RUNS", tmp_path)
+    assert open_night() is None
+    assert night_header(None).plain == NO_NIGHT
+    assert [f(None).plain for f in (night_matrix, gap_table, cost_table)] == ["", "", ""]
+    assert night_lines(None) == []
+
+
+def test_the_newest_night_is_opened_and_a_named_one_must_exist(
+    night: Night, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RUNS", tmp_path)
+    for run_id in ("20261121T020000Z-5e1c0a1b", "20261123T020000Z-5e1c0a1b"):
+        (tmp_path / run_id).mkdir()
+        dataclasses.replace(night, run_id=run_id).save(tmp_path / run_id)
+    newest = open_night()
+    assert newest is not None
+    assert newest.run_id == "20261123T020000Z-5e1c0a1b"
+    with pytest.raises(RecordError, match="cannot be read"):
+        open_night(tmp_path / "no-such-run")

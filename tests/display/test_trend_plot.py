@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from parity_lib import store
+from parity_lib.display.figures import Gallery
+from parity_lib.display.page import Fragment
+from parity_lib.display.trend_plot import HISTORY, trend
+from parity_lib.errors import RecordError
+from parity_lib.names import Outcome
+from parity_lib.night_record import Night
+from parity_lib.verdicts import Verdict
+
+
+@pytest.fixture
+def run_dir(night: Night, tmp_path: Path, make_verdict: Callable[..., Verdict]) -> Path:
+    entries = []
+    for day in range(19, 24):
+        green, red = make_verdict(), make_verdict(Outcome.DIVERGED)
+        verdict = red if day == 23 else green
+        runs = {name: dataclasses.replace(run, machine_class=night.machine_class) for name, run in verdict.runs.items()}
+        run_id = f"202611{day}T020000Z-5e1c0a1b"
+        tonight = dataclasses.replace(verdict, runs=runs, created_at=f"2026-11-{day}T02:10:44+00:00")
+        entries.append(store.history_entry(run_id, tonight))
+        entries.append(store.history_entry(run_id, verdict))  # another class of machine
+        entries.append(store.history_entry(run_id, dataclasses.replace(tonight, control=True)))
+    store.append_history(entries, tmp_path / HISTORY)
+    return tmp_path / night.run_id
+
+
+def test_each_cell_of_tonight_with_a_past_gets_a_picture(night: Night, run_dir: Path) -> None:
+    shown = trend(night, run_dir)
+    assert isinstance(shown, Gallery)
+    assert [p.alt for p in shown.pictures] == [
+        "smollm2-135m Q8_0 over 5 nights: 1 diverged; tonight DIVERGED, margin 0.0029."
+    ]
+    assert shown.pictures[0].png.startswith(b"\x89PNG")
+    assert night.machine_class in shown.caption
+
+
+def test_other_machines_and_later_nights_are_no_past(night: Night, run_dir: Path) -> None:
+    elsewhere = dataclasses.replace(night, machine_class="another")
+    early = dataclasses.replace(night, run_id="20261119T020000Z-5e1c0a1b")
+    for alone in (elsewhere, early):
+        shown = trend(alone, run_dir)
+        assert isinstance(shown, Fragment)
+        assert shown.plain.startswith("No trend yet")
+
+
+def test_no_history_is_said_and_a_damaged_one_is_an_error(night: Night, tmp_path: Path) -> None:
+    assert str(trend(night, tmp_path / "run")).startswith("No trend yet")
+    assert str(trend(None)).startswith("No trend yet")
+    (tmp_path / HISTORY).write_text('{"schema": "parity/history/1"}\n')
+    with pytest.raises(RecordError):
+        trend(night, tmp_path / "run")
