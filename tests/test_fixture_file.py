@@ -56,7 +56,7 @@ def test_a_wrong_value_is_refused(data: dict[str, Any], read: Callable[[Table], 
 
 def test_right_values_come_back() -> None:
     entry = table(t="a", i=3, n=2, f=2.5, b=False, h="ab", l=["x"], s={"k": "v"}, o={"p": 1}, a=[{"q": 2}])
-    assert (entry.text("t"), entry.integer("i"), entry.number("n"), entry.number("f")) == ("a", 3, 2.0, 2.5)
+    assert (entry.text("t"), entry.integer("i", least=3), entry.number("n"), entry.number("f")) == ("a", 3, 2.0, 2.5)
     assert (entry.boolean("b"), entry.hex("h", 2), entry.texts("l"), entry.strings("s")["k"]) == (
         False,
         "ab",
@@ -70,7 +70,8 @@ def test_right_values_come_back() -> None:
 
 
 def test_defaults_are_taken_only_where_the_key_is_absent() -> None:
-    entry = table(n=0)
+    entry = table(n=0, z=0)
+    assert entry.integer("z") == 0
     assert (entry.text("t", ""), entry.number("n", 5.0), entry.texts("l", []), entry.tables("a", [])) == (
         "",
         0.0,

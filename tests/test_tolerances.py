@@ -107,6 +107,13 @@ def test_a_planted_mistake_in_the_file_is_refused(tmp_path: Path, old: str, new:
         load_tolerances(tmp_path / "t.toml")
 
 
+def test_a_band_is_provisional_only_where_it_says_so(tmp_path: Path) -> None:
+    text = dump_tolerances([BAND]).replace("provisional = true\n", "").replace('where = "later"\n', "")
+    (tmp_path / "t.toml").write_text(text)
+    (band,) = load_tolerances(tmp_path / "t.toml").bands
+    assert (band.provisional, band.where) == (False, ALL)
+
+
 def test_a_set_knows_its_sources_and_whether_it_is_provisional() -> None:
     later, first = replace(BAND, provisional=False), replace(BAND, where=FIRST, source="kernel baseline")
     other = replace(BAND, quant="Q4_1", source="elsewhere")

@@ -88,6 +88,7 @@ RED = rung(Rung.T4, Outcome.DIVERGED)
         ([T0, T2, rung(Rung.T4, Outcome.INVALID)], Outcome.INCOMPLETE, "T4 twin: why"),
         ([T0, T2, T4, rung(Rung.T5, Outcome.REPORTED)], Outcome.PARITY, ""),
         ([T0, T2, T4, rung(Rung.T5, Outcome.REPORTED, compared=3)], Outcome.INCOMPLETE, "T5 native: compared 3 of 9"),
+        ([T0, T2, rung(Rung.T4, expected=1, compared=1)], Outcome.PARITY, ""),
         ([], Outcome.INCOMPLETE, "T0 pins: did not run"),
     ],
 )
@@ -138,6 +139,16 @@ def test_only_parity_passes_the_assert_cell(outcome: Outcome) -> None:
     assert caught.value.exit_status == 1
     assert "and 4 more lines" in str(caught.value)
     assert str(caught.value).count("DIVERGED model=") == 5
+    with pytest.raises(ParityFailure) as caught:
+        verdict(outcome, [T0, RED], [FLIP] * 5).require_parity()
+    assert "more lines" not in str(caught.value)
+
+
+def test_a_rung_is_found_by_its_name() -> None:
+    made = verdict(Outcome.DIVERGED, [T0, RED], [FLIP])
+    assert made.rung(Rung.T4) is RED
+    assert made.rung(Rung.T2) is None
+    assert not made.control
 
 
 @pytest.mark.parametrize(

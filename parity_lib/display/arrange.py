@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ Cell = dict[str, Any]
 
 # Cells with one of these tags compute; what they print is a log and stands at the end of the page.
 COMPUTING_TAGS = frozenset({"parameters", "injected-parameters", "compute", "record", "assert"})
+_ASSIGNMENT = re.compile(r"^(\w+)(?:: \w+)? = (.*?)(?:  #.*)?$", re.MULTILINE)
+_EMPTY = ('""', "''", "False")  # parameters that ask for nothing
 _MARKER_TAG = "papermill-error-cell-tag"  # papermill's own red lines; the headline says it better
 _BANNER_TAG = "parity-banner"  # what the runner wrote into a notebook that broke off, for JupyterLab
 _EXPECTED_TAG = "raises-exception"  # the assert cell: its error is the verdict, which the headline shows
@@ -47,10 +50,12 @@ def arrange(cells: Iterable[Cell], banner: Banner | None = None) -> list[Cell]:
     numbers = list(range(1, len(cells) + 1))  # text counts too: the same numbers as in the causes and the log
     # The runner saw the process; where it speaks, the cells have nothing to add to what is wrong.
     trouble = [] if noted and not banner else _banner(banner) if banner else _broken(cells, numbers)
+    headline = [output for cell in cells for output in cell.get("outputs", []) if _role(output) == HEADLINE]
+    if not headline:
+        trouble = [f"{_asked(cells)}{''.join(trouble)}"] if trouble else trouble
     title: list[Cell] = []
     body: list[Cell] = []
     code: list[Cell] = []
-    headline = [output for cell in cells for output in cell.get("outputs", []) if _role(output) == HEADLINE]
     for cell, number in zip(cells, numbers, strict=True):
         if cell["cell_type"] != "code":
             target = title if not title and cell["source"].lstrip().startswith("# ") else body
@@ -85,7 +90,7 @@ def _without_empty_headings(body: list[Cell]) -> list[Cell]:
 
 
 def page_title(cells: Iterable[Cell]) -> str:
-    """Return what the browser's tab says: the headline's own title, else the first heading."""
+    """Return what the browser's tab says: the headline's own title, else the first heading of what broke off."""
     cells = list(cells)
     for cell in cells:
         for output in cell.get("outputs", []):
@@ -93,8 +98,18 @@ def page_title(cells: Iterable[Cell]) -> str:
                 return str(output["metadata"]["parity"]["title"])
     for cell in cells:
         if cell["cell_type"] == "markdown" and cell["source"].lstrip().startswith("# "):
-            return str(cell["source"].lstrip().splitlines()[0].removeprefix("# ").strip())
-    return "Report"
+            return f"INCOMPLETE · {cell['source'].lstrip().splitlines()[0].removeprefix('# ').strip()}"
+    return "INCOMPLETE"
+
+
+def _asked(cells: list[Cell]) -> str:
+    """Return the parameters of a run that came to no headline, so that its page says what it was about."""
+    found: dict[str, str] = {}
+    for cell in cells:
+        if _tags(cell) & {"parameters", "injected-parameters"}:
+            found |= {name: value for name, value in _ASSIGNMENT.findall(cell["source"]) if value not in _EMPTY}
+    words = " · ".join(f"{name} {value.strip(chr(34) + chr(39))}" for name, value in found.items())
+    return f'<p class="cell-id"><span>Asked for: {escape(words)}</span></p>' if words else ""
 
 
 def _banner(banner: Banner) -> list[str]:

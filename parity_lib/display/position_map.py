@@ -16,7 +16,7 @@ from parity_lib.display.text import Words, count, escape, number, quoted
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ACROSS = 100  # squares in one line; a long prompt goes on in the next
+ACROSS = 96  # squares in one line; a long prompt goes on in the next
 _W, _H = 10, 15  # pitch of the squares, px
 _LEFT, _TOP = 172, 44  # room for the prompts' names and for the legend, px
 _NAME = 26  # characters of a prompt's name

@@ -13,7 +13,8 @@ from parity_lib.prompts import PromptSuite
 NONE = "–"  # what a table prints where there is no number; never an empty cell
 _DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{12,}\b")
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
-_BRIEF = 26  # characters
+_RUN = re.compile(r"([␣↵⇥])\1{3,}")  # code is indented: eight marks say less than a number
+_BRIEF = 24  # characters
 _VISIBLE = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"}
 
 
@@ -106,10 +107,13 @@ def short(text: str) -> str:
 
 
 def quoted(token: bytes | str) -> str:
-    """Return a token's text in quotes, whitespace and control characters visible, stray bytes as hex."""
+    """Return a token's text in quotes, whitespace and control characters visible, stray bytes as hex.
+
+    Four or more of one whitespace are counted, ``"␣×8"``.
+    """
     text = token.decode("utf-8", errors="backslashreplace") if isinstance(token, bytes) else token
     shown = "".join(_VISIBLE.get(c, c if c.isprintable() else f"\\u{ord(c):04x}") for c in text)
-    return f'"{shown}"'
+    return f'"{_RUN.sub(lambda run: f"{run[1]}×{len(run[0])}", shown)}"'
 
 
 @dataclass(frozen=True, slots=True)

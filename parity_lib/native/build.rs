@@ -50,10 +50,8 @@ fn file_name(path: &Path) -> String {
 }
 
 fn source_sha256(manifest: &Path, root: &Path) -> String {
-    let mut files = vec![
-        ("Cargo.toml".to_string(), manifest.join("Cargo.toml")),
-        ("build.rs".to_string(), root.join("build.rs")),
-    ];
+    let mut files =
+        vec![("Cargo.toml".to_string(), manifest.join("Cargo.toml")), ("build.rs".to_string(), root.join("build.rs"))];
     collect(&root.join("src"), "src", &mut files);
     files.sort();
     let mut digest = Sha256::new();

@@ -111,6 +111,14 @@ def test_a_run_that_broke_off_opens_with_the_cause_and_shows_no_empty_heading() 
     assert "text: ## Rungs" not in page
 
 
+def test_a_page_without_headline_says_what_was_asked_for() -> None:
+    source = "model: str = 'a'  # id\nquant: str = 'Q8_0'  # quant\nfault: str = ''  # none"
+    given = code(source, tags=("parameters",))
+    injected = code("model = 'b'", tags=("injected-parameters",))
+    page = shown(arrange([text("# T"), given, injected, code("judge()", error("PinError", "x"), tags=("compute",))]))
+    assert "Asked for: model b · quant Q8_0</span>" in page[1]
+
+
 def test_a_green_headline_never_hides_that_later_cells_did_not_run(make_verdict: Callable[..., Verdict]) -> None:
     cells = notebook(make_verdict())
     cells[-1]["execution_count"] = None
@@ -153,4 +161,4 @@ def test_values_for_programs_are_not_shown(make_verdict: Callable[..., Verdict])
 
 def test_the_tab_is_named_after_the_headline_or_the_title(make_verdict: Callable[..., Verdict]) -> None:
     assert page_title(notebook(make_verdict())) == "PARITY · smollm2-135m · Q8_0"
-    assert page_title([text("# Machine and pins\nmore")]) == "Machine and pins"
+    assert page_title([text("# Machine and pins\nmore")]) == "INCOMPLETE · Machine and pins"

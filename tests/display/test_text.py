@@ -74,6 +74,7 @@ def test_whitespace_and_stray_bytes_of_a_token_are_visible() -> None:
     assert quoted(b" the\n\t") == '"␣the↵⇥"'
     assert quoted(b"\xe4\xb8") == '"\\xe4\\xb8"'
     assert quoted("\x00") == '"\\u0000"'
+    assert quoted("\n        return") == '"↵␣×8return"'
 
 
 def test_a_token_without_text_is_its_id() -> None:
@@ -90,7 +91,7 @@ def test_a_long_token_is_cut_and_whole_in_its_title() -> None:
     shown = Words({1: b"<" * 60}).brief(1)
     assert shown.startswith('<span title="1 &quot;&lt;')
     assert "…" in shown
-    assert shown.count("&lt;") == 60 + 21
+    assert shown.count("&lt;") == 60 + 19
 
 
 def test_markup_in_a_text_is_escaped() -> None:

@@ -7,6 +7,7 @@
 //! padded key has exactly the weight 0, so a row's bits depend neither on the rows beside it nor on whether later keys
 //! exist: prefill equals decode bit for bit.
 
+use burn_tensor::activation::softmax;
 use rayon::prelude::*;
 
 use crate::linear::{tensor, values};
@@ -93,7 +94,9 @@ impl SequenceRows {
         }
         for SequenceRows { sequence, rows } in &mut grouped {
             rows.sort_by_key(|(_, position)| *position);
-            if let Some((expected, (_, found))) = rows.iter().enumerate().find(|(index, (_, position))| index != position) {
+            if let Some((expected, (_, found))) =
+                rows.iter().enumerate().find(|(index, (_, position))| index != position)
+            {
                 let what = format!("positions of sequence {sequence}");
                 return Err(Refusal::OutOfRange { what, expected: expected.to_string(), found: found.to_string() });
             }
@@ -106,7 +109,9 @@ impl SequenceRows {
 pub fn attention(q: &Matrix, batch: &[SequenceRows], cache: &[KeyValues], heads: Heads, scale: f32) -> Matrix {
     let mut tasks = Vec::new();
     for sequence in batch {
-        for block in sequence.rows.chunks(QUERY_BLOCK) {
+        // A block also multiplies values that some of its rows do not see, with 0; but 0 times NaN is NaN.
+        let finite = cache[sequence.sequence].values.iter().all(|value| value.is_finite());
+        for block in sequence.rows.chunks(if finite { QUERY_BLOCK } else { 1 }) {
             tasks.extend((0..heads.n_head_kv).map(|kv| (sequence.sequence, block, kv)));
         }
     }
@@ -137,7 +142,7 @@ fn attend(q: &Matrix, block: &[(usize, usize)], cache: &KeyValues, kv: usize, he
         }
     }
     let kq = scores(queries, keys, heads.key);
-    let weights = soft_max(kq, n_keys, &visible, scale);
+    let weights = soft_max(&kq, n_keys, &visible, scale);
     weighted_values(weights, vals, n_keys)
 }
 
@@ -157,30 +162,25 @@ pub fn scores(queries: Vec<f32>, keys: Vec<f32>, d: usize) -> Vec<f32> {
     values(tensor(queries, r, d).matmul(tensor(keys, d, n)))
 }
 
-/// `kq_soft_max`: softmax of `scale * kq` over the keys that a row may see, exactly 0 for the others.
+/// `kq_soft_max`: burn's softmax of `scale * kq` over the keys that a row sees, 0 for the others; `(r, n_keys)`.
 ///
-/// Row i sees the first `visible[i % visible.len()]` keys. Hidden keys never reach exp: they take the row's own maximum
-/// (exp of 0) and their weight is set to 0 before the sum. A mask of -inf or -1e30 would ask exp for values where a
-/// polynomial without range check returns anything, and would blame the mask for it; scores of visible keys go to exp
-/// as they are.
-pub fn soft_max(mut kq: Vec<f32>, n_keys: usize, visible: &[usize], scale: f32) -> Vec<f32> {
-    let n_rows = kq.len() / n_keys;
-    let mut maxima = Vec::with_capacity(n_rows);
-    let scaled = tensor(kq, n_rows, n_keys).mul_scalar(scale);
-    kq = values(scaled);
-    for (row, &n) in kq.chunks_exact_mut(n_keys).zip(visible.iter().cycle()) {
-        let (seen, hidden) = row.split_at_mut(n);
-        // A NaN must come out as NaN: f32::max would skip it.
-        let max = seen.iter().copied().fold(f32::NEG_INFINITY, |a, b| if b > a || b.is_nan() { b } else { a });
-        hidden.fill(max);
-        maxima.push(max);
+/// Row i sees the first `visible[i % visible.len()]` keys, and softmax gets exactly those: nothing is masked, so exp is
+/// never asked for a value that only a mask made. (A polynomial exp without range check returns anything for -1e30, and
+/// a mask would be blamed for it.) The query heads of one position are the rows of one call.
+pub fn soft_max(kq: &[f32], n_keys: usize, visible: &[usize], scale: f32) -> Vec<f32> {
+    let mut weights = vec![0.0f32; kq.len()];
+    let group = kq.len() / n_keys / visible.len();
+    let mut seen = Vec::new();
+    for (index, &n) in visible.iter().enumerate() {
+        let rows = (0..group).map(|head| (head * visible.len() + index) * n_keys);
+        seen.clear();
+        rows.clone().for_each(|start| seen.extend_from_slice(&kq[start..start + n]));
+        let result = values(softmax(tensor(seen.clone(), group, n).mul_scalar(scale), 1));
+        for (start, row) in rows.zip(result.chunks_exact(n)) {
+            weights[start..start + n].copy_from_slice(row);
+        }
     }
-    let mut exps = values((tensor(kq, n_rows, n_keys) - tensor(maxima, n_rows, 1)).exp());
-    for (row, &n) in exps.chunks_exact_mut(n_keys).zip(visible.iter().cycle()) {
-        row[n..].fill(0.0);
-    }
-    let sums = tensor(exps.clone(), n_rows, n_keys).sum_dim(1);
-    values(tensor(exps, n_rows, n_keys) / sums)
+    weights
 }
 
 /// `kqv`: weights `(r, n)` times values `(n, d)`.

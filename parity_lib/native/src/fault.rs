@@ -70,7 +70,11 @@ impl Faults {
         let Some(text) = text else { return Ok(Self::none()) };
         let unknown = || Refusal::UnknownOption {
             option: "fault",
-            expected: format!("{} (blocks 0 to {})", FAULTS.map(|(name, _)| name).join(", "), n_layer.saturating_sub(1)),
+            expected: format!(
+                "{} (blocks 0 to {})",
+                FAULTS.map(|(name, _)| name).join(", "),
+                n_layer.saturating_sub(1)
+            ),
             found: text.into(),
         };
         let kind = parse_kind(text).ok_or_else(unknown)?;
@@ -249,9 +253,21 @@ mod tests {
     #[test]
     fn every_listed_fault_has_a_form_that_parses() {
         let forms = [
-            "eps_x10@blk.1", "rope_base=10000", "rope_off_by_one@from=20", "swapped_pairing", "dropped_bias=k",
-            "kv_slot_stale", "softmax_scale=2", "swap_gate_up", "k_head_permuted@blk.1", "norm_weight_1pct@blk.0",
-            "bf16_truncation", "token_off=3", "drop_row=0", "die", "nan@blk.1",
+            "eps_x10@blk.1",
+            "rope_base=10000",
+            "rope_off_by_one@from=20",
+            "swapped_pairing",
+            "dropped_bias=k",
+            "kv_slot_stale",
+            "softmax_scale=2",
+            "swap_gate_up",
+            "k_head_permuted@blk.1",
+            "norm_weight_1pct@blk.0",
+            "bf16_truncation",
+            "token_off=3",
+            "drop_row=0",
+            "die",
+            "nan@blk.1",
         ];
         assert_eq!(forms.len(), FAULTS.len());
         for (form, (listed, _)) in forms.iter().zip(FAULTS) {
@@ -264,7 +280,18 @@ mod tests {
 
     #[test]
     fn unknown_faults_and_blocks_are_refused_by_name() {
-        for text in ["", "eps", "eps_x10", "eps_x10@blk.2", "eps_x10@blk.x", "rope_base=", "rope_base=-1", "nan@all", "die=1", "dropped_bias=o"] {
+        for text in [
+            "",
+            "eps",
+            "eps_x10",
+            "eps_x10@blk.2",
+            "eps_x10@blk.x",
+            "rope_base=",
+            "rope_base=-1",
+            "nan@all",
+            "die=1",
+            "dropped_bias=o",
+        ] {
             let error = Faults::parse(Some(text), 2).unwrap_err().to_string();
             assert!(error.contains(&format!("{text:?}")) && error.contains("eps_x10@blk.N|all"), "{error}");
         }

@@ -22,6 +22,10 @@ pub mod tap;
 #[cfg(feature = "python")]
 mod py;
 
-/// burn allocates every result; the system's allocator gives large blocks back each time and faults them in again.
+// GGUF files, spools and saved states are little-endian, and values are read and written as they lie in memory.
+const _: () = assert!(cfg!(target_endian = "little"), "burn_gguf needs a little-endian machine");
+
+/// burn allocates every result anew, megabytes at a time; the system's allocator would give each block back and fault
+/// it in again page by page.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

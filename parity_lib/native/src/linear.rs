@@ -41,7 +41,8 @@ pub enum Policy {
 
 impl Policy {
     /// All policies, by the names that the command line uses.
-    pub const NAMES: [(&'static str, Policy); 3] = [("f32", Policy::F32), ("bf16", Policy::Bf16), ("ggml", Policy::Ggml)];
+    pub const NAMES: [(&'static str, Policy); 3] =
+        [("f32", Policy::F32), ("bf16", Policy::Bf16), ("ggml", Policy::Ggml)];
 
     /// The policy of that name.
     pub fn parse(name: &str) -> Result<Self> {
@@ -292,7 +293,10 @@ fn prepare(x: Matrix, kind: OperandKind) -> Result<Matrix> {
         return with_sums(&x);
     }
     let width = x.n_features;
-    x.data.par_chunks_mut(width).try_for_each(|row| activation::round_row(kind, &row.to_vec(), row))?;
+    x.data.par_chunks_mut(width).try_for_each(|row| {
+        let source = row.to_vec();
+        activation::round_row(kind, &source, row)
+    })?;
     Ok(x)
 }
 

@@ -125,7 +125,8 @@ impl Model {
 
     /// Number of bias vectors.
     pub fn n_bias(&self) -> usize {
-        let biases = |layer: &Layer| [&layer.q_bias, &layer.k_bias, &layer.v_bias].iter().filter(|bias| bias.is_some()).count();
+        let biases =
+            |layer: &Layer| [&layer.q_bias, &layer.k_bias, &layer.v_bias].iter().filter(|bias| bias.is_some()).count();
         self.layers.iter().map(biases).sum()
     }
 
@@ -137,7 +138,14 @@ impl Model {
     /// The forward pass up to the last norm: `(n, n_embd)` by rows.
     ///
     /// `cache` holds the keys and values of earlier positions and receives those of this pass.
-    pub fn forward(&self, batch: &Batch, start: Start, cache: &mut Cache, taps: &mut Taps, tick: &mut Tick) -> Result<Matrix> {
+    pub fn forward(
+        &self,
+        batch: &Batch,
+        start: Start,
+        cache: &mut Cache,
+        taps: &mut Taps,
+        tick: &mut Tick,
+    ) -> Result<Matrix> {
         let turned: Vec<usize> = batch.positions.iter().map(|&position| self.faults.position(position)).collect();
         let angles = self.rope.angles(&turned);
         let (first, mut x) = match start {
@@ -151,7 +159,8 @@ impl Model {
             x = self.on_workers(|| self.ffn_block(index, layer, ffn_inp, taps))?;
             tick(2 * index + 2, 2 * self.layers.len())?;
         }
-        let result_norm = self.on_workers(|| rms_norm(x, &self.output_norm, self.faults.eps(None, self.facts.rms_eps)))?;
+        let result_norm =
+            self.on_workers(|| rms_norm(x, &self.output_norm, self.faults.eps(None, self.facts.rms_eps)))?;
         taps.global("result_norm", &result_norm);
         Ok(result_norm)
     }
@@ -172,7 +181,14 @@ impl Model {
     /// norm, q k v, RoPE, attention, output projection, residual.
     #[allow(clippy::too_many_arguments)]
     fn attention_block(
-        &self, index: usize, layer: &Layer, x: Matrix, angles: &Angles, batch: &Batch, cache: &mut Cache, taps: &mut Taps,
+        &self,
+        index: usize,
+        layer: &Layer,
+        x: Matrix,
+        angles: &Angles,
+        batch: &Batch,
+        cache: &mut Cache,
+        taps: &mut Taps,
     ) -> Result<Matrix> {
         let facts = &self.facts;
         let attn_norm = rms_norm(x.clone(), &layer.attn_norm, self.faults.eps(Some(index), facts.rms_eps))?;
@@ -283,7 +299,8 @@ impl Cache {
 
 /// A pool of `n_threads`.
 pub fn workers(n_threads: usize) -> Result<rayon::ThreadPool> {
-    let out_of_range = |found: String| Refusal::OutOfRange { what: "n_threads".into(), expected: "1 to 1024".into(), found };
+    let out_of_range =
+        |found: String| Refusal::OutOfRange { what: "n_threads".into(), expected: "1 to 1024".into(), found };
     if !(1..=1024).contains(&n_threads) {
         return Err(out_of_range(n_threads.to_string()));
     }

@@ -85,7 +85,13 @@ fn elementwise(a: Matrix, b: Matrix, what: &str, op: impl Fn(Vec<f32>, Vec<f32>)
         let what = format!("second operand of {what}");
         return Err(Refusal::WrongLength { what, expected: a.data.len(), found: b.data.len() });
     }
-    let b = if a.layout == b.layout { b } else if a.layout == Layout::Rows { b.into_rows() } else { b.into_columns() };
+    let b = if a.layout == b.layout {
+        b
+    } else if a.layout == Layout::Rows {
+        b.into_rows()
+    } else {
+        b.into_columns()
+    };
     let mut a = a;
     a.data.par_chunks_mut(ELEMENTWISE).zip(b.data.par_chunks(ELEMENTWISE)).for_each(|(a, b)| {
         let result = op(a.to_vec(), b.to_vec());

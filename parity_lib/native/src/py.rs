@@ -26,7 +26,12 @@ use crate::session::{self, little_endian, Step};
 use crate::tap::{BLOCK_SITES, GLOBAL_SITES};
 
 create_exception!(burn_gguf, BurnError, PyException, "The engine refused or failed; the message says why.");
-create_exception!(burn_gguf, BurnFileError, BurnError, "The model file cannot be read or asks for what is not supported.");
+create_exception!(
+    burn_gguf,
+    BurnFileError,
+    BurnError,
+    "The model file cannot be read or asks for what is not supported."
+);
 
 /// The one place where an error of the crate becomes one of Python.
 fn raised(refusal: Refusal) -> PyErr {
@@ -53,13 +58,17 @@ fn caught<T>(work: impl FnOnce() -> T) -> PyResult<T> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-        BurnError::new_err(format!("the engine panicked; expected a result; found {text:?}; next: report it with this message"))
+        BurnError::new_err(format!(
+            "the engine panicked; expected a result; found {text:?}; next: report it with this message"
+        ))
     })
 }
 
 /// Like [`detached`], with progress to Python; an exception of the callback or a signal stops the work and is raised.
 fn with_progress<T: Send>(
-    py: Python, progress: Option<Py<PyAny>>, work: impl FnOnce(&mut Tick) -> Result<T> + Send,
+    py: Python,
+    progress: Option<Py<PyAny>>,
+    work: impl FnOnce(&mut Tick) -> Result<T> + Send,
 ) -> PyResult<T> {
     let (result, raised_inside) = py.detach(|| {
         let mut raised_inside = None;
@@ -102,7 +111,7 @@ fn floats(what: &str, bytes: &[u8]) -> Result<Vec<f32>> {
 }
 
 fn bytes<'py>(py: Python<'py>, values: &[f32]) -> Bound<'py, PyBytes> {
-    PyBytes::new(py, &little_endian(values))
+    PyBytes::new(py, little_endian(values))
 }
 
 /// An open GGUF file.
@@ -125,7 +134,9 @@ impl GgufFile {
     /// `(name, type, dims in ggml's order, bytes)` of each tensor, in the order of the file.
     fn tensors(&self) -> Vec<(String, String, Vec<u64>, u64)> {
         let tensors = self.0.tensors().iter();
-        tensors.map(|tensor| (tensor.name.clone(), tensor.ty.name().into(), tensor.dims.clone(), tensor.n_bytes)).collect()
+        tensors
+            .map(|tensor| (tensor.name.clone(), tensor.ty.name().into(), tensor.dims.clone(), tensor.n_bytes))
+            .collect()
     }
 
     /// All values of a tensor as float32; `scalar` takes the plain twin of the fast code.
@@ -204,7 +215,11 @@ impl Model {
     /// Score sequences from empty caches, append all logit rows to the file `sink_path`; rows written for each.
     #[pyo3(signature = (sequences, sink_path, progress = None))]
     fn score(
-        &self, py: Python, sequences: Vec<Vec<u32>>, sink_path: PathBuf, progress: Option<Py<PyAny>>,
+        &self,
+        py: Python,
+        sequences: Vec<Vec<u32>>,
+        sink_path: PathBuf,
+        progress: Option<Py<PyAny>>,
     ) -> PyResult<Vec<usize>> {
         with_progress(py, progress, |tick| session::score(&self.0, &sequences, &sink_path, tick))
     }
@@ -231,7 +246,11 @@ impl Session {
     /// Append rows `(sequence, token)` as one pass; logits `(n, n_vocab)` as bytes, taps as name -> (shape, bytes).
     #[pyo3(signature = (rows, taps = Vec::new(), progress = None))]
     fn append<'py>(
-        &mut self, py: Python<'py>, rows: Vec<(usize, u32)>, taps: Vec<String>, progress: Option<Py<PyAny>>,
+        &mut self,
+        py: Python<'py>,
+        rows: Vec<(usize, u32)>,
+        taps: Vec<String>,
+        progress: Option<Py<PyAny>>,
     ) -> PyResult<(Bound<'py, PyBytes>, Taps<'py>)> {
         let session = &mut self.0;
         let step = with_progress(py, progress, |tick| session.append(&rows, &taps, tick))?;
@@ -241,7 +260,12 @@ impl Session {
     /// The same, entered at block `layer` with the residual stream `(n, n_embd)` as bytes.
     #[pyo3(signature = (layer, residual, rows, taps = Vec::new(), progress = None))]
     fn score_from<'py>(
-        &mut self, py: Python<'py>, layer: usize, residual: Vec<u8>, rows: Vec<(usize, u32)>, taps: Vec<String>,
+        &mut self,
+        py: Python<'py>,
+        layer: usize,
+        residual: Vec<u8>,
+        rows: Vec<(usize, u32)>,
+        taps: Vec<String>,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<(Bound<'py, PyBytes>, Taps<'py>)> {
         let (session, width) = (&mut self.0, self.1.facts.n_embd);
@@ -281,7 +305,11 @@ fn weight_type(name: &str) -> Result<GgmlType> {
 }
 
 /// Run one op on a pool of `n_threads`.
-fn one_op<'py>(py: Python<'py>, n_threads: usize, op: impl FnOnce() -> Result<Matrix> + Send) -> PyResult<Bound<'py, PyBytes>> {
+fn one_op<'py>(
+    py: Python<'py>,
+    n_threads: usize,
+    op: impl FnOnce() -> Result<Matrix> + Send,
+) -> PyResult<Bound<'py, PyBytes>> {
     let out = detached(py, || model::workers(n_threads)?.install(op).map(Matrix::into_rows))?;
     Ok(bytes(py, &out.data))
 }
@@ -291,7 +319,14 @@ fn one_op<'py>(py: Python<'py>, n_threads: usize, op: impl FnOnce() -> Result<Ma
 #[pyo3(signature = (ty, blocks, n_out, n_in, x, policy = "f32", n_threads = 1))]
 #[allow(clippy::too_many_arguments)]
 fn op_linear<'py>(
-    py: Python<'py>, ty: &str, blocks: &[u8], n_out: usize, n_in: usize, x: &[u8], policy: &str, n_threads: usize,
+    py: Python<'py>,
+    ty: &str,
+    blocks: &[u8],
+    n_out: usize,
+    n_in: usize,
+    x: &[u8],
+    policy: &str,
+    n_threads: usize,
 ) -> PyResult<Bound<'py, PyBytes>> {
     one_op(py, n_threads, || {
         let weight = Weight::new(weight_type(ty)?, n_out, n_in, blocks)?;
@@ -302,7 +337,13 @@ fn op_linear<'py>(
 /// `x / sqrt(mean(x^2) + eps) * weight` of each row of `(m, n)`, n the length of the weight.
 #[pyfunction]
 #[pyo3(signature = (x, weight, eps, n_threads = 1))]
-fn op_rms_norm<'py>(py: Python<'py>, x: &[u8], weight: &[u8], eps: f32, n_threads: usize) -> PyResult<Bound<'py, PyBytes>> {
+fn op_rms_norm<'py>(
+    py: Python<'py>,
+    x: &[u8],
+    weight: &[u8],
+    eps: f32,
+    n_threads: usize,
+) -> PyResult<Bound<'py, PyBytes>> {
     one_op(py, n_threads, || {
         let weight = floats("weight of a norm", weight)?;
         ops::rms_norm(matrix("activations", x, weight.len())?, &weight, eps)
@@ -314,8 +355,16 @@ fn op_rms_norm<'py>(py: Python<'py>, x: &[u8], weight: &[u8], eps: f32, n_thread
 #[pyo3(signature = (x, n_heads, head, positions, pairing, n_dims, base, divisors = None, n_threads = 1))]
 #[allow(clippy::too_many_arguments)]
 fn op_rope<'py>(
-    py: Python<'py>, x: &[u8], n_heads: usize, head: usize, positions: Vec<usize>, pairing: &str, n_dims: usize, base: f32,
-    divisors: Option<&[u8]>, n_threads: usize,
+    py: Python<'py>,
+    x: &[u8],
+    n_heads: usize,
+    head: usize,
+    positions: Vec<usize>,
+    pairing: &str,
+    n_dims: usize,
+    base: f32,
+    divisors: Option<&[u8]>,
+    n_threads: usize,
 ) -> PyResult<Bound<'py, PyBytes>> {
     one_op(py, n_threads, || {
         let pairing = match pairing {
@@ -337,8 +386,17 @@ fn op_rope<'py>(
 #[pyo3(signature = (q, k, v, rows, n_head, n_head_kv, key_length, value_length, scale, n_threads = 1))]
 #[allow(clippy::too_many_arguments)]
 fn op_attention<'py>(
-    py: Python<'py>, q: &[u8], k: &[u8], v: &[u8], rows: Vec<(usize, usize)>, n_head: usize, n_head_kv: usize,
-    key_length: usize, value_length: usize, scale: f32, n_threads: usize,
+    py: Python<'py>,
+    q: &[u8],
+    k: &[u8],
+    v: &[u8],
+    rows: Vec<(usize, usize)>,
+    n_head: usize,
+    n_head_kv: usize,
+    key_length: usize,
+    value_length: usize,
+    scale: f32,
+    n_threads: usize,
 ) -> PyResult<Bound<'py, PyBytes>> {
     let heads = Heads { n_head, n_head_kv, key: key_length, value: value_length };
     one_op(py, n_threads, || {
@@ -372,7 +430,12 @@ fn op_add<'py>(py: Python<'py>, a: &[u8], b: &[u8], n_threads: usize) -> PyResul
 /// Rows of an embedding table of `n_vocab` rows of type `ty`.
 #[pyfunction]
 fn op_embed<'py>(
-    py: Python<'py>, ty: &str, blocks: &[u8], n_vocab: usize, n_embd: usize, tokens: Vec<u32>,
+    py: Python<'py>,
+    ty: &str,
+    blocks: &[u8],
+    n_vocab: usize,
+    n_embd: usize,
+    tokens: Vec<u32>,
 ) -> PyResult<Bound<'py, PyBytes>> {
     one_op(py, 1, || ops::embed(&Weight::new(weight_type(ty)?, n_vocab, n_embd, blocks)?, &tokens))
 }

@@ -54,7 +54,9 @@ pub enum Refusal {
     OutOfRange { what: String, expected: String, found: String },
 
     /// Data of another size than the shapes say.
-    #[error("{what}: wrong length; expected {expected}; found {found}; next: check shape and dtype, little-endian float32")]
+    #[error(
+        "{what}: wrong length; expected {expected}; found {found}; next: check shape and dtype, little-endian float32"
+    )]
     WrongLength { what: String, expected: usize, found: usize },
 
     /// A sequence without tokens.

@@ -1,8 +1,9 @@
 //! Sequences over time: scoring whole ones in one pass, or appending rows to a cache.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
+use std::sync::mpsc::sync_channel;
 use std::sync::Arc;
 
 use crate::attention::SequenceRows;
@@ -24,19 +25,18 @@ pub fn score(model: &Model, sequences: &[Vec<u32>], sink: &Path, tick: &mut Tick
     for (index, tokens) in sequences.iter().enumerate() {
         check_sequence(model, index, tokens, 0)?;
     }
-    let io = |expected| move |source| Refusal::Sink { file: sink.into(), expected, source };
-    let mut file = OpenOptions::new().create(true).append(true).open(sink).map_err(io(0))?;
+    let mut sink = Sink::open(sink)?;
     let total: usize = sequences.iter().map(Vec::len).sum();
     let (mut done, mut written) = (0, Vec::new());
     for group in groups(model, sequences) {
         let n_rows: usize = group.iter().map(Vec::len).sum();
-        // The product with the output weight is one of about n_layer + 1 equal shares.
-        let mut inner = |step: usize, steps: usize| tick(done + n_rows * step / (steps + 2), total);
+        // A pass and the product with the output weight after it count as four shares to one.
+        let mut in_pass = |step: usize, steps: usize| tick(done + n_rows * step * 4 / (steps * 5), total);
         let batch = whole_sequences(group);
         let mut cache = Cache::transient(model.facts.n_layer, group.len());
-        let normed = model.forward(&batch, Start::Tokens, &mut cache, &mut Taps::none(), &mut inner)?;
+        let normed = model.forward(&batch, Start::Tokens, &mut cache, &mut Taps::none(), &mut in_pass)?;
         let kept = kept_rows(model, group, written.len());
-        write_logits(model, &normed, &kept.concat(), |bytes| file.write_all(bytes).map_err(io(bytes.len())), tick, (done, total))?;
+        write_logits(model, &normed, &kept.concat(), &mut sink, &mut || tick(done + n_rows * 4 / 5, total))?;
         written.extend(kept.iter().map(Vec::len));
         done += n_rows;
         tick(done, total)?;
@@ -56,18 +56,53 @@ fn kept_rows(model: &Model, group: &[Vec<u32>], first_sequence: usize) -> Vec<Ve
     rows.collect()
 }
 
-/// Logits of some rows, block by block.
+/// Logits of some rows, block by block; one block is written while the next is computed.
 fn write_logits(
-    model: &Model, normed: &Matrix, rows: &[usize], mut write: impl FnMut(&[u8]) -> Result<()>, tick: &mut Tick,
-    (done, total): (usize, usize),
+    model: &Model,
+    normed: &Matrix,
+    rows: &[usize],
+    sink: &mut Sink,
+    tick: &mut dyn FnMut() -> Result<()>,
 ) -> Result<()> {
     let block = (LOGIT_BYTES / (4 * model.facts.n_vocab)).max(1);
-    for rows in rows.chunks(block) {
-        let logits = model.logits(select(normed, rows))?;
-        write(&little_endian(&logits.data))?;
-        tick(done, total)?;
+    std::thread::scope(|scope| {
+        let (sender, receiver) = sync_channel::<Matrix>(1);
+        let writer = scope.spawn(move || receiver.iter().try_for_each(|logits| sink.write(&logits.data)));
+        let mut compute = || {
+            for rows in rows.chunks(block) {
+                let logits = model.logits(select(normed, rows))?;
+                if sender.send(logits).is_err() {
+                    break; // the writer has ended; its error is returned below
+                }
+                tick()?;
+            }
+            Ok(())
+        };
+        let computed = compute();
+        drop(sender);
+        let written = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        written.and(computed)
+    })
+}
+
+/// Where rows of logits go.
+struct Sink<'a> {
+    path: &'a Path,
+    file: File,
+}
+
+impl<'a> Sink<'a> {
+    fn open(path: &'a Path) -> Result<Self> {
+        let opened = OpenOptions::new().create(true).append(true).open(path);
+        let file = opened.map_err(|source| Refusal::Sink { file: path.into(), expected: 0, source })?;
+        Ok(Self { path, file })
     }
-    Ok(())
+
+    fn write(&mut self, values: &[f32]) -> Result<()> {
+        let bytes = little_endian(values);
+        let refused = |source| Refusal::Sink { file: self.path.into(), expected: bytes.len(), source };
+        self.file.write_all(bytes).map_err(refused)
+    }
 }
 
 fn select(matrix: &Matrix, rows: &[usize]) -> Matrix {
@@ -75,9 +110,9 @@ fn select(matrix: &Matrix, rows: &[usize]) -> Matrix {
     Matrix::from_rows(rows.len(), matrix.n_features, data)
 }
 
-/// The bytes that leave the crate.
-pub fn little_endian(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+/// The bytes that leave the crate; no copy.
+pub fn little_endian(values: &[f32]) -> &[u8] {
+    bytemuck::cast_slice(values)
 }
 
 /// Runs of sequences whose activations fit into [`PASS_BYTES`]; at least one sequence each.
@@ -161,7 +196,12 @@ impl Session {
 
     /// The same pass, entered at block `layer` with the residual stream `(n, n_embd)`.
     pub fn append_from(
-        &mut self, layer: usize, residual: Matrix, rows: &[(usize, u32)], taps: &[String], tick: &mut Tick,
+        &mut self,
+        layer: usize,
+        residual: Matrix,
+        rows: &[(usize, u32)],
+        taps: &[String],
+        tick: &mut Tick,
     ) -> Result<Step> {
         let facts = &self.model.facts;
         if layer >= facts.n_layer {
@@ -300,7 +340,8 @@ impl Reader<'_> {
 
     fn take(&mut self, n: usize) -> Result<&[u8]> {
         let found = format!("{} bytes left", self.state.len());
-        let (head, rest) = self.state.split_at_checked(n).ok_or_else(|| wrong_state(&format!("{n} more bytes"), &found))?;
+        let (head, rest) =
+            self.state.split_at_checked(n).ok_or_else(|| wrong_state(&format!("{n} more bytes"), &found))?;
         self.state = rest;
         Ok(head)
     }

@@ -13,8 +13,19 @@ pub const GLOBAL_SITES: [&str; 3] = ["embd", "result_norm", "result_output"];
 /// `Qcur`, `Kcur`, `Vcur` are taken after bias and RoPE, the last of the nodes that share a name in the reference. Each
 /// is `(n_rows, width)`, rows in the order in which they were fed, heads side by side.
 pub const BLOCK_SITES: [&str; 13] = [
-    "attn_norm", "Qcur", "Kcur", "Vcur", "kqv_out", "attn_out", "ffn_inp", "ffn_norm", "ffn_gate", "ffn_up",
-    "ffn_swiglu", "ffn_out", "l_out",
+    "attn_norm",
+    "Qcur",
+    "Kcur",
+    "Vcur",
+    "kqv_out",
+    "attn_out",
+    "ffn_inp",
+    "ffn_norm",
+    "ffn_gate",
+    "ffn_up",
+    "ffn_swiglu",
+    "ffn_out",
+    "l_out",
 ];
 
 /// One site's values: `(n_rows, width)`.
@@ -45,7 +56,8 @@ impl Taps {
             });
             if !in_block && !GLOBAL_SITES.contains(&name.as_str()) {
                 let last = n_layer.saturating_sub(1);
-                let expected = format!("{}, or one of {} with -0 to -{last}", GLOBAL_SITES.join(", "), BLOCK_SITES.join(", "));
+                let expected =
+                    format!("{}, or one of {} with -0 to -{last}", GLOBAL_SITES.join(", "), BLOCK_SITES.join(", "));
                 return Err(Refusal::UnknownSite { expected, found: name.clone() });
             }
         }

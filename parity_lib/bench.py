@@ -1,0 +1,146 @@
+"""Speed as ratios within one run: ``make bench``. Machines are noisy; a ratio of two runs side by side is not.
+
+Each row names the measurement, its value, its goal and whether the goal was met. It judges nothing else, and no test
+depends on it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from parity_lib.capture import models
+from parity_lib.capture.logits import fed_sequences
+from parity_lib.capture.tokens import prompt_tokens
+from parity_lib.compare.metrics import pair_statistics
+from parity_lib.engines import machine
+from parity_lib.engines.llama_cpp import worker_env
+from parity_lib.engines.worker import Worker
+from parity_lib.errors import EngineError
+from parity_lib.model_file import read_facts
+from parity_lib.names import Settings
+from parity_lib.pins import load_pins
+from parity_lib.prompts import load_prompts
+
+MODEL, QUANT = "smollm2-135m", "Q8_0"
+NATIVE = Path(__file__).resolve().parent / "native"
+ROUNDS = 3  # the best of each side counts: noise only ever adds time
+GIGABYTE = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table."""
+
+    name: str
+    value: float
+    unit: str
+    goal: float | None  # None: for information
+    smaller_is_better: bool
+    detail: str
+
+    def __str__(self) -> str:
+        met = ""
+        if self.goal is not None:
+            good = self.value <= self.goal if self.smaller_is_better else self.value >= self.goal
+            sign = "<=" if self.smaller_is_better else ">="
+            met = f"{sign} {self.goal:g}: {'met' if good else 'NOT MET'}"
+        return f"{self.name:46} {self.value:8.2f} {self.unit:10} {met:18} {self.detail}"
+
+
+def best_seconds(run: Callable[[], object], rounds: int = ROUNDS) -> float:
+    """Return the shortest wall-clock time of some calls, seconds."""
+    times = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def forced_pass(folder: Path, n_threads: int) -> Iterator[Row]:
+    """Yield the forced pass of all prompts against llama.cpp's greedy decode of the same tokens, and the memory."""
+    pins, suite = load_pins(), load_prompts()
+    path = models.ensure(MODEL, QUANT, pins)
+    facts, isa, log = read_facts(path), machine.host_leg(), folder / "engines.log"
+    llama = {"path": str(path), "settings": Settings.DEFAULT, "isa": isa, "n_threads": n_threads}
+    burn = {"path": str(path), "isa": isa, "stack": "crates-io", "compute": "f32", "n_threads": n_threads}
+    lengths = [prompt.n_tokens for prompt in suite.prompts]
+    with Worker("llama_cpp", llama, env=worker_env(Settings.DEFAULT), log=log) as reference:
+        prompts = prompt_tokens(suite, facts, reference)
+        told: list[list[list[int]]] = []
+        spool = folder / "reference.f32"
+        decode = best_seconds(lambda: told.append(reference.call("generate", prompts, lengths, spool)))
+    sequences = fed_sequences(prompts, told[-1])
+    n_rows = sum(map(len, sequences))
+    with Worker("burn", burn, log=log) as candidate:
+        forced = best_seconds(lambda: candidate.call("score", sequences, folder / "candidate.f32"))
+        run = candidate.call("run_info")
+    rows = f"{n_rows} rows in {forced:.2f} s, llama.cpp's decode {decode:.2f} s, {n_threads} threads"
+    yield Row("forced pass over greedy decode", forced / decode, "x", 0.5, True, rows)
+    size = path.stat().st_size
+    over = (run.peak_rss_bytes - size) / GIGABYTE
+    detail = f"peak {run.peak_rss_bytes / GIGABYTE:.2f} GB, file {size / GIGABYTE:.2f} GB"
+    yield Row("candidate's peak memory over the file", over, "GB", 1.0, True, detail)
+    yield from statistics(folder, n_rows, facts.n_vocab, n_threads)
+
+
+def statistics(folder: Path, n_rows: int, n_vocab: int, n_threads: int) -> Iterator[Row]:
+    """Yield how fast two spools are compared, in bytes of logits read from both sides a second."""
+    rows = [
+        np.memmap(folder / f"{name}.f32", np.float32, "r", shape=(n_rows, n_vocab))
+        for name in ("reference", "candidate")
+    ]
+    seconds = best_seconds(lambda: pair_statistics(rows[0], rows[1], threads=n_threads))
+    speed = 2 * rows[0].nbytes / seconds / GIGABYTE
+    yield Row("pairwise statistics over whole rows", speed, "GB/s", 1.0, False, f"{n_rows} x {n_vocab} x 2")
+
+
+def share_of_sgemm(n_threads: int, n_rows: int) -> Iterator[Row]:
+    """Yield, for each shape, the share of raw sgemm speed that ``linear`` reaches, dequantisation included.
+
+    Raises:
+        EngineError: cargo could not build or run the measurement.
+    """
+    command = ["cargo", "run", "--release", "--locked", "--quiet", "--example", "share"]
+    command += ["--manifest-path", str(NATIVE / "Cargo.toml"), "--", str(n_threads), str(n_rows)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise EngineError("the share of sgemm could not be measured", place="cargo", found=done.stderr[-400:])
+    for line in done.stdout.splitlines()[1:]:
+        name, words = line[:18].strip(), line[18:].split()
+        raw, ours, share = float(words[1]), float(words[2]), float(words[3].rstrip("%")) / 100
+        yield Row(f"share of sgemm, {name}", share, "", 0.7, False, f"{ours:.0f} of {raw:.0f} GFLOPS, {words[0]} rows")
+
+
+def rows(parts: Sequence[str], n_threads: int) -> Iterator[Row]:
+    """Yield the rows of the chosen parts: ``pass``, ``sgemm``."""
+    with tempfile.TemporaryDirectory(prefix="parity-bench-") as folder:
+        if "pass" in parts:
+            yield from forced_pass(Path(folder), n_threads)
+    if "sgemm" in parts:
+        yield from share_of_sgemm(n_threads, 640)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table; arguments choose parts of it (default: all)."""
+    words: Any = sys.argv[1:] if arguments is None else arguments
+    n_threads = len(os.sched_getaffinity(0))
+    sys.stdout.write(f"{machine.machine_class()}, {n_threads} threads, best of {ROUNDS}\n")
+    for row in rows(list(words) or ["pass", "sgemm"], n_threads):
+        sys.stdout.write(f"{row}\n")
+        sys.stdout.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
