@@ -34,9 +34,13 @@ class Screen:
         self._started = time.monotonic()
         self._shown = ""
 
-    def say(self, line: str) -> None:
-        """Write one line for good."""
+    def note(self, line: str) -> None:
+        """Write one line into the log only."""
         self._log.write(line + "\n")
+
+    def say(self, line: str) -> None:
+        """Write one line for good, into the log and to the stream."""
+        self.note(line)
         self._clear()
         self._put(line + "\n")
 

@@ -30,9 +30,10 @@ from parity_lib.reference_recipe import host_leg
 from parity_lib.verdicts import CellId, Verdict, conclude
 
 RUNS = Path(__file__).resolve().parents[1] / "reports" / "nightly"
-LOG, LINES, INDEX = "night.log", "divergences.jsonl", "index.html"
+LOG, LINES, INDEX, HISTORY = "night.log", "divergences.jsonl", "index.html", "history.jsonl"
 MACHINE_PAGE, NIGHT_PAGE = "00_machine_and_pins", "06_night"
 PAGE_LIMIT_S = 300
+LINES_SHOWN, LINES_KEPT = 20, 200  # of one cell, on the screen and in its record; the log has all of them
 FIXTURES = ("gguf_parity.toml", "prompts.toml", "tolerances.toml")
 
 
@@ -149,14 +150,10 @@ class _Run:
 
     def _finish(self, record: CellRecord) -> None:
         self.records.append(record)
-        for line in record.lines:
-            self.screen.say(line)
         word = "control caught" if record.control and record.good else record.outcome.value
         margin = "" if record.worst_margin is None else f", {record.worst_margin:.3g}x inside"
         broken = f", lowest broken rung {record.lowest_broken}" if record.lowest_broken else ""
         self.screen.say(f"{len(self.records)}: {record.key}: {word}{margin}{broken}, {record.seconds:.0f} s")
-        for cause in record.causes:
-            self.screen.say(f"   {cause}")
 
     # ---- one cell
 
@@ -211,6 +208,7 @@ class _Run:
             cell.limit_s,
         )
         end = run_notebook(job, lambda: self.screen.tick(number, key, partial))
+        _rename_inside(partial, final)
         result = inspect_run(end)
         identity = CellId(cell.model, cell.quant, isa, cell.stack, cell.compute)
         verdict, wrong = self._verdict(partial, identity, cell)
@@ -253,11 +251,17 @@ class _Run:
         page: Path | None,
     ) -> CellRecord:
         outcome, good, causes = decided
-        lines = list(verdict.lines()) if verdict is not None else []
+        lines = [] if verdict is None else verdict.lines()
         said = () if verdict is None else verdict.causes
         lines += [_line(outcome, identity, cause) for cause in causes if cause not in said]
+        for number, line in enumerate(lines):
+            (self.screen.say if number < LINES_SHOWN else self.screen.note)(line)
+        if len(lines) > LINES_SHOWN:
+            self.screen.say(f"... and {len(lines) - LINES_SHOWN} more lines of this cell in {LOG}")
         if verdict is not None:
             store.append_divergences(verdict, self.folder / LINES)
+            entry = store.history_entry(self.folder.name, verdict) | {"outcome": outcome.value}
+            store.append_history([entry], self.folder.parent / HISTORY)
         broken = verdict.lowest_broken if verdict is not None else None
         folder = self.folder / "cells" / key
         has_verdict = verdict is not None and folder.is_dir()
@@ -272,7 +276,7 @@ class _Run:
             outcome=outcome,
             good=good,
             causes=causes,
-            lines=tuple(lines),
+            lines=tuple(lines[:LINES_KEPT]),
             worst_margin=worst_margin(verdict),
             lowest_broken=broken.rung.value if broken is not None else "",
             folder=f"cells/{key}" if folder.is_dir() else "",
@@ -331,6 +335,15 @@ class _Run:
         red = f"; red control {caught}/{len(controls)} caught" if controls else ""
         self.screen.say(f"{night.outcome}: {counts}{red}; {night.seconds:.0f} s; exit status {night.exit_status}")
         self.screen.say(str(self.folder / INDEX) if (self.folder / INDEX).exists() else str(self.folder))
+
+
+def _rename_inside(partial: Path, final: Path) -> None:
+    """Let what was written into the cell's working folder name the folder that a reader will find."""
+    for path in (*partial.glob("*.ipynb"), *partial.glob("*.log"), partial / store.VERDICT):
+        if path.is_file():
+            text = path.read_text(encoding="utf-8", errors="replace")
+            if str(partial) in text:
+                path.write_text(text.replace(str(partial), str(final)), encoding="utf-8")
 
 
 def _line(outcome: Outcome, cell: CellId, cause: str) -> str:

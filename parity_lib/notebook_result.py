@@ -56,7 +56,7 @@ def inspect_run(end: NotebookEnd) -> NotebookResult:
     missing = [place for place, cell in cells if REPLY_KEY not in cell["metadata"] or notebook is None]
     causes += _status_causes(end, explained=bool(causes) or asserted)
     if missing:
-        causes.append(f"{len(missing)} of {len(cells)} code cells did not finish: {', '.join(missing)}")
+        causes.append(f"{len(missing)} of {len(cells)} code cells did not finish, the first is {missing[0]}")
     if not cells or (source is not None and notebook is not None and len(cells) < len(_code(source))):
         causes.append("the executed notebook holds fewer code cells than its source")
     return NotebookResult(tuple(causes), len(cells), len(cells) - len(missing), asserted)

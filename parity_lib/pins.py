@@ -137,6 +137,7 @@ class Pins:
     llama_cpp: LlamaCppPin
     models: tuple[ModelPin, ...]
     stacks: Mapping[str, StackPin]
+    prompts_sha256: str  # of fixtures/prompts.toml: other text is another suite
     sha256: str  # of the file's bytes
 
     def model(self, model_id: str, quant: str) -> ModelPin:
@@ -173,9 +174,12 @@ def load_pins(path: Path | str | None = None) -> Pins:
     llama_cpp = _llama_cpp(table.table("llama_cpp"))
     models = tuple(_model(entry) for entry in table.tables("model"))
     stacks = {stack.id: stack for stack in (_stack(entry) for entry in table.tables("stack"))}
+    prompts = table.table("prompts")
+    prompts_sha256 = prompts.hex("sha256", 64)
+    prompts.done()
     table.done()
     _check_models(models, path)
-    return Pins(llama_cpp, models, MappingProxyType(stacks), sha256)
+    return Pins(llama_cpp, models, MappingProxyType(stacks), prompts_sha256, sha256)
 
 
 def _check_models(models: tuple[ModelPin, ...], path: Path) -> None:

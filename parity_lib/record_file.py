@@ -16,7 +16,7 @@ from parity_lib.fixture_file import fixture_path
 from parity_lib.json_text import decode, dump_line, dump_page, encode, parse
 
 if TYPE_CHECKING:
-    import jsonschema  # type: ignore[import-untyped]
+    import jsonschema
 
 SCHEMAS = ("common", "divergence", "history", "night", "plan", "receipt", "trace", "verdict")
 

@@ -25,6 +25,7 @@ LOGIT_ARRAYS = (
     "topk_logits",
     "logsumexp",
     "std",
+    "mean",
     "n_nonfinite",
     "row_sha256",
 )
@@ -95,6 +96,7 @@ class LogitTrace:
     topk_logits: F32  # (n, 64)
     logsumexp: F64  # (n,)
     std: F64  # (n,): standard deviation of the row, the unit of relative errors
+    mean: F64  # (n,): mean of the row; it moves from row to row by more than a row spreads
     n_nonfinite: I32  # (n,)
     row_sha256: npt.NDArray[np.uint8]  # (n, 32)
 

@@ -133,6 +133,7 @@ def test_night_at_parity_is_zero_and_leaves_everything(books: Path) -> None:
     assert (folder / "night.log").read_text() == text
     assert (folder / "divergences.jsonl").read_text() == ""
     assert not list(folder.glob("cells/.*"))
+    assert [entry["run_id"] for entry in store.load_history(folder.parent / "history.jsonl")] == [folder.name]
     assert (hole.outcome, hole.good, hole.folder) == (Outcome.HOLE, True, "")
     assert "not staged" in hole.causes[0]
     assert any(line.startswith("HOLE model=llama-3-8b quant=Q4_K_M") for line in text.splitlines())
@@ -270,26 +271,28 @@ def test_output_folder_that_cannot_be_made(books: Path) -> None:
         night(books, MODEL)
 
 
-def test_interrupt_keeps_what_was_finished(books: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_keeps_what_was_finished(books: Path, number: signal.Signals) -> None:
     slow = "import time\nif quant == 'Q4_K_M':\n    time.sleep(600)"
     notebook(books / "02_logits.ipynb", [slow, *SOUND])
     out = books.parent / "out"
     code = (
-        "import sys\nfrom pathlib import Path\nfrom parity_lib.nightly import NightOptions, run_night\n"
-        f"options = NightOptions({plan(books.parent, MODEL, MODEL.replace('Q8_0', 'Q4_K_M'))!r}, Path({str(out)!r}), "
-        f"notebooks=Path({str(books)!r}))\nsys.exit(run_night(options)[0].exit_status)"
+        "import sys\nfrom pathlib import Path\nfrom parity_lib import plan\n"
+        f"plan.NOTEBOOKS = Path({str(books)!r})\nfrom parity_lib.cli import main\nsys.exit(main(sys.argv[1:]))"
     )
+    words = ["nightly", "--plan", plan(books.parent, MODEL, MODEL.replace("Q8_0", "Q4_K_M")), "--out", str(out)]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", code, *words], env=env, stdout=subprocess.PIPE)
     deadline = time.monotonic() + 120
     while not list(out.glob("*/cells/.*Q4_K_M*/02_logits.ipynb")):
         assert time.monotonic() < deadline
         threading.Event().wait(0.2)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     process.communicate(timeout=120)
     assert process.returncode == 3
-    record = load_night(next(out.iterdir()))
+    folder = next(path.parent for path in out.glob("*/night.json"))
+    record = load_night(folder)
     assert record.interrupted
     assert [cell.outcome for cell in record.cells] == [Outcome.PARITY, Outcome.INCOMPLETE]
-    assert (next(out.iterdir()) / record.cells[0].verdict).is_file()
+    assert (folder / record.cells[0].verdict).is_file()
     assert "interrupted" in record.cells[1].causes[0]

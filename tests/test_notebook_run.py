@@ -111,7 +111,7 @@ def test_sys_exit_zero_is_not_an_end(tmp_path: Path) -> None:
     end, result = run(tmp_path, ["import sys\nsys.exit(0)", "print('verdict')"])
     assert end.status == 0  # what papermill says
     assert any("sys.exit(0)" in cause for cause in result.causes)
-    assert any("1 of 3 code cells did not finish" in cause for cause in result.causes)
+    assert any("1 of 3 code cells did not finish, the first is cell 4" in cause for cause in result.causes)
 
 
 def test_exception_is_named_with_its_cell(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ import pytest
 from parity_lib.errors import FixtureError, UsageError
 from parity_lib.fixture_file import fixture_path
 from parity_lib.pins import DEFAULT, PRODUCTION, Pins, load_pins
+from parity_lib.prompts import load_prompts
+from parity_lib.tolerances import load_tolerances
 
 TEXT = fixture_path("gguf_parity.toml").read_text("utf-8")
 
@@ -151,3 +153,9 @@ def test_a_short_digest_of_a_made_file_is_refused(tmp_path: Path) -> None:
     line = next(line for line in TEXT.splitlines() if line.startswith("made = {"))
     with pytest.raises(FixtureError, match="64 lower-case hex digits"):
         load_changed(tmp_path, line, line.replace('" }', '0" }'))
+
+
+def test_the_prompts_are_frozen(pins: Pins) -> None:
+    """Who changes a prompt on purpose changes the pin too, and derives the limits again."""
+    assert load_prompts().sha256 == pins.prompts_sha256
+    assert {band.source.partition("prompts ")[2][:12] for band in load_tolerances().bands} == {pins.prompts_sha256[:12]}

@@ -18,7 +18,7 @@ from parity_lib.traces import RunInfo
 from parity_lib.verdicts import RungResult
 
 LOCK = Path(__file__).resolve().parents[1] / "native" / "Cargo.lock"
-FILES = ("model file", "F32 twin", "tokenizer")
+FILES = ("model file", "F32 twin", "tokenizer", "prompts")
 ENGINES = (
     "llama.cpp commit",
     "llama.cpp build flags",
@@ -36,17 +36,21 @@ ENGINES = (
 def file_checks(cell: Cell) -> tuple[PinCheck, ...]:
     """Return the checks of the cell's files. A file of the user's own is pinned by what it was when it was opened."""
     model, twin = sha256_file(cell.model_path), sha256_file(cell.twin_path)
+    own = bool(cell.request.prompts)
+    prompts = check_equal("prompts", cell.suite.sha256 if own else cell.pins.prompts_sha256, cell.suite.sha256)
     if cell.pin is None:
         return (
             check_equal("model file", model, model),
             check_equal("F32 twin", twin, twin),
             check_equal("tokenizer", cell.facts.tokenizer_sha256, cell.facts.tokenizer_sha256),
+            prompts,
         )
     pin = cell.pin
     return (
         _made_here("model file", pin.file, model),
         _made_here("F32 twin", pin.twin, twin),
         check_equal("tokenizer", pin.tokenizer_sha256, cell.facts.tokenizer_sha256),
+        prompts,
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from parity_lib.compare.align import Aligned, Flags, align
 from parity_lib.compare.ledger import SIGMAS, Flip, Ledger, classify, margin_of_swap, predicted_flips
-from parity_lib.compare.metrics import pooled_rms_over_std, summary
+from parity_lib.compare.metrics import pooled_rms_over_std, std_of_all, summary
 from parity_lib.errors import PinError, UsageError
 from parity_lib.json_text import encode
 from parity_lib.names import TOP_JUDGED, Kind, LedgerClass, Outcome, Rung
@@ -273,25 +273,37 @@ def report_native(pair: PairTrace, expected: Sequence[Position]) -> tuple[RungRe
 def literal_numbers(seen: Aligned, rows: Flags) -> dict[str, Any]:
     """Return counts, shares and summaries over some positions; ``{"positions": 0}`` and no number for none.
 
-    ``rms_over_std`` is pooled; ``delta`` is |delta| at delta_id; KL and JSD in nats; all over the vocabulary.
+    ``rms_over_std``: root mean square of all differences over the standard deviation of all reference logits, as
+    published tables have it; ``rms_over_row_std``: pooled over the deviation within rows, the unit of the bands.
+    ``delta`` is |delta| at delta_id; KL and JSD in nats.
     """
     n = int(rows.sum())
     if n == 0:
         return {"positions": 0}
-    pair, same1, same5 = seen.pair, int(seen.top1_equal[rows].sum()), int(seen.top5_equal[rows].sum())
+    pair, r = seen.pair, seen.pair.reference
+    rms = float(np.sqrt(np.mean(pair.rms[rows] ** 2)))
+    same1, same5 = int(seen.top1_equal[rows].sum()), int(seen.top5_equal[rows].sum())
     return {
         "positions": n,
         "top1_equal": same1,
         "top1_share": same1 / n,
         "top5_set_equal": same5,
         "top5_set_share": same5 / n,
-        "rms_over_std": pooled_rms_over_std(pair.rms[rows], pair.reference.std[rows]),
+        "rms": rms,
+        "rms_over_std": _ratio(rms, std_of_all(r.mean[rows], r.std[rows])),
+        "rms_over_row_std": pooled_rms_over_std(pair.rms[rows], r.std[rows]),
         "max_abs": float(pair.max_abs[rows].max()),
         "delta": summary(np.abs(seen.delta[rows])),
         "kl_ref_cand": summary(pair.kl_ref_cand[rows]),
         "kl_cand_ref": summary(pair.kl_cand_ref[rows]),
         "jsd": summary(pair.jsd[rows]),
     }
+
+
+def _ratio(value: float, scale: float) -> float:
+    if scale == 0:
+        return 0.0 if value == 0 else math.inf
+    return value / scale
 
 
 def _first_flips(seen: Aligned) -> list[dict[str, Any]]:

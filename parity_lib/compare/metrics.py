@@ -5,6 +5,7 @@ candidate, d = c - r, p = softmax(r), q = softmax(c), V = n_vocab and lse(x) = l
 
 ========== ================================================================== ===== ===================
 logsumexp  lse(x)                                                             nats  of one row
+mean       sum(x) / V                                                         logit of one row
 std        sqrt(sum((x - mean(x))^2) / V)                                     logit of one row
 rms        sqrt(sum(d^2) / V)                                                 logit 0 is equal
 max_abs    max(abs(d)); max_id is the lowest id that reaches it               logit 0 is equal
@@ -45,6 +46,7 @@ class RowStatistics:
     topk_logits: F32  # (n, k)
     logsumexp: F64  # (n,)
     std: F64  # (n,)
+    mean: F64  # (n,)
     n_nonfinite: I32  # (n,)
 
 
@@ -79,16 +81,16 @@ def top_k(rows: F32, k: int = TOP_STORED) -> I32:
 
 
 def _top_of_row(row: F32, k: int) -> npt.NDArray[np.integer]:
-    near = np.arange(len(row))
+    near: npt.NDArray[np.integer] | None = None
     n_groups = len(row) // _GROUP
     if n_groups >= k:
         # Groups are columns, so that the maximum runs over contiguous memory.
         maxima = row[: n_groups * _GROUP].reshape(_GROUP, n_groups).max(axis=0)
         # k groups have a logit of at least this: no smaller one can be in the top, all equal ones may.
         floor = np.partition(maxima, n_groups - k)[n_groups - k]
-        above = np.flatnonzero(row >= floor)
-        if len(above) >= k:  # fewer where a NaN hides its group's numbers: then every logit is looked at
-            near = above
+        near = np.flatnonzero(row >= floor)
+    if near is None or len(near) < k:  # fewer where a NaN hides its group's numbers: then every logit is looked at
+        near = np.arange(len(row))
     # A stable sort keeps ties in the order of ids, and numpy sorts NaN behind plus infinity.
     return near[np.argsort(-row[near], kind="stable")[:k]]
 
@@ -170,13 +172,13 @@ class _SideSums:
         for i in np.flatnonzero(~self.finite):
             n_nonfinite[i] = self.n_vocab - np.isfinite(rows[i]).sum()
         with np.errstate(invalid="ignore", over="ignore"):
-            mean = self.y / self.n_vocab
+            shifted_mean = self.y / self.n_vocab
             # Shifted by the maximum, mean^2 is at most V times the variance: that costs log10(V) of 16 digits.
-            std = np.sqrt(np.maximum(self.yy / self.n_vocab - mean * mean, 0.0))
-            logsumexp = self.top + np.log(self.w)
-        for values in (std, logsumexp):
+            std = np.sqrt(np.maximum(self.yy / self.n_vocab - shifted_mean * shifted_mean, 0.0))
+            logsumexp, mean = self.top + np.log(self.w), self.top + shifted_mean
+        for values in (logsumexp, std, mean):
             values[~self.finite] = np.nan
-        return RowStatistics(self.topk_ids, _at(rows, self.topk_ids), logsumexp, std, n_nonfinite)
+        return RowStatistics(self.topk_ids, _at(rows, self.topk_ids), logsumexp, std, mean, n_nonfinite)
 
 
 class _PairSums:
@@ -243,15 +245,14 @@ def _sum_x_log_x(x: F64, scratch: F64) -> F64:
 
 def _dot(a: F64, b: F64) -> F64:
     """Return sum(a b) of each row."""
-    n_vocab = a.shape[1]
-    if n_vocab <= _DOT:
+    whole = a.shape[1] // _DOT * _DOT
+    if whole == 0:
         return np.asarray(np.vecdot(a, b), np.float64)
     # BLAS splits a long vector between its threads, and the last bit would depend on their number.
-    whole = n_vocab - n_vocab % _DOT
-    parts = [
-        np.vecdot(x.reshape(-1, _DOT), y.reshape(-1, _DOT)) for x, y in zip(a[:, :whole], b[:, :whole], strict=True)
-    ]
-    return np.asarray(np.sum(parts, axis=1) + np.vecdot(a[:, whole:], b[:, whole:]), np.float64)
+    sums: F64 = np.vecdot(a[:, whole:], b[:, whole:])
+    for i in range(len(sums)):
+        sums[i] += np.vecdot(a[i, :whole].reshape(-1, _DOT), b[i, :whole].reshape(-1, _DOT)).sum()
+    return sums
 
 
 def _at(rows: F32, ids: I32) -> F32:
@@ -332,6 +333,15 @@ def pooled_rms_over_std(rms: F64, std: F64) -> float:
     if scale == 0:
         return 0.0 if error == 0 else float("inf")
     return float(np.sqrt(error / scale))
+
+
+def std_of_all(mean: F64, std: F64) -> float:
+    """Return the standard deviation of all logits of all rows together: sqrt(mean(std^2) + variance(mean)).
+
+    About twice the pooled deviation within rows on a trained model, because the mean moves from row to row, which
+    softmax does not see. Published tables divide by this one. NaN if a row is, or where there is none.
+    """
+    return float(np.sqrt(np.mean(std * std) + np.var(mean))) if len(std) else float("nan")
 
 
 def pair_sigma(errors: F64) -> F64:

@@ -333,6 +333,17 @@ def test_the_literal_numbers_are_of_the_flips_that_were_made(case: Any) -> None:
     assert (flip[0]["reference_id"], flip[0]["candidate_id"]) == (rank(case, PLACE, 0), rank(case, PLACE, 1))
 
 
+def test_rms_is_told_in_the_unit_of_published_tables_and_in_the_unit_of_the_bands(case: Any) -> None:
+    case.reference += np.linspace(-20, 20, 20, dtype=np.float32)[:, None]  # the mean moves from row to row
+    case.candidate = case.reference + np.random.default_rng(2).normal(0, 0.1, (20, 300)).astype(np.float32)
+    literal = report_native(case.pair, case.positions)[1]["all"]
+    error = case.candidate.astype(np.float64) - case.reference
+    within = case.reference.astype(np.float64).std(axis=1)
+    assert literal["rms"] == pytest.approx(np.sqrt(np.mean(error**2)), rel=1e-9)
+    assert literal["rms_over_std"] == pytest.approx(literal["rms"] / case.reference.astype(np.float64).std(), rel=1e-6)
+    assert literal["rms_over_row_std"] == pytest.approx(literal["rms"] / np.sqrt(np.mean(within**2)), rel=1e-6)
+
+
 def test_a_flip_of_the_very_first_generated_token_parts_the_texts(case: Any) -> None:
     row, (first, second) = case.row(1, 0), (rank(case, (1, 0), i) for i in (0, 1))
     case.candidate[row, [first, second]] = case.candidate[row, [second, first]]

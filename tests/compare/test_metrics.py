@@ -16,6 +16,7 @@ from parity_lib.compare.metrics import (
     pooled_rms_over_std,
     row_digests,
     row_statistics,
+    std_of_all,
     summary,
     top_k,
 )
@@ -51,6 +52,7 @@ def slow_pair(r: F32, c: F32) -> dict[str, float]:
     mean, largest = math.fsum(float(v) for v in r) / n, max(abs(v) for v in d)
     return {
         "logsumexp": lse_r,
+        "mean": mean,
         "std": math.sqrt(math.fsum((float(v) - mean) ** 2 for v in r) / n),
         "rms": math.sqrt(math.fsum(v * v for v in d) / n),
         "max_abs": largest,
@@ -89,7 +91,7 @@ def test_equals_the_slow_twin(name: str) -> None:
         assert found.reference.topk_ids[i].tolist() == slow_top(r[i], 64)
         assert found.candidate.topk_ids[i].tolist() == slow_top(c[i], 64)
         assert found.max_id[i] == expected.pop("max_id")
-        for key in ("logsumexp", "std"):
+        for key in ("logsumexp", "std", "mean"):
             np.testing.assert_allclose(getattr(found.reference, key)[i], expected.pop(key), rtol=1e-13, atol=1e-13)
         for key in ("rms", "max_abs"):
             np.testing.assert_allclose(getattr(found, key)[i], expected.pop(key), rtol=1e-13)
@@ -213,6 +215,7 @@ def test_a_non_finite_row_is_counted_and_has_no_statistics(n_vocab: int, value: 
         assert np.array_equal(values[[0, 1, 3]], getattr(clean, name)[[0, 1, 3]]), name
     assert found.max_id[2] == -1
     assert np.isnan(found.candidate.std[2])
+    assert np.isnan(found.candidate.mean[2])
     assert np.isnan(found.candidate.logsumexp[2])
     assert np.isfinite(found.reference.std).all()
     assert found.candidate.topk_ids[2].tolist() == slow_top(bad[2], 64)
@@ -300,6 +303,14 @@ def test_pooled_rms_weighs_positions_by_their_spread() -> None:
     assert pooled_rms_over_std(np.array([1.0]), np.array([0.0])) == math.inf
     assert pooled_rms_over_std(np.array([]), np.array([])) == math.inf
     assert math.isnan(pooled_rms_over_std(np.array([np.nan, 1.0]), np.array([1.0, 1.0])))
+
+
+def test_the_deviation_of_all_logits_is_that_of_the_rows_put_together() -> None:
+    rows = np.random.default_rng(3).normal(0, 3, (40, 500)) + np.random.default_rng(4).normal(0, 6, (40, 1))
+    found = row_statistics(rows.astype(np.float32))
+    assert std_of_all(found.mean, found.std) == pytest.approx(rows.std(), rel=1e-6)
+    assert std_of_all(found.mean, found.std) > 1.5 * found.std.mean()
+    assert math.isnan(std_of_all(np.array([]), np.array([])))
 
 
 def test_pair_sigma_is_the_root_mean_square_of_all_differences() -> None:

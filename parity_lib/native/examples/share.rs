@@ -1,10 +1,9 @@
 //! The share of raw `matrixmultiply::sgemm` speed that `linear` reaches, dequantisation included: `share THREADS ROWS`.
 //!
-//! Shapes are those of SmolLM2-135M and of an 8B llama. Raw means: weights already f32 and in memory, operands where
+//! GFLOPS are for one core: operations over processor time. Shapes are those of SmolLM2-135M and of an 8B llama. Raw means: weights already f32 and in memory, operands where
 //! sgemm wants them, rows of weights split evenly over the same threads.
 
 use std::hint::black_box;
-use std::time::Instant;
 
 use burn_gguf::linear::{linear_shared, Policy, Weight};
 use burn_gguf::matrix::Matrix;
@@ -39,13 +38,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             .zip(&blocks)
             .map(|(&n, blocks)| Weight::new(GgmlType::Q8_0, n, k, blocks))
             .collect::<Result<_, _>>()?;
-        let ours = best(|| {
+        let ours = processor_seconds(|| {
             let x = Matrix::from_rows(m, k, x.clone());
             black_box(pool.install(|| linear_shared(&weights, x, Policy::F32)).map(|out| out.len()).unwrap_or(0));
         });
         let w = vec![0.25f32; n * k];
         let mut out = vec![0.0f32; n * m];
-        let raw = best(|| pool.install(|| raw(&w, &x, &mut out, n, k, m, n_threads)));
+        let raw = processor_seconds(|| pool.install(|| raw(&w, &x, &mut out, n, k, m, n_threads)));
         println!("{name:18} {m:6} {:14.1} {:14.1} {:5.0}%", flops / raw / 1e9, flops / ours / 1e9, 100.0 * raw / ours);
     }
     Ok(())
@@ -87,14 +86,22 @@ fn q8_0(n: usize) -> Vec<u8> {
     bytes
 }
 
-/// Seconds of the fastest of some runs.
-fn best(mut run: impl FnMut()) -> f64 {
-    let once = |run: &mut dyn FnMut()| {
-        let began = Instant::now();
+/// Seconds of processor time of one run, over all threads: another job on the machine slows a run, but costs it nothing.
+fn processor_seconds(mut run: impl FnMut()) -> f64 {
+    run();
+    let (began, mut n) = (processor_time(), 0);
+    while n < 2 || processor_time() - began < 0.5 {
         run();
-        began.elapsed().as_secs_f64()
-    };
-    let first = once(&mut run);
-    let times = if first > 1.0 { 2 } else { 8 };
-    (0..times).map(|_| once(&mut run)).fold(first, f64::min)
+        n += 1;
+    }
+    (processor_time() - began) / f64::from(n)
+}
+
+/// User and system time of this process so far, in seconds (`proc(5)`: fields 14 and 15 of stat, in 1/100 s).
+fn processor_time() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    let fields: Vec<&str> = after_name.split_whitespace().collect();
+    let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
+    (ticks(11) + ticks(12)) / 100.0
 }

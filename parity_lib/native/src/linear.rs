@@ -20,13 +20,13 @@ pub type B = NdArray<f32>;
 
 /// Bytes of one dequantised panel: small enough that reused buffers stay mapped, large enough that packing the right
 /// operand is paid back.
-const PANEL_BYTES: usize = 4 << 20;
+const PANEL_BYTES: usize = 8 << 20;
 
 /// Fewer rows in a panel than this and copying and packing the right operand costs more than the product.
 const PANEL_ROWS_MIN: usize = 256;
 
 /// Bytes of one block of columns of the right operand. burn copies it once for each panel.
-const OPERAND_BYTES: usize = 16 << 20;
+const OPERAND_BYTES: usize = 64 << 20;
 
 /// Arithmetic of the weight matmuls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -151,8 +151,10 @@ impl Rope {
     /// The exact angle of pair i is `position * base^(-2i/n_dims) / divisor_i`. The reference walks there in f32: it
     /// starts at the position and multiplies by the f32 `base^(-2/n_dims)` once a pair (`ggml_rope_cache_init`), so its
     /// angle drifts by about `i * 6e-8` of itself: nothing at position 10, 1e-4 rad at position 1000. This walks the
-    /// same way. It is the angle that a deployed model was always run with, and the exact one would put a difference
-    /// into every late position that grows with the context and hides smaller faults behind it.
+    /// same way, and rounds only the cosine and the sine of the walked angle. Measured on SmolLM2-135M against the
+    /// reference's F32 twin, in units of the logits' std: exact angles 3e-6 before position 200, 9e-6 at 400 to 600,
+    /// 2.3e-5 at 1,600; walked angles 3e-6 at all of them. The walk is the angle that a deployed model always gets;
+    /// the exact one would hide faults of late positions behind a difference that is nobody's fault.
     pub fn angles(&self, positions: &[usize]) -> Angles {
         let step = self.base.powf(-2.0 / self.n_dims as f32);
         let n = positions.len() * self.n_dims / 2;

@@ -1,0 +1,103 @@
+"""Real nights on a synthetic model: both engines, papermill, pages; then the same with faults in the candidate."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+import scrapbook
+
+from parity_lib import store
+from parity_lib.cli import main
+from parity_lib.names import Outcome, Rung
+from parity_lib.night_record import Night, load_night
+from parity_lib.nightly import NightOptions, run_night
+
+MODEL = '[[cell]]\nmodel = "synthetic-llama"\nquant = "Q8_0"\n'
+FAULTS = {"rope_base=20000": "DIVERGED", "drop_row=1": "INCOMPLETE"}
+EXTERNAL = re.compile(r"""(?:src|href)\s*=\s*["']?\s*(?:https?:)?//""")
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
+    """Return the exit status and the folder of the shipped plan ``tiny``."""
+    out = tmp_path_factory.mktemp("sound")
+    status = main(["nightly", "--plan", "tiny", "--out", str(out)])
+    return status, next(path.parent for path in out.glob("*/night.json"))
+
+
+def test_tiny_plan_is_at_parity(sound: tuple[int, Path]) -> None:
+    status, folder = sound
+    night = load_night(folder)
+    assert (status, night.exit_status, night.outcome) == (0, 0, Outcome.PARITY)
+    verdict = store.load_verdict(folder / night.cells[0].verdict)
+    assert not verdict.unpinned
+    for rung in (Rung.T0, Rung.T2, Rung.T4, Rung.T5):
+        result = verdict.rung(rung)
+        assert result is not None
+        assert result.compared == result.expected > 0
+    assert len(store.load_pair(folder / night.cells[0].folder / "twin.npz")) == verdict.rung(Rung.T4).expected  # type: ignore[union-attr]
+
+
+def test_pages_are_small_and_need_nothing_from_elsewhere(sound: tuple[int, Path]) -> None:
+    _, folder = sound
+    pages = sorted(folder.rglob("*.html"))
+    assert {page.name for page in pages} == {"00_machine_and_pins.html", "02_logits.html", "index.html"}
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert len(text.encode()) <= 1_500_000
+        assert not EXTERNAL.search(text)
+        assert "<script" not in text
+
+
+def test_values_are_readable_by_scrapbook(sound: tuple[int, Path]) -> None:
+    _, folder = sound
+    scraps = scrapbook.read_notebook(str(next(folder.glob("cells/*/02_logits.ipynb")))).scraps
+    assert scraps["outcome"].data == "PARITY"
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> tuple[Night, Path, str]:
+    """Return a night whose cells have a fault each, and a red control."""
+    folder = tmp_path_factory.mktemp("faulty")
+    text = 'schema = "parity/plan/1"\ntitle = "faults"\nheadline = "crates.io burn"\n'
+    text += "".join(f'{MODEL}fault = "{fault}"\n' for fault in [*FAULTS, "die"])
+    text += f'{MODEL}fault = "eps_x10@all"\ncontrol = true\n'
+    (folder / "faults.toml").write_text(text)
+    stream = io.StringIO()
+    night, run = run_night(NightOptions(str(folder / "faults.toml"), folder / "out"), stream)
+    return night, run, stream.getvalue()
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_seeded_fault_is_caught_through_the_notebook_with_a_line(faulty: tuple[Night, Path, str], fault: str) -> None:
+    night, _, text = faulty
+    cell = night.cells[list(FAULTS).index(fault)]
+    assert cell.outcome.value == FAULTS[fault]
+    assert any(line.startswith(f"{FAULTS[fault]} model=synthetic-llama quant=Q8_0") for line in cell.lines)
+    assert set(cell.lines) <= set(text.splitlines())
+
+
+def test_dropped_position_is_named(faulty: tuple[Night, Path, str]) -> None:
+    cell = faulty[0].cells[list(FAULTS).index("drop_row=1")]
+    assert any("1 positions missing: prompt 1 token" in cause for cause in cell.causes)
+
+
+def test_engine_that_died_is_named_and_its_page_says_so(faulty: tuple[Night, Path, str]) -> None:
+    night, folder, _ = faulty
+    cell = night.cells[len(FAULTS)]
+    assert cell.outcome is Outcome.INCOMPLETE
+    assert any("SIGABRT" in cause for cause in cell.causes)
+    page = (folder / cell.html).read_text(encoding="utf-8")
+    assert "SIGABRT" in page
+    assert ".partial" not in page
+    assert f"{cell.folder}/burn.log" in page
+
+
+def test_control_is_caught_and_the_night_ends_with_one(faulty: tuple[Night, Path, str]) -> None:
+    night, _, text = faulty
+    assert (night.cells[-1].control, night.cells[-1].good) == (True, True)
+    assert any(line.startswith("CONTROL model=synthetic-llama") for line in text.splitlines())
+    assert (night.outcome, night.exit_status) == (Outcome.DIVERGED, 1)
