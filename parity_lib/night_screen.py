@@ -50,13 +50,13 @@ class Screen:
         if now < self._next:
             return
         self._next = now + (REDRAW_SECONDS if self._live else PLAIN_SECONDS)
-        text = f"{number}/{self._n_cells} {name}: {read_progress(folder)}"
+        text = f"{number}/{self._n_cells} {read_progress(folder)}, {now - self._started:.0f} s: {name}"
         if not self._live:
             if now - self._started > PLAIN_SECONDS:
                 self._put(f"  {text}\n")
             return
         filled = round(BAR_WIDTH * (number - 1) / max(self._n_cells, 1))
-        line = f"[{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {text}  {now - self._started:.0f} s"
+        line = f"[{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {text}"
         line = line[: shutil.get_terminal_size().columns - 1]
         if line != self._shown:
             self._put(f"\r{line}\x1b[K")

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
 from parity_lib import store
 from parity_lib.capture import models
-from parity_lib.capture.cell import REQUIRED
 from parity_lib.engines import machine
 from parity_lib.errors import ParityError, PinError, RecordError, UsageError
 from parity_lib.fixture_file import fixture_path
 from parity_lib.names import Outcome
+from parity_lib.night_cell import cause_line, cell_key, rename_inside, sound_verdict
 from parity_lib.night_record import CellRecord, Night, PageRecord, decide, without_run, worst_margin
 from parity_lib.night_screen import PROGRESS_FILE, Screen
 from parity_lib.notebook_job import NotebookEnd, NotebookJob, run_notebook
@@ -27,14 +25,13 @@ from parity_lib.notebook_result import NotebookResult, evidence, inspect_run, re
 from parity_lib.pins import Pins, load_pins
 from parity_lib.plan import HOST, NOTEBOOKS, Plan, PlanCell, load_plan, plan_path
 from parity_lib.reference_recipe import host_leg
-from parity_lib.verdicts import CellId, Verdict, conclude
+from parity_lib.verdicts import CellId, Verdict
 
 RUNS = Path(__file__).resolve().parents[1] / "reports" / "nightly"
 LOG, LINES, INDEX, HISTORY = "night.log", "divergences.jsonl", "index.html", "history.jsonl"
 MACHINE_PAGE, NIGHT_PAGE = "00_machine_and_pins", "06_night"
 PAGE_LIMIT_S = 300
 LINES_SHOWN, LINES_KEPT = 20, 200  # of one cell, on the screen and in its record; the log has all of them
-FIXTURES = ("gguf_parity.toml", "prompts.toml", "tolerances.toml")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +58,8 @@ def run_night(options: NightOptions, stream: TextIO | None = None) -> tuple[Nigh
     for cell in cells:
         pins.model(cell.model, cell.quant)
         pins.stack(cell.stack)
+        if cell.prompts:
+            fixture_path(cell.prompts)
         if cell.isa != HOST:
             pins.llama_cpp.leg(cell.isa)
     started = datetime.now(UTC)
@@ -175,17 +174,9 @@ class _Run:
     def _isa(self, cell: PlanCell) -> str:
         return self.host_leg if cell.isa == HOST else cell.isa
 
-    def _key(self, cell: PlanCell, isa: str) -> str:
-        """Return the cell's name with the leg filled in, and 8 digits over everything that can change its result."""
-        digest = hashlib.sha256(f"{cell.content()} {isa}".encode())
-        prompts = [fixture_path(cell.prompts)] if cell.prompts else []
-        for path in [*map(fixture_path, FIXTURES), *prompts, self.notebooks / f"{cell.notebook}.ipynb"]:
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
-        return f"{replace(cell, isa=isa).name}-{digest.hexdigest()[:8]}"
-
     def _compare(self, number: int, cell: PlanCell, isa: str) -> CellRecord:
         """Run the cell's notebook in a folder of its own, which gets its name when everything in it is there."""
-        key = self._key(cell, isa)
+        key = cell_key(cell, isa, self.notebooks)
         partial, final = self.folder / "cells" / f".{key}.partial", self.folder / "cells" / key
         partial.mkdir()
         (partial / PROGRESS_FILE).write_text("{}")  # tells the cell that somebody reads it there
@@ -208,10 +199,10 @@ class _Run:
             cell.limit_s,
         )
         end = run_notebook(job, lambda: self.screen.tick(number, key, partial))
-        _rename_inside(partial, final)
+        rename_inside(partial, final)
         result = inspect_run(end)
         identity = CellId(cell.model, cell.quant, isa, cell.stack, cell.compute)
-        verdict, wrong = self._verdict(partial, identity, cell)
+        verdict, wrong = sound_verdict(partial, identity, cell)
         outcome, good, causes = decide(cell, verdict, [*result.causes, *wrong], asserted=result.asserted)
         repair(end, result)
         (partial / PROGRESS_FILE).unlink(missing_ok=True)
@@ -219,26 +210,6 @@ class _Run:
         partial.replace(final)
         page = self._export(final / f"{cell.notebook}.ipynb", final / f"{cell.notebook}.html", end, result)
         return self._record(cell, key, identity, verdict, (outcome, good, causes), end.seconds, page)
-
-    def _verdict(self, folder: Path, identity: CellId, cell: PlanCell) -> tuple[Verdict | None, list[str]]:
-        """Return the cell's own, sound record, or None and why not."""
-        try:
-            verdict = store.load_verdict(folder)
-        except ParityError as error:
-            return None, [f"no verdict record: {error}"]
-        wrong = verdict.contradictions()
-        outcome, causes = conclude(verdict.rungs, required=REQUIRED)
-        if verdict.outcome is Outcome.PARITY and outcome is not Outcome.PARITY:
-            wrong += causes
-        if verdict.cell != identity or verdict.control != cell.control:
-            wrong.append(f"the verdict is of another cell: {verdict.cell}")
-        if verdict.outcome is not Outcome.INCOMPLETE:
-            candidate = verdict.runs.get("candidate")
-            if candidate is None:
-                wrong.append("the verdict does not say which candidate ran")
-            elif (candidate.fault or "") != cell.fault:
-                wrong.append(f"the candidate ran with fault {candidate.fault!r}, the plan says {cell.fault!r}")
-        return (None if wrong else verdict), wrong
 
     def _record(
         self,
@@ -253,7 +224,7 @@ class _Run:
         outcome, good, causes = decided
         lines = [] if verdict is None else verdict.lines()
         said = () if verdict is None else verdict.causes
-        lines += [_line(outcome, identity, cause) for cause in causes if cause not in said]
+        lines += [cause_line(outcome, identity, cause) for cause in causes if cause not in said]
         for number, line in enumerate(lines):
             (self.screen.say if number < LINES_SHOWN else self.screen.note)(line)
         if len(lines) > LINES_SHOWN:
@@ -290,7 +261,7 @@ class _Run:
         isa = self._isa(cell)
         identity = CellId(cell.model, cell.quant, isa, cell.stack, cell.compute)
         decided = without_run(cell, reason, require_all=self.require_all or not hole)
-        return self._record(cell, self._key(cell, isa), identity, None, decided, 0.0, None)
+        return self._record(cell, cell_key(cell, isa, self.notebooks), identity, None, decided, 0.0, None)
 
     # ---- pages
 
@@ -335,18 +306,3 @@ class _Run:
         red = f"; red control {caught}/{len(controls)} caught" if controls else ""
         self.screen.say(f"{night.outcome}: {counts}{red}; {night.seconds:.0f} s; exit status {night.exit_status}")
         self.screen.say(str(self.folder / INDEX) if (self.folder / INDEX).exists() else str(self.folder))
-
-
-def _rename_inside(partial: Path, final: Path) -> None:
-    """Let what was written into the cell's working folder name the folder that a reader will find."""
-    for path in (*partial.glob("*.ipynb"), *partial.glob("*.log"), partial / store.VERDICT):
-        if path.is_file():
-            text = path.read_text(encoding="utf-8", errors="replace")
-            if str(partial) in text:
-                path.write_text(text.replace(str(partial), str(final)), encoding="utf-8")
-
-
-def _line(outcome: Outcome, cell: CellId, cause: str) -> str:
-    """Return the greppable line of a cause; a divergence has lines of its own, so what comes with it is a gap."""
-    word = {Outcome.DIVERGED: "INCOMPLETE", Outcome.PARITY: "UNEXPECTED"}.get(outcome, outcome.value)
-    return f"{word} {cell.fields()} cause={json.dumps(cause, ensure_ascii=False)}"

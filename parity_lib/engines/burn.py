@@ -154,7 +154,8 @@ class Burn:
         [tokens] = self._check([sequence])
         with self._translated():
             session = self._extension.Session(self._model, 1)
-            _, taken = session.append([(0, token) for token in tokens], list(sites))
+            wanted: list[int] | None = None if "result_output" in sites else []
+            _, taken = session.append([(0, token) for token in tokens], list(sites), wanted)
         return {name: np.frombuffer(raw, "<f4").reshape(shape) for name, (shape, raw) in taken.items()}
 
     def score_from(self, layer: int, residual: F32, sequence: Sequence[int]) -> F32:
@@ -260,7 +261,8 @@ class Burn:
                 next_step="free space, or choose another output folder",
             ) from error
         finally:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the folder may be what was unwritable
+                part.unlink(missing_ok=True)
             self._seconds += time.perf_counter() - began
 
     @contextlib.contextmanager

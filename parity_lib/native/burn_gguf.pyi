@@ -41,9 +41,13 @@ class Session:
         self,
         rows: Sequence[tuple[int, int]],
         taps: Sequence[str] = ...,
+        logits: Sequence[int] | None = None,
         progress: Callable[[int, int], object] | None = None,
     ) -> tuple[bytes, dict[str, tuple[list[int], bytes]]]:
-        """Append rows (sequence, token) as one pass; logits (n, n_vocab), and taps as name -> (shape, values)."""
+        """Append rows (sequence, token) as one pass; logits (n, n_vocab), and taps as name -> (shape, values).
+
+        ``logits`` lists the rows whose logits are wanted, all if it is None.
+        """
 
     def score_from(
         self,
@@ -51,6 +55,7 @@ class Session:
         residual: bytes,
         rows: Sequence[tuple[int, int]],
         taps: Sequence[str] = ...,
+        logits: Sequence[int] | None = None,
         progress: Callable[[int, int], object] | None = None,
     ) -> tuple[bytes, dict[str, tuple[list[int], bytes]]]:
         """The same, entered at block ``layer`` with its residual stream (n, n_embd)."""
@@ -85,6 +90,9 @@ def op_attention(
     scale: float,
     n_threads: int = 1,
 ) -> bytes: ...
+def op_kq(queries: bytes, keys: bytes, d: int, n_threads: int = 1) -> bytes: ...
+def op_soft_max(kq: bytes, n: int, visible: Sequence[int], scale: float, n_threads: int = 1) -> bytes: ...
+def op_kqv(weights: bytes, n: int, values: bytes, d: int, n_threads: int = 1) -> bytes: ...
 def op_swiglu(gate: bytes, up: bytes, n_threads: int = 1) -> bytes: ...
 def op_add(a: bytes, b: bytes, n_threads: int = 1) -> bytes: ...
 def op_embed(ty: str, blocks: bytes, n_vocab: int, n_embd: int, tokens: Sequence[int]) -> bytes: ...

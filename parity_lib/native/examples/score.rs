@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use burn_gguf::linear::Policy;
 use burn_gguf::model::Model;
-use burn_gguf::session::score;
+use burn_gguf::score::score;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

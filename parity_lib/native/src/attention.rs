@@ -10,7 +10,7 @@
 use burn_tensor::activation::softmax;
 use rayon::prelude::*;
 
-use crate::linear::{tensor, values};
+use crate::backend::{tensor, values};
 use crate::matrix::{transpose, Matrix};
 use crate::refusal::{Refusal, Result};
 
@@ -141,7 +141,7 @@ fn attend(q: &Matrix, block: &[(usize, usize)], cache: &KeyValues, kv: usize, he
             queries.extend_from_slice(&q.row(*row)[head * heads.key..][..heads.key]);
         }
     }
-    let kq = scores(queries, keys, heads.key);
+    let kq = scores(queries, &keys, heads.key);
     let weights = soft_max(&kq, n_keys, &visible, scale);
     weighted_values(weights, vals, n_keys)
 }
@@ -156,9 +156,9 @@ fn padded(cache: &[f32], stride: usize, first: usize, width: usize, known: usize
 }
 
 /// `kq`: queries `(r, d)` times keys `(n, d)` transposed; unscaled, `(r, n)`.
-pub fn scores(queries: Vec<f32>, keys: Vec<f32>, d: usize) -> Vec<f32> {
+pub fn scores(queries: Vec<f32>, keys: &[f32], d: usize) -> Vec<f32> {
     let (r, n) = (queries.len() / d, keys.len() / d);
-    let keys = transpose(&keys, n, d);
+    let keys = transpose(keys, n, d);
     values(tensor(queries, r, d).matmul(tensor(keys, d, n)))
 }
 

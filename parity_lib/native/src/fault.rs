@@ -7,7 +7,7 @@ use crate::ops::{Pairing, Rope};
 use crate::refusal::{Refusal, Result};
 
 /// Every fault, as it is written, and what it does.
-pub const FAULTS: [(&str, &str); 15] = [
+pub const FAULTS: [(&str, &str); 16] = [
     ("eps_x10@blk.N|all", "epsilon of both norms of block N, or of every norm, is ten times too large"),
     ("rope_base=X", "RoPE turns with base X"),
     ("rope_off_by_one[@from=P]", "RoPE sees position p as p + 1, from position P on (1 if not given)"),
@@ -22,6 +22,7 @@ pub const FAULTS: [(&str, &str); 15] = [
     ("token_off=R", "row R of a pass is fed the next token id"),
     ("drop_row=S", "sequence S of a scoring loses its last row"),
     ("die", "the process aborts in the middle of the forward pass"),
+    ("panic", "the engine panics in the middle of the forward pass"),
     ("nan@blk.N", "one value of the residual stream after block N is NaN"),
 ];
 
@@ -49,6 +50,7 @@ enum Kind {
     TokenOff(usize),
     DropRow(usize),
     Die,
+    Panic,
     Nan(usize),
 }
 
@@ -186,10 +188,12 @@ impl Faults {
         self.kind == Some(Kind::DropRow(sequence))
     }
 
-    /// Abort, if that is the fault.
+    /// Abort or panic, if that is the fault.
     pub fn maybe_die(&self) {
-        if self.kind == Some(Kind::Die) {
-            std::process::abort();
+        match self.kind {
+            Some(Kind::Die) => std::process::abort(),
+            Some(Kind::Panic) => panic!("seeded fault"),
+            _ => {}
         }
     }
 
@@ -241,6 +245,7 @@ fn parse_kind(text: &str) -> Option<Kind> {
         ("token_off", _) => value?.parse().ok().map(Kind::TokenOff),
         ("drop_row", _) => value?.parse().ok().map(Kind::DropRow),
         ("die", "") => Some(Kind::Die),
+        ("panic", "") => Some(Kind::Panic),
         ("nan", _) => block().map(Kind::Nan),
         _ => None,
     }
@@ -267,6 +272,7 @@ mod tests {
             "token_off=3",
             "drop_row=0",
             "die",
+            "panic",
             "nan@blk.1",
         ];
         assert_eq!(forms.len(), FAULTS.len());

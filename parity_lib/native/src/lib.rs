@@ -1,10 +1,11 @@
 //! `burn_gguf`: burn as the candidate of a numerical parity suite. GGUF in, logits out, each op callable by itself.
 //!
 //! [`gguf`] and [`quant`] read files, [`linear`], [`ops`] and [`attention`] compute, [`model`] is the forward pass,
-//! [`session`] feeds it. The Python module is in `py.rs`, behind the feature `python`.
+//! [`mod@score`] and [`session`] feed it. The Python module is in `py.rs`, behind the feature `python`.
 
 pub mod activation;
 pub mod attention;
+mod backend;
 pub mod error;
 pub mod facts;
 pub mod fault;
@@ -13,11 +14,16 @@ pub mod isa;
 pub mod linear;
 pub mod matrix;
 pub mod model;
+mod operand;
 pub mod ops;
+mod panel;
 pub mod quant;
 pub mod refusal;
+pub mod score;
 pub mod session;
+mod state;
 pub mod tap;
+mod tensors;
 
 #[cfg(feature = "python")]
 mod py;

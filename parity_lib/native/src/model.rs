@@ -3,18 +3,18 @@
 //! Rows of a pass are positions of any number of sequences, in any order. All rows go through a weight together; only
 //! attention looks at the sequence that a row belongs to.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use crate::attention::{attention, Heads, KeyValues, SequenceRows};
+use crate::attention::{attention, KeyValues, SequenceRows};
 use crate::facts::Facts;
 use crate::fault::{Faults, Projection};
 use crate::gguf::GgufFile;
 use crate::linear::{linear, linear_shared, Policy, Weight};
 use crate::matrix::Matrix;
 use crate::ops::{add, add_bias, embed, rms_norm, rope, swiglu, Angles, Rope};
-use crate::quant::{self, GgmlType};
 use crate::refusal::{Refusal, Result};
 use crate::tap::Taps;
+use crate::tensors::{Layer, Tensor, Tensors};
 
 /// A model that is ready to run: facts, checked tensors, policy, threads, fault.
 pub struct Model {
@@ -30,31 +30,6 @@ pub struct Model {
     output_norm: Vec<f32>,
     output: Tensor,
     tied: bool,
-}
-
-/// A 2-D weight: which tensor of the file, and its shape.
-#[derive(Clone, Copy, Debug)]
-struct Tensor {
-    index: usize,
-    ty: GgmlType,
-    n_out: usize,
-    n_in: usize,
-}
-
-/// The tensors of one block.
-struct Layer {
-    attn_norm: Vec<f32>,
-    attn_q: Tensor,
-    attn_k: Tensor,
-    attn_v: Tensor,
-    q_bias: Option<Vec<f32>>,
-    k_bias: Option<Vec<f32>>,
-    v_bias: Option<Vec<f32>>,
-    attn_output: Tensor,
-    ffn_norm: Vec<f32>,
-    ffn_gate: Tensor,
-    ffn_up: Tensor,
-    ffn_down: Tensor,
 }
 
 /// The rows of one pass, in the order in which they were fed.
@@ -314,94 +289,4 @@ fn three(matrices: Vec<Matrix>) -> [Matrix; 3] {
 
 fn two(matrices: Vec<Matrix>) -> [Matrix; 2] {
     matrices.try_into().expect("linear_shared returns one matrix for each weight")
-}
-
-/// The tensors of a file, ticked off as they are bound; what is left over would have been ignored.
-struct Tensors<'a> {
-    file: &'a GgufFile,
-    facts: &'a Facts,
-    used: Vec<bool>,
-}
-
-impl<'a> Tensors<'a> {
-    fn new(file: &'a GgufFile, facts: &'a Facts) -> Self {
-        Self { file, facts, used: vec![false; file.tensors().len()] }
-    }
-
-    fn path(&self) -> PathBuf {
-        self.file.path.clone()
-    }
-
-    /// The index of a tensor of that name and shape (ggml order), if the file has the name.
-    fn find(&mut self, name: &str, dims: &[u64]) -> Result<Option<usize>> {
-        let Some(index) = self.file.tensors().iter().position(|tensor| tensor.name == name) else { return Ok(None) };
-        let found = &self.file.tensors()[index].dims;
-        if found != dims {
-            let (expected, found) = (dims.to_vec(), found.clone());
-            return Err(Refusal::WrongShape { file: self.path(), tensor: name.into(), expected, found });
-        }
-        self.used[index] = true;
-        Ok(Some(index))
-    }
-
-    fn missing(&self, name: &str, dims: &[u64]) -> Refusal {
-        Refusal::MissingTensor { file: self.path(), tensor: name.into(), expected: dims.to_vec() }
-    }
-
-    fn optional_matrix(&mut self, name: &str, n_in: usize, n_out: usize) -> Result<Option<Tensor>> {
-        let index = self.find(name, &[n_in as u64, n_out as u64])?;
-        Ok(index.map(|index| Tensor { index, ty: self.file.tensors()[index].ty, n_out, n_in }))
-    }
-
-    fn matrix(&mut self, name: &str, n_in: usize, n_out: usize) -> Result<Tensor> {
-        let found = self.optional_matrix(name, n_in, n_out)?;
-        found.ok_or_else(|| self.missing(name, &[n_in as u64, n_out as u64]))
-    }
-
-    fn optional_vector(&mut self, name: &str, n: usize) -> Result<Option<Vec<f32>>> {
-        let Some(index) = self.find(name, &[n as u64])? else { return Ok(None) };
-        let tensor = &self.file.tensors()[index];
-        let mut values = vec![0.0; n];
-        quant::dequantize(tensor.ty, self.file.bytes(tensor), &mut values)?;
-        Ok(Some(values))
-    }
-
-    fn vector(&mut self, name: &str, n: usize) -> Result<Vec<f32>> {
-        let found = self.optional_vector(name, n)?;
-        found.ok_or_else(|| self.missing(name, &[n as u64]))
-    }
-
-    fn layer(&mut self, index: usize, faults: &Faults) -> Result<Layer> {
-        let Facts { n_embd, n_ff, .. } = *self.facts;
-        let Heads { n_head, n_head_kv, key, value } = self.facts.heads();
-        let name = |part: &str| format!("blk.{index}.{part}");
-        let mut attn_norm = self.vector(&name("attn_norm.weight"), n_embd)?;
-        faults.norm_weight(index, &mut attn_norm);
-        Ok(Layer {
-            attn_norm,
-            attn_q: self.matrix(&name("attn_q.weight"), n_embd, n_head * key)?,
-            attn_k: self.matrix(&name("attn_k.weight"), n_embd, n_head_kv * key)?,
-            attn_v: self.matrix(&name("attn_v.weight"), n_embd, n_head_kv * value)?,
-            q_bias: self.optional_vector(&name("attn_q.bias"), n_head * key)?,
-            k_bias: self.optional_vector(&name("attn_k.bias"), n_head_kv * key)?,
-            v_bias: self.optional_vector(&name("attn_v.bias"), n_head_kv * value)?,
-            attn_output: self.matrix(&name("attn_output.weight"), n_head * value, n_embd)?,
-            ffn_norm: self.vector(&name("ffn_norm.weight"), n_embd)?,
-            ffn_gate: self.matrix(&name("ffn_gate.weight"), n_embd, n_ff)?,
-            ffn_up: self.matrix(&name("ffn_up.weight"), n_embd, n_ff)?,
-            ffn_down: self.matrix(&name("ffn_down.weight"), n_ff, n_embd)?,
-        })
-    }
-
-    fn refuse_unused(&self) -> Result<()> {
-        let left = self.file.tensors().iter().zip(&self.used).find(|(_, used)| !**used);
-        match left {
-            None => Ok(()),
-            Some((tensor, _)) => Err(Refusal::UnusedTensor {
-                file: self.path(),
-                tensor: tensor.name.clone(),
-                architecture: self.facts.arch.name().into(),
-            }),
-        }
-    }
 }

@@ -7,7 +7,8 @@
 use burn_tensor::activation::silu;
 use rayon::prelude::*;
 
-use crate::linear::{tensor, values, Weight};
+use crate::backend::{tensor, values};
+use crate::linear::Weight;
 use crate::matrix::{Layout, Matrix};
 use crate::quant;
 use crate::refusal::{Refusal, Result};

@@ -4,6 +4,9 @@
 //! becomes a `BurnError`; so does every refusal, `BurnFileError` if the file is at fault. Python documents and checks,
 //! see `parity_lib/engines/burn.py`.
 
+mod file;
+mod ops;
+
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,16 +16,13 @@ use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
-use crate::attention::{attention, Heads, KeyValues, SequenceRows};
 use crate::fault::FAULTS;
-use crate::gguf::{self, Value};
-use crate::linear::{linear, Policy, Weight};
+use crate::linear::Policy;
 use crate::matrix::Matrix;
 use crate::model::{self, Tick};
-use crate::ops::{self, Pairing, Rope};
-use crate::quant::{self, GgmlType};
 use crate::refusal::{Refusal, Result};
-use crate::session::{self, little_endian, Step};
+use crate::score::score;
+use crate::session::{self, little_endian, Look, Step};
 use crate::tap::{BLOCK_SITES, GLOBAL_SITES};
 
 create_exception!(burn_gguf, BurnError, PyException, "The engine refused or failed; the message says why.");
@@ -114,76 +114,6 @@ fn bytes<'py>(py: Python<'py>, values: &[f32]) -> Bound<'py, PyBytes> {
     PyBytes::new(py, little_endian(values))
 }
 
-/// An open GGUF file.
-#[pyclass(frozen, module = "burn_gguf")]
-struct GgufFile(gguf::GgufFile);
-
-#[pymethods]
-impl GgufFile {
-    #[new]
-    fn new(py: Python, path: PathBuf) -> PyResult<Self> {
-        detached(py, || Ok(Self(gguf::GgufFile::open(&path)?)))
-    }
-
-    /// All metadata but the long arrays' elements.
-    fn metadata_json(&self) -> String {
-        let entries = self.0.metadata.iter().map(|(key, value)| (key.clone(), json(value)));
-        serde_json::Value::Object(entries.collect()).to_string()
-    }
-
-    /// `(name, type, dims in ggml's order, bytes)` of each tensor, in the order of the file.
-    fn tensors(&self) -> Vec<(String, String, Vec<u64>, u64)> {
-        let tensors = self.0.tensors().iter();
-        tensors
-            .map(|tensor| (tensor.name.clone(), tensor.ty.name().into(), tensor.dims.clone(), tensor.n_bytes))
-            .collect()
-    }
-
-    /// All values of a tensor as float32; `scalar` takes the plain twin of the fast code.
-    #[pyo3(signature = (name, scalar = false))]
-    fn dequantize<'py>(&self, py: Python<'py>, name: &str, scalar: bool) -> PyResult<Bound<'py, PyBytes>> {
-        let values = detached(py, || dequantize(&self.0, name, scalar))?;
-        Ok(bytes(py, &values))
-    }
-}
-
-fn dequantize(file: &gguf::GgufFile, name: &str, scalar: bool) -> Result<Vec<f32>> {
-    let tensor = file.tensor(name).ok_or_else(|| Refusal::MissingTensor {
-        file: file.path.clone(),
-        tensor: name.into(),
-        expected: Vec::new(),
-    })?;
-    let mut values = vec![0.0; tensor.n_elements() as usize];
-    let run = if scalar { quant::dequantize_scalar } else { quant::dequantize };
-    run(tensor.ty, file.bytes(tensor), &mut values)?;
-    Ok(values)
-}
-
-/// A metadata value as JSON. Numbers keep their value, strings that are no UTF-8 are escaped, arrays give their length.
-fn json(value: &Value) -> serde_json::Value {
-    match value {
-        Value::Bool(x) => (*x).into(),
-        Value::F32(x) => finite(f64::from(*x)),
-        Value::F64(x) => finite(*x),
-        Value::String(bytes) => String::from_utf8_lossy(bytes).into(),
-        Value::Array(array) => serde_json::json!({ "array": array.len() }),
-        Value::I8(x) => (*x).into(),
-        Value::I16(x) => (*x).into(),
-        Value::I32(x) => (*x).into(),
-        Value::I64(x) => (*x).into(),
-        other => other.as_u64().into(),
-    }
-}
-
-fn finite(x: f64) -> serde_json::Value {
-    match x {
-        x if x.is_nan() => serde_json::json!({ "nonfinite": "nan" }),
-        f64::INFINITY => serde_json::json!({ "nonfinite": "inf" }),
-        f64::NEG_INFINITY => serde_json::json!({ "nonfinite": "-inf" }),
-        x => x.into(),
-    }
-}
-
 /// A model that is ready to run.
 #[pyclass(frozen, module = "burn_gguf")]
 struct Model(Arc<model::Model>);
@@ -221,7 +151,7 @@ impl Model {
         sink_path: PathBuf,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<Vec<usize>> {
-        with_progress(py, progress, |tick| session::score(&self.0, &sequences, &sink_path, tick))
+        with_progress(py, progress, |tick| score(&self.0, &sequences, &sink_path, tick))
     }
 }
 
@@ -234,8 +164,8 @@ type Taps<'py> = Bound<'py, PyDict>;
 #[pymethods]
 impl Session {
     #[new]
-    fn new(model: &Model, n_seq: usize) -> Self {
-        Self(session::Session::new(model.0.clone(), n_seq), model.0.clone())
+    fn new(model: &Model, n_seq: usize) -> PyResult<Self> {
+        Ok(Self(session::Session::new(model.0.clone(), n_seq).map_err(raised)?, model.0.clone()))
     }
 
     /// Positions that each sequence has.
@@ -244,21 +174,25 @@ impl Session {
     }
 
     /// Append rows `(sequence, token)` as one pass; logits `(n, n_vocab)` as bytes, taps as name -> (shape, bytes).
-    #[pyo3(signature = (rows, taps = Vec::new(), progress = None))]
+    ///
+    /// `logits` lists the rows whose logits are wanted, all if it is `None`.
+    #[pyo3(signature = (rows, taps = Vec::new(), logits = None, progress = None))]
     fn append<'py>(
         &mut self,
         py: Python<'py>,
         rows: Vec<(usize, u32)>,
         taps: Vec<String>,
+        logits: Option<Vec<usize>>,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<(Bound<'py, PyBytes>, Taps<'py>)> {
-        let session = &mut self.0;
-        let step = with_progress(py, progress, |tick| session.append(&rows, &taps, tick))?;
+        let (session, look) = (&mut self.0, Look { taps, logits });
+        let step = with_progress(py, progress, |tick| session.append(&rows, &look, tick))?;
         answer(py, step)
     }
 
     /// The same, entered at block `layer` with the residual stream `(n, n_embd)` as bytes.
-    #[pyo3(signature = (layer, residual, rows, taps = Vec::new(), progress = None))]
+    #[pyo3(signature = (layer, residual, rows, taps = Vec::new(), logits = None, progress = None))]
+    #[allow(clippy::too_many_arguments)]
     fn score_from<'py>(
         &mut self,
         py: Python<'py>,
@@ -266,12 +200,13 @@ impl Session {
         residual: Vec<u8>,
         rows: Vec<(usize, u32)>,
         taps: Vec<String>,
+        logits: Option<Vec<usize>>,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<(Bound<'py, PyBytes>, Taps<'py>)> {
-        let (session, width) = (&mut self.0, self.1.facts.n_embd);
+        let (session, width, look) = (&mut self.0, self.1.facts.n_embd, Look { taps, logits });
         let step = with_progress(py, progress, |tick| {
             let residual = matrix("residual stream", &residual, width)?;
-            session.append_from(layer, residual, &rows, &taps, tick)
+            session.append_from(layer, residual, &rows, &look, tick)
         })?;
         answer(py, step)
     }
@@ -294,150 +229,6 @@ fn answer<'py>(py: Python<'py>, step: Step) -> PyResult<(Bound<'py, PyBytes>, Ta
         taps.set_item(name, (tap.shape.to_vec(), bytes(py, &tap.data)))?;
     }
     Ok((bytes(py, &step.logits.data), taps))
-}
-
-fn weight_type(name: &str) -> Result<GgmlType> {
-    GgmlType::ALL.into_iter().find(|ty| ty.name() == name).ok_or_else(|| Refusal::UnknownOption {
-        option: "type",
-        expected: GgmlType::ALL.map(GgmlType::name).join(", "),
-        found: name.into(),
-    })
-}
-
-/// Run one op on a pool of `n_threads`.
-fn one_op<'py>(
-    py: Python<'py>,
-    n_threads: usize,
-    op: impl FnOnce() -> Result<Matrix> + Send,
-) -> PyResult<Bound<'py, PyBytes>> {
-    let out = detached(py, || model::workers(n_threads)?.install(op).map(Matrix::into_rows))?;
-    Ok(bytes(py, &out.data))
-}
-
-/// `W x`: blocks of `n_out` rows of type `ty`, activations `(m, n_in)`; `(m, n_out)`.
-#[pyfunction]
-#[pyo3(signature = (ty, blocks, n_out, n_in, x, policy = "f32", n_threads = 1))]
-#[allow(clippy::too_many_arguments)]
-fn op_linear<'py>(
-    py: Python<'py>,
-    ty: &str,
-    blocks: &[u8],
-    n_out: usize,
-    n_in: usize,
-    x: &[u8],
-    policy: &str,
-    n_threads: usize,
-) -> PyResult<Bound<'py, PyBytes>> {
-    one_op(py, n_threads, || {
-        let weight = Weight::new(weight_type(ty)?, n_out, n_in, blocks)?;
-        linear(&weight, matrix("activations", x, n_in)?, Policy::parse(policy)?)
-    })
-}
-
-/// `x / sqrt(mean(x^2) + eps) * weight` of each row of `(m, n)`, n the length of the weight.
-#[pyfunction]
-#[pyo3(signature = (x, weight, eps, n_threads = 1))]
-fn op_rms_norm<'py>(
-    py: Python<'py>,
-    x: &[u8],
-    weight: &[u8],
-    eps: f32,
-    n_threads: usize,
-) -> PyResult<Bound<'py, PyBytes>> {
-    one_op(py, n_threads, || {
-        let weight = floats("weight of a norm", weight)?;
-        ops::rms_norm(matrix("activations", x, weight.len())?, &weight, eps)
-    })
-}
-
-/// RoPE of `(m, n_heads * head)` at m positions; `pairing` is "adjacent" or "halves".
-#[pyfunction]
-#[pyo3(signature = (x, n_heads, head, positions, pairing, n_dims, base, divisors = None, n_threads = 1))]
-#[allow(clippy::too_many_arguments)]
-fn op_rope<'py>(
-    py: Python<'py>,
-    x: &[u8],
-    n_heads: usize,
-    head: usize,
-    positions: Vec<usize>,
-    pairing: &str,
-    n_dims: usize,
-    base: f32,
-    divisors: Option<&[u8]>,
-    n_threads: usize,
-) -> PyResult<Bound<'py, PyBytes>> {
-    one_op(py, n_threads, || {
-        let pairing = match pairing {
-            "adjacent" => Pairing::Adjacent,
-            "halves" => Pairing::Halves,
-            other => {
-                let expected = "adjacent or halves".into();
-                return Err(Refusal::UnknownOption { option: "pairing", expected, found: other.into() });
-            }
-        };
-        let divisors = divisors.map(|bytes| floats("divisors", bytes)).transpose()?;
-        let rope = Rope::new(pairing, n_dims, base, divisors)?;
-        ops::rope(matrix("activations", x, n_heads * head)?, head, &rope.angles(&positions))
-    })
-}
-
-/// Causal attention through the session's own slots: rows `(sequence, position)`; each sequence from position 0 on.
-#[pyfunction]
-#[pyo3(signature = (q, k, v, rows, n_head, n_head_kv, key_length, value_length, scale, n_threads = 1))]
-#[allow(clippy::too_many_arguments)]
-fn op_attention<'py>(
-    py: Python<'py>,
-    q: &[u8],
-    k: &[u8],
-    v: &[u8],
-    rows: Vec<(usize, usize)>,
-    n_head: usize,
-    n_head_kv: usize,
-    key_length: usize,
-    value_length: usize,
-    scale: f32,
-    n_threads: usize,
-) -> PyResult<Bound<'py, PyBytes>> {
-    let heads = Heads { n_head, n_head_kv, key: key_length, value: value_length };
-    one_op(py, n_threads, || {
-        heads.check()?;
-        let q = matrix("queries", q, n_head * key_length)?;
-        let k = matrix("keys", k, n_head_kv * key_length)?;
-        let v = matrix("values", v, n_head_kv * value_length)?;
-        let batch = SequenceRows::group(&rows, &[q.n_positions, k.n_positions, v.n_positions])?;
-        let mut cache = vec![KeyValues::default(); batch.len()];
-        for sequence in &batch {
-            cache[sequence.sequence].store(&sequence.rows, &k, &v);
-        }
-        Ok(attention(&q, &batch, &cache, heads, scale))
-    })
-}
-
-/// `silu(gate) * up`, element by element.
-#[pyfunction]
-#[pyo3(signature = (gate, up, n_threads = 1))]
-fn op_swiglu<'py>(py: Python<'py>, gate: &[u8], up: &[u8], n_threads: usize) -> PyResult<Bound<'py, PyBytes>> {
-    one_op(py, n_threads, || ops::swiglu(matrix("gate", gate, 1)?, matrix("up", up, 1)?))
-}
-
-/// `a + b`, element by element.
-#[pyfunction]
-#[pyo3(signature = (a, b, n_threads = 1))]
-fn op_add<'py>(py: Python<'py>, a: &[u8], b: &[u8], n_threads: usize) -> PyResult<Bound<'py, PyBytes>> {
-    one_op(py, n_threads, || ops::add(matrix("a", a, 1)?, matrix("b", b, 1)?))
-}
-
-/// Rows of an embedding table of `n_vocab` rows of type `ty`.
-#[pyfunction]
-fn op_embed<'py>(
-    py: Python<'py>,
-    ty: &str,
-    blocks: &[u8],
-    n_vocab: usize,
-    n_embd: usize,
-    tokens: Vec<u32>,
-) -> PyResult<Bound<'py, PyBytes>> {
-    one_op(py, 1, || ops::embed(&Weight::new(weight_type(ty)?, n_vocab, n_embd, blocks)?, &tokens))
 }
 
 /// Seeded faults: `(as written, what it does)`.
@@ -486,16 +277,10 @@ fn isa_json() -> PyResult<String> {
 fn burn_gguf(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("BurnError", module.py().get_type::<BurnError>())?;
     module.add("BurnFileError", module.py().get_type::<BurnFileError>())?;
-    module.add_class::<GgufFile>()?;
+    module.add_class::<file::GgufFile>()?;
     module.add_class::<Model>()?;
     module.add_class::<Session>()?;
-    module.add_function(wrap_pyfunction!(op_linear, module)?)?;
-    module.add_function(wrap_pyfunction!(op_rms_norm, module)?)?;
-    module.add_function(wrap_pyfunction!(op_rope, module)?)?;
-    module.add_function(wrap_pyfunction!(op_attention, module)?)?;
-    module.add_function(wrap_pyfunction!(op_swiglu, module)?)?;
-    module.add_function(wrap_pyfunction!(op_add, module)?)?;
-    module.add_function(wrap_pyfunction!(op_embed, module)?)?;
+    ops::register(module)?;
     module.add_function(wrap_pyfunction!(faults, module)?)?;
     module.add_function(wrap_pyfunction!(sites, module)?)?;
     module.add_function(wrap_pyfunction!(build_info, module)?)?;

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use burn_gguf::linear::Policy;
 use burn_gguf::quant::GgmlType;
 use burn_gguf::refusal::{Refusal, Result};
-use burn_gguf::session::{score, Session};
+use burn_gguf::score::score;
+use burn_gguf::session::{Look, Session};
 use tiny::{tokens, Tiny};
 
 const N: usize = 30;
@@ -22,7 +23,7 @@ fn changed(tiny: &Tiny, fault: &str) -> Vec<usize> {
     let run = |fault: Option<&str>| {
         let model = Arc::new(tiny.open(Policy::F32, 1, fault).unwrap());
         assert_eq!(model.faults.text(), fault);
-        Session::new(model, 1).append(&rows, &[], &mut no_tick).unwrap().logits
+        Session::new(model, 1).unwrap().append(&rows, &Look::default(), &mut no_tick).unwrap().logits
     };
     let (right, wrong) = (run(None), run(Some(fault)));
     (0..N).filter(|&row| right.row(row) != wrong.row(row)).collect()
@@ -66,7 +67,7 @@ fn a_dropped_bias_is_seen_only_where_there_is_one() {
 fn a_nan_stays_in_its_row() {
     let rows: Vec<(usize, u32)> = tokens(N, 1, 101).into_iter().map(|token| (0, token)).collect();
     let model = Arc::new(Tiny::default().open(Policy::F32, 1, Some("nan@blk.0")).unwrap());
-    let logits = Session::new(model, 1).append(&rows, &[], &mut no_tick).unwrap().logits;
+    let logits = Session::new(model, 1).unwrap().append(&rows, &Look::default(), &mut no_tick).unwrap().logits;
     for row in 0..N {
         assert_eq!(logits.row(row).iter().any(|logit| logit.is_nan()), row == N - 1, "row {row}");
     }

@@ -144,6 +144,8 @@ fn wrong_widths_and_lengths_are_refused() {
     let blocks = random_blocks(GgmlType::Q8_0, "w", N * K);
     assert!(matches!(Weight::new(GgmlType::Q8_0, N, K, &blocks[1..]), Err(Refusal::WrongLength { .. })));
     assert!(matches!(Weight::new(GgmlType::Q4_K, N, 128, &blocks), Err(Refusal::WrongLength { .. })));
+    assert!(matches!(Weight::new(GgmlType::Q8_0, usize::MAX, K, &blocks), Err(Refusal::WrongLength { .. })));
+    assert!(matches!(Weight::new(GgmlType::Q8_0, N, 0, &[]), Err(Refusal::WrongLength { .. })));
     let weight = Weight::new(GgmlType::Q8_0, N, K, &blocks).unwrap();
     let narrow = Matrix::from_rows(1, 32, vec![0.0; 32]);
     assert!(matches!(linear(&weight, narrow.clone(), Policy::F32), Err(Refusal::WrongLength { .. })));
