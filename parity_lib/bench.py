@@ -91,16 +91,16 @@ def forced_pass(folder: Path, n_threads: int) -> Iterator[Row]:
     over = (run.peak_rss_bytes - size) / GIGABYTE
     detail = f"peak {run.peak_rss_bytes / GIGABYTE:.2f} GB, file {size / GIGABYTE:.2f} GB"
     yield Row("candidate's peak memory over the file", over, "GB", 1.0, True, detail)
-    yield from statistics(folder, n_rows, facts.n_vocab, n_threads)
+    yield from statistics(folder, n_rows, facts.n_vocab)
 
 
-def statistics(folder: Path, n_rows: int, n_vocab: int, n_threads: int) -> Iterator[Row]:
+def statistics(folder: Path, n_rows: int, n_vocab: int) -> Iterator[Row]:
     """Yield how fast two spools are compared, in bytes of logits read from both sides a second."""
     rows = [
         np.memmap(folder / f"{name}.f32", np.float32, "r", shape=(n_rows, n_vocab))
         for name in ("reference", "candidate")
     ]
-    seconds = best_seconds(lambda: pair_statistics(rows[0], rows[1], threads=n_threads))
+    seconds = best_seconds(lambda: pair_statistics(rows[0], rows[1]))
     speed = 2 * rows[0].nbytes / seconds / GIGABYTE
     yield Row("pairwise statistics over whole rows", speed, "GB/s", 1.0, False, f"{n_rows} x {n_vocab} x 2")
 

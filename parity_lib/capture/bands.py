@@ -12,36 +12,43 @@ import numpy as np
 
 from parity_lib.capture import logits
 from parity_lib.capture.logits import Rows
-from parity_lib.compare.align import Aligned, align
-from parity_lib.compare.metrics import pooled_rms_over_std
+from parity_lib.compare.align import align
+from parity_lib.compare.metrics import pair_sigma, pooled_rms_over_std
 from parity_lib.engines.worker import Worker
 from parity_lib.errors import EngineError
 from parity_lib.fixture_file import fixture_path
 from parity_lib.names import TOP_JUDGED, Rung
 from parity_lib.record_file import write_atomic
 from parity_lib.tolerances import FIRST, LATER, METRICS, Band, BandSet, ToleranceTable, dump_tolerances, load_tolerances
-from parity_lib.traces import F64, PairTrace, Position
+from parity_lib.traces import PairTrace, Position
 
 if TYPE_CHECKING:
     from parity_lib.capture.cell_request import Cell
 
 BANDS_FILE = "bands.toml"
-FACTOR = 12.0
-"""Limit over the reference's own largest error, from how the two engines add up, not from what the candidate shows.
-
-ggml's f32 dot product keeps 64 partial sums on AVX-512 (32 on AVX2), matrixmultiply's sgemm one for each output: the
-rounding error of a chain grows with the root of its length, so up to sqrt(64) = 8 times the reference's is sound, and
-both engines err independently: sqrt(1 + 64) = 8.1. Half as much again, because the largest error over one set of
-prompts is a sample. A fault below 12 times llama.cpp's own f32 error is not seen at T4; finding it is T3's task.
+CHAINS = 8.1
+"""How much larger than the reference's a correct engine's f32 error may be, from how the two add up, not from what the
+candidate shows. ggml's f32 dot product keeps 64 partial sums on AVX-512 (32 on AVX2), matrixmultiply's sgemm one for
+each output; the rounding error of a chain grows with the root of its length, so sqrt(64) = 8 times the reference's is
+sound, and both err independently: sqrt(1 + 64) = 8.1.
 """
+SAMPLE = 1.5
+"""Room on top of that for a limit on the *largest* error: over one set of prompts the largest is a sample."""
+FACTORS = {
+    "pooled_rms_over_std": CHAINS,
+    "position_rms_over_std": CHAINS * SAMPLE,
+    "delta_over_std": CHAINS * SAMPLE,
+    "pair_sigma_over_std": CHAINS,
+}
+"""Limit over what was measured. A fault below it is not seen at T4; finding it is T3's task."""
 
 
 def derive(pair: PairTrace, expected: Sequence[Position], model: str, quant: str, source: str) -> list[Band]:
     """Return the T4 bands from a pair of (reference on the F32 twin, float64 oracle on the same file).
 
-    Each limit is ``FACTOR`` times what the metric measures between the two: pooled rms, the worst position's rms, the
-    worst delta at its id, and the spread of the error of the difference of two top logits, each over the standard
-    deviation of the reference's row, apart for the first row of a prompt and for all later ones.
+    Each limit is its factor of ``FACTORS`` times what the metric measures between the two: pooled rms, the worst
+    position's rms, the worst delta at its id, and the spread of the error of the difference of two top logits, each
+    over the standard deviation of the reference's row, apart for the first row of a prompt and for all later ones.
 
     Raises:
         EngineError: a position is missing, or a value is not finite: nothing can be derived from that.
@@ -54,7 +61,9 @@ def derive(pair: PairTrace, expected: Sequence[Position], model: str, quant: str
             expected="the reference and the oracle at every position, all finite",
             found="; ".join(seen.causes) or f"{int((~seen.finite).sum())} positions with non-finite logits",
         )
-    sigma, rms, std = _pair_sigma(seen), seen.pair.rms, seen.pair.reference.std
+    errors = seen.pair.candidate_at_reference[:, :TOP_JUDGED].astype(np.float64)
+    sigma = pair_sigma(errors - seen.pair.reference.topk_logits[:, :TOP_JUDGED])
+    rms, std = seen.pair.rms, seen.pair.reference.std
     bands = []
     for where, mask in ((FIRST, seen.first), (LATER, ~seen.first)):
         measured = {
@@ -64,19 +73,10 @@ def derive(pair: PairTrace, expected: Sequence[Position], model: str, quant: str
             "pair_sigma_over_std": float(np.sqrt(np.mean((sigma[mask] / std[mask]) ** 2))),
         }
         for metric, value in measured.items():
-            text = f"{FACTOR:g} x {value:.3g}, {int(mask.sum())} positions; {source}"
-            bands.append(Band(model, quant, Rung.T4, metric, where, FACTOR * value, METRICS[metric], text, True))
+            factor = FACTORS[metric]
+            text = f"{factor:g} x {value:.3g}, {int(mask.sum())} positions; {source}"
+            bands.append(Band(model, quant, Rung.T4, metric, where, factor * value, METRICS[metric], text, True))
     return bands
-
-
-def _pair_sigma(seen: Aligned) -> F64:
-    """Return, for each position, the standard deviation of e_i - e_j over pairs of the reference's top-5 ids.
-
-    With e the error of each logit, that is sqrt(2 var(e)), var with n - 1: what they have in common cancels.
-    """
-    at = seen.pair.candidate_at_reference[:, :TOP_JUDGED].astype(np.float64)
-    sigma: F64 = np.sqrt(2.0 * (at - seen.pair.reference.topk_logits[:, :TOP_JUDGED]).var(axis=1, ddof=1))
-    return sigma
 
 
 def derive_for(
@@ -110,7 +110,7 @@ def measure(
         counts = oracle.call("score", sequences, spool, progress=cell.progress.step("float64 oracle scores"))
         run, n_vocab = oracle.call("run_info"), oracle.call("n_vocab")
     rows = logits.delivered(run, spool, n_vocab, sequences, lengths, counts)
-    pair = logits.pair(twin, rows, expected, threads=cell.n_threads)
+    pair = logits.pair(twin, rows, expected)
     source = (
         f"llama.cpp {twin.run.commit} strict on the F32 twin {twin.run.model_sha256[:12]}, against float64 numpy, "
         f"prompts {cell.suite.sha256[:12]}; {datetime.now(UTC):%Y-%m-%d}, {twin.run.machine_class}; {command}"

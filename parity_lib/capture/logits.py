@@ -85,15 +85,15 @@ def missing(rows: Rows, expected: Sequence[Position]) -> tuple[Position, ...]:
     return tuple(position for position in expected if position not in have)
 
 
-def trace(rows: Rows, *, threads: int = 1) -> LogitTrace:
+def trace(rows: Rows) -> LogitTrace:
     """Return one engine's trace: top-64, logsumexp, standard deviation and digest of each row."""
     data = rows.open()
-    parts = [row_statistics(data[at], threads=threads) for at in _blocks(len(data), rows.n_vocab)]
+    parts = [row_statistics(data[at]) for at in _blocks(len(data), rows.n_vocab)]
     digests = [row_digests(data[at]) for at in _blocks(len(data), rows.n_vocab)]
     return _trace(rows, np.arange(len(data)), _join(parts), np.concatenate(digests))
 
 
-def pair(reference: Rows, candidate: Rows, expected: Sequence[Position], *, threads: int = 1) -> PairTrace:
+def pair(reference: Rows, candidate: Rows, expected: Sequence[Position]) -> PairTrace:
     """Return both traces and their statistics over the whole vocabulary, for every position that both delivered.
 
     A position that is missing on a side is named in ``extra``; the judge counts against ``expected``.
@@ -121,7 +121,7 @@ def pair(reference: Rows, candidate: Rows, expected: Sequence[Position], *, thre
     parts, digests = [], ([], [])  # type: ignore[var-annotated]
     for at in _blocks(len(common), reference.n_vocab):
         left, right = _take(ours, r[at]), _take(theirs, c[at])
-        parts.append(pair_statistics(left, right, threads=threads))
+        parts.append(pair_statistics(left, right))
         digests[0].append(row_digests(left))
         digests[1].append(row_digests(right))
     names = [f.name for f in fields(PairStatistics) if f.name not in ("reference", "candidate")]

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +32,7 @@ from parity_lib.errors import TraceMismatchError
 from parity_lib.names import TOP_STORED
 from parity_lib.traces import F32, F64, I32
 
-_BLOCK = 1 << 16  # logits in one block: its five float64 buffers stay in the second-level cache
+_BLOCK = 1 << 16  # logits in one block: its six float64 buffers have 3 MB, what a share of the caches holds
 _DOT = 8192  # the longest dot product that OpenBLAS keeps in one thread is 10,000
 _GROUP = 64  # top_k looks at one maximum for each so many logits before it looks at any logit
 
@@ -95,7 +94,7 @@ def _top_of_row(row: F32, k: int) -> npt.NDArray[np.integer]:
     return near[np.argsort(-row[near], kind="stable")[:k]]
 
 
-def row_statistics(rows: F32, *, threads: int = 1) -> RowStatistics:
+def row_statistics(rows: F32) -> RowStatistics:
     """Return top-k, logsumexp, standard deviation and the count of non-finite values of each row.
 
     Raises:
@@ -103,11 +102,11 @@ def row_statistics(rows: F32, *, threads: int = 1) -> RowStatistics:
     """
     _check(rows)
     sums = _SideSums(*rows.shape)
-    _in_blocks(rows.shape, threads, lambda at, work: sums.add(rows[at], at, work.reference))
+    _in_blocks(rows.shape, lambda at, work: sums.add(rows[at], at, work.reference))
     return sums.statistics(rows)
 
 
-def pair_statistics(reference: F32, candidate: F32, *, threads: int = 1) -> PairStatistics:
+def pair_statistics(reference: F32, candidate: F32) -> PairStatistics:
     """Return the statistics of both sides and of their difference, row by row.
 
     Raises:
@@ -118,7 +117,7 @@ def pair_statistics(reference: F32, candidate: F32, *, threads: int = 1) -> Pair
     if reference.shape != candidate.shape:
         raise TraceMismatchError("rows differ in shape", expected=reference.shape, found=candidate.shape)
     sums = _PairSums(*reference.shape)
-    _in_blocks(reference.shape, threads, lambda at, work: sums.add(reference[at], candidate[at], at, work))
+    _in_blocks(reference.shape, lambda at, work: sums.add(reference[at], candidate[at], at, work))
     return sums.statistics(reference, candidate)
 
 
@@ -132,7 +131,7 @@ class _Side:
 
 
 class _Work:
-    """What one thread needs for one block of rows of a pair."""
+    """The buffers of one block of rows of a pair."""
 
     def __init__(self, n_rows: int, n_vocab: int) -> None:
         self.reference = _Side(n_rows, n_vocab)
@@ -259,24 +258,18 @@ def _at(rows: F32, ids: I32) -> F32:
     return np.take_along_axis(rows, ids.astype(np.intp), axis=1)
 
 
-def _in_blocks(shape: tuple[int, ...], threads: int, add: Callable[[slice, _Work], object]) -> None:
-    """Call ``add`` for each block of rows; each thread has its own share of the blocks and its own buffers."""
+def _in_blocks(shape: tuple[int, ...], add: Callable[[slice, _Work], object]) -> None:
+    """Call ``add`` for each block of rows with the same buffers.
+
+    One thread: numpy holds the interpreter's lock in half of these calls, and two threads were measured slower.
+    """
     n, n_vocab = shape
     step = max(1, _BLOCK // n_vocab)
-    blocks = [slice(start, min(start + step, n)) for start in range(0, n, step)]
-
-    def share(number: int) -> None:
-        work = _Work(step, n_vocab)
-        # NaN and infinity go through the sums; `finite` finds their rows, and their numbers become NaN at the end.
-        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-            for block in blocks[number::threads]:
-                add(block, work)
-
-    if threads == 1:
-        share(0)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(share, range(threads)))
+    work = _Work(step, n_vocab)
+    # NaN and infinity go through the sums; `finite` finds their rows, and their numbers become NaN at the end.
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        for start in range(0, n, step):
+            add(slice(start, min(start + step, n)), work)
 
 
 def _check(rows: F32) -> None:

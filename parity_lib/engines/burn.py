@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -17,23 +16,14 @@ from typing import Any
 import numpy as np
 
 from parity_lib.engines import machine
+from parity_lib.engines.burn_build import CRATES_IO, REBUILD, check_isa, check_sources
 from parity_lib.engines.protocol import Progress
 from parity_lib.errors import EngineError, ModelFileError, PinError
 from parity_lib.model_file import sha256_file
 from parity_lib.names import Compute, Isa
 from parity_lib.traces import F32, RunInfo
 
-NATIVE = Path(__file__).resolve().parents[1] / "native"
-CRATES_IO = "crates-io"  # the stack whose manifest lies beside the sources; the others have a folder in stacks/
-REBUILD = "run `make setup`, which builds the extension again"
-CPU_FLAGS: Mapping[Isa, tuple[str, ...]] = {
-    Isa.AVX2: ("avx2", "fma"),
-    Isa.AVX512: ("avx512f",),
-    Isa.AMX: ("amx_tile", "amx_bf16"),
-    Isa.NEON: ("asimd",),
-}
-# The f32 kernel that burn's matmul chooses on a CPU of that leg. There is none for AMX in any released burn.
-KERNEL: Mapping[Isa, str] = {Isa.AVX2: "avx2", Isa.AVX512: "avx512", Isa.NEON: "neon"}
+__all__ = ["CRATES_IO", "Burn", "load"]
 
 Extension = Any  # the module burn_gguf, or an object of it; its types are in native/burn_gguf.pyi
 
@@ -309,64 +299,3 @@ def load(stack: str) -> tuple[Extension, dict[str, Any]]:
         )
     check_sources(build)
     return extension, build
-
-
-def check_sources(build: Mapping[str, Any], native: Path = NATIVE) -> None:
-    """Raise ``PinError`` if ``native`` holds other sources, or another lock, than ``build`` was made from."""
-    manifest = native if build["stack"] == CRATES_IO else native / "stacks" / build["stack"]
-    lock = manifest / "Cargo.lock"
-    found = {
-        "source_sha256": source_sha256(manifest, native),
-        "lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.exists() else "no Cargo.lock",
-    }
-    for name, digest in found.items():
-        if build[name] != digest:
-            raise PinError(
-                "the Rust extension is stale: it was built from other sources",
-                place=f"burn_gguf, {name}",
-                expected=digest,
-                found=build[name],
-                next_step=REBUILD,
-            )
-
-
-def source_sha256(manifest: Path, native: Path = NATIVE) -> str:
-    """Return the digest that ``native/build.rs`` writes into the binary; the recipe stands there.
-
-    Args:
-        manifest: the folder of the stack's ``Cargo.toml``.
-        native: the folder of ``build.rs`` and ``src``.
-    """
-    files = {"Cargo.toml": manifest / "Cargo.toml", "build.rs": native / "build.rs"}
-    files |= {path.relative_to(native).as_posix(): path for path in (native / "src").rglob("*.rs")}
-    digest = hashlib.sha256()
-    for name in sorted(files, key=str.encode):
-        content = files[name].read_bytes() if files[name].exists() else b""
-        digest.update(f"{name}\0{len(content)}\0".encode() + content)
-    return digest.hexdigest()
-
-
-def check_isa(isa: Isa, expected_kernel: str) -> None:
-    """Raise ``PinError`` unless this CPU has the leg's instructions and burn's matmul would choose its kernel.
-
-    Args:
-        isa: the leg that was asked for.
-        expected_kernel: what the extension says that its matmul chooses here.
-    """
-    missing = machine.missing_flags(CPU_FLAGS[isa])
-    if missing:
-        raise PinError(
-            "this machine lacks the instructions of the leg",
-            place=f"isa {isa}",
-            expected=", ".join(CPU_FLAGS[isa]),
-            found=f"without {', '.join(missing)}",
-            next_step="ask for a leg that `parity doctor` lists for this machine",
-        )
-    if KERNEL.get(isa, "none") not in expected_kernel:
-        raise PinError(
-            "this build of the extension does not run the leg's kernel",
-            place=f"isa {isa}",
-            expected=f"a {KERNEL.get(isa, isa)} kernel of f32 matmul",
-            found=expected_kernel,
-            next_step="build the stack of that leg, or ask for the leg of this build",
-        )

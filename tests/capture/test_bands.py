@@ -47,19 +47,21 @@ def test_limits_are_the_factor_times_what_is_measured(tmp_path: Path, rows: F32)
     later = np.array([1, 2, 3, 5, 6, 7])
     for where, index in ((FIRST, first), (LATER, later)):
         pooled = np.sqrt((rms[index] ** 2).sum() / (std[index] ** 2).sum())
-        assert found["pooled_rms_over_std", where].limit == pytest.approx(bands.FACTOR * pooled)
+        assert found["pooled_rms_over_std", where].limit == pytest.approx(bands.FACTORS["pooled_rms_over_std"] * pooled)
         worst = (rms[index] / std[index]).max()
-        assert found["position_rms_over_std", where].limit == pytest.approx(bands.FACTOR * worst)
+        assert found["position_rms_over_std", where].limit == pytest.approx(
+            bands.FACTORS["position_rms_over_std"] * worst
+        )
         top = np.argsort(-rows[index], axis=1)[:, :5]
         errors = np.take_along_axis(difference[index], top, axis=1)
         sigma = np.sqrt(2 * errors.var(axis=1, ddof=1)) / std[index]
         pair_sigma = found["pair_sigma_over_std", where].limit
-        assert pair_sigma == pytest.approx(bands.FACTOR * np.sqrt((sigma**2).mean()), rel=1e-6)
+        assert pair_sigma == pytest.approx(bands.FACTORS["pair_sigma_over_std"] * np.sqrt((sigma**2).mean()), rel=1e-6)
     assert found["delta_over_std", FIRST].limit > found["delta_over_std", LATER].limit
     for band in found.values():
         assert band.provisional
         assert "src" in band.source
-        assert f"{bands.FACTOR:g} x" in band.source
+        assert f"{bands.FACTORS[band.metric]:g} x" in band.source
 
 
 def test_missing_position_or_nan_derives_nothing(tmp_path: Path, rows: F32) -> None:

@@ -151,16 +151,14 @@ def test_permuted_vocabulary_permutes_ids_and_nothing_else() -> None:
     np.testing.assert_allclose(mixed.reference.std, plain.reference.std, rtol=1e-13)
 
 
-def test_rows_are_the_same_alone_in_blocks_and_in_threads() -> None:
+def test_rows_are_the_same_alone_and_in_blocks() -> None:
     rng = np.random.default_rng(7)
     r, c = (rng.normal(0, 4, (900, 700)).astype(np.float32) for _ in range(2))
-    whole, threaded = pair_statistics(r, c), pair_statistics(r, c, threads=2)
+    whole = pair_statistics(r, c)
     for i in (0, 93, 899):
         alone = pair_statistics(r[i : i + 1], c[i : i + 1])
         for name in ("rms", "kl_ref_cand", "kl_cand_ref", "jsd", "max_abs", "max_id", "candidate_at_reference"):
             assert np.array_equal(getattr(alone, name)[0], getattr(whole, name)[i]), name
-    for name in ("rms", "kl_ref_cand", "kl_cand_ref", "jsd", "max_abs", "max_id"):
-        assert np.array_equal(getattr(whole, name), getattr(threaded, name)), name
     one_side = row_statistics(r)
     for name in one_side.__slots__:
         assert np.array_equal(getattr(one_side, name), getattr(whole.reference, name)), name

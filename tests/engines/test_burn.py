@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pytest
 
 from parity_lib.capture.synthetic import Shape, build
-from parity_lib.engines import burn, machine
+from parity_lib.engines import burn, burn_build, machine
 from parity_lib.engines.burn import Burn
 from parity_lib.engines.oracle import Oracle
 from parity_lib.engines.worker import Worker
@@ -45,7 +45,7 @@ def silent(done: int, total: int) -> None:
 @pytest.fixture(scope="module")
 def leg() -> Isa:
     """The widest leg of this CPU, which is the one that the default build runs."""
-    return next(isa for isa in (Isa.AVX512, Isa.AVX2, Isa.NEON) if not machine.missing_flags(burn.CPU_FLAGS[isa]))
+    return next(isa for isa in (Isa.AVX512, Isa.AVX2, Isa.NEON) if not machine.missing_flags(burn_build.CPU_FLAGS[isa]))
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_run_info_says_what_ran(models: dict[str, Path], leg: Isa) -> None:
     assert (run.isa_requested, run.isa_observed) == (str(leg), "unproven")
     assert (run.fault, run.n_threads, run.model_path) == ("eps_x10@blk.1", 1, models["llama"].name)
     assert run.build["crates"]["matrixmultiply"] == "0.3.11"
-    assert run.build["source_sha256"] == burn.source_sha256(burn.NATIVE)
+    assert run.build["source_sha256"] == burn_build.source_sha256(burn_build.NATIVE)
     assert run.lock_sha256 == run.build["lock_sha256"]
     assert run.settings["rms_eps"] == pytest.approx(1e-5)
     assert run.peak_rss_bytes > 1 << 20
@@ -284,16 +284,16 @@ def test_a_model_that_is_not_supported_is_refused_by_name(tmp_path: Path, leg: I
 
 
 def test_a_leg_that_the_cpu_or_the_build_lacks_is_refused(models: dict[str, Path]) -> None:
-    lacking = next(isa for isa in Isa if machine.missing_flags(burn.CPU_FLAGS[isa]))
+    lacking = next(isa for isa in Isa if machine.missing_flags(burn_build.CPU_FLAGS[isa]))
     with pytest.raises(PinError, match="lacks the instructions"):
         Burn(models["llama"], isa=lacking)
 
 
 def test_a_build_of_another_leg_is_refused(leg: Isa) -> None:
-    kernel = burn.KERNEL[leg]
-    burn.check_isa(leg, f"sgemm {kernel}")
+    kernel = burn_build.KERNEL[leg]
+    burn_build.check_isa(leg, f"sgemm {kernel}")
     with pytest.raises(PinError, match="does not run the leg's kernel"):
-        burn.check_isa(leg, "sgemm generic")
+        burn_build.check_isa(leg, "sgemm generic")
 
 
 def test_another_stack_is_refused(models: dict[str, Path], leg: Isa) -> None:
@@ -305,27 +305,27 @@ def test_another_stack_is_refused(models: dict[str, Path], leg: Isa) -> None:
 def sources(tmp_path: Path) -> Path:
     """A copy of the crate's sources."""
     for name in ("Cargo.toml", "Cargo.lock", "build.rs"):
-        shutil.copy(burn.NATIVE / name, tmp_path / name)
-    shutil.copytree(burn.NATIVE / "src", tmp_path / "src")
+        shutil.copy(burn_build.NATIVE / name, tmp_path / name)
+    shutil.copytree(burn_build.NATIVE / "src", tmp_path / "src")
     return tmp_path
 
 
 def test_a_stale_extension_is_named(sources: Path) -> None:
-    _, build_info = burn.load(burn.CRATES_IO)
-    burn.check_sources(build_info, sources)
+    _, build_info = burn.load(burn_build.CRATES_IO)
+    burn_build.check_sources(build_info, sources)
     for name in ("src/quant/fast.rs", "Cargo.toml", "build.rs", "Cargo.lock"):
         path = sources / name
         before = path.read_bytes()
         path.write_bytes(before + b"\n")
         with pytest.raises(PinError, match=r"stale.*make setup"):
-            burn.check_sources(build_info, sources)
+            burn_build.check_sources(build_info, sources)
         path.write_bytes(before)
     (sources / "src" / "new.rs").touch()
     with pytest.raises(PinError, match="stale"):
-        burn.check_sources(build_info, sources)
+        burn_build.check_sources(build_info, sources)
 
 
 def test_a_missing_extension_says_how_to_build_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "burn_gguf", None)
     with pytest.raises(EngineError, match=r"not built.*make setup"):
-        burn.load.__wrapped__(burn.CRATES_IO)
+        burn.load.__wrapped__(burn_build.CRATES_IO)

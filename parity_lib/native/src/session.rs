@@ -44,6 +44,8 @@ pub struct Session {
     pub(crate) cache: Cache,
     /// Positions that each sequence already has.
     pub(crate) lengths: Vec<usize>,
+    /// The block that earlier passes were entered at: the blocks below it have no keys of these positions.
+    pub(crate) entered_at: usize,
 }
 
 /// What to look at in one call of a session.
@@ -69,7 +71,7 @@ impl Session {
             return Err(Refusal::OutOfRange { what, expected, found: n_seq.to_string() });
         }
         let cache = Cache::lasting(model.facts.n_layer, n_seq);
-        Ok(Self { model, cache, lengths: vec![0; n_seq] })
+        Ok(Self { model, cache, lengths: vec![0; n_seq], entered_at: 0 })
     }
 
     /// Positions of each sequence.
@@ -131,6 +133,20 @@ impl Session {
         Ok(batch)
     }
 
+    /// Refuse to enter a session that has rows at another block than before.
+    fn enter(&mut self, start: &Start) -> Result<()> {
+        let layer = match start {
+            Start::Tokens => 0,
+            Start::Residual(layer, _) => *layer,
+        };
+        if self.lengths.iter().any(|&length| length > 0) && layer != self.entered_at {
+            let (what, expected) = ("layer".into(), format!("{}, where this session began", self.entered_at));
+            return Err(Refusal::OutOfRange { what, expected, found: layer.to_string() });
+        }
+        self.entered_at = layer;
+        Ok(())
+    }
+
     /// One pass; a pass that was stopped leaves the cache as it was.
     fn run(&mut self, batch: Batch, start: Start, look: &Look, tick: &mut Tick) -> Result<Step> {
         let n_rows = batch.tokens.len();
@@ -139,6 +155,8 @@ impl Session {
             return Err(Refusal::OutOfRange { what, expected, found: row.to_string() });
         }
         let mut taps = Taps::new(&look.taps, self.model.facts.n_layer)?;
+        self.enter(&start)?;
+        self.cut_back(); // a pass that panicked had no time to do it
         let result = self.pass(&batch, start, look, &mut taps, tick);
         match result {
             Ok(logits) => {

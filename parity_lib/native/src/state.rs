@@ -1,13 +1,15 @@
-//! Saves a session as bytes and takes such bytes back: a header, the lengths, keys and values by layer and sequence.
+//! Saves a session as bytes and takes such bytes back: a header, the block that it was entered at, the lengths, keys and
+//! values by layer and sequence.
 
 use crate::model::Cache;
 use crate::refusal::{Refusal, Result};
 use crate::session::{little_endian, Session};
 
 impl Session {
-    /// Everything that the session knows, as bytes: a header, the lengths, keys and values by layer and sequence.
+    /// Everything that the session knows, as bytes.
     pub fn save(&self) -> Vec<u8> {
         let mut bytes = self.header();
+        bytes.extend((self.entered_at as u64).to_le_bytes());
         for &length in &self.lengths {
             bytes.extend((length as u64).to_le_bytes());
         }
@@ -23,17 +25,19 @@ impl Session {
         let heads = self.model.facts.heads();
         let mut reader = Reader { state, header: self.header() };
         reader.header()?;
-        let n_seq = self.lengths.len();
-        let lengths = (0..n_seq).map(|_| reader.length(self.model.facts.n_ctx_train)).collect::<Result<Vec<_>>>()?;
-        let mut cache = Cache::lasting(self.model.facts.n_layer, n_seq);
-        for layer in &mut cache.layers {
+        let (n_seq, n_layer) = (self.lengths.len(), self.model.facts.n_layer);
+        let entered_at = reader.number("a block to enter at", n_layer - 1)?;
+        let lengths =
+            (0..n_seq).map(|_| reader.number("positions", self.model.facts.n_ctx_train)).collect::<Result<Vec<_>>>()?;
+        let mut cache = Cache::lasting(n_layer, n_seq);
+        for layer in cache.layers.iter_mut().skip(entered_at) {
             for (slots, &length) in layer.iter_mut().zip(&lengths) {
                 slots.keys = reader.values(length * heads.n_head_kv * heads.key)?;
                 slots.values = reader.values(length * heads.n_head_kv * heads.value)?;
             }
         }
         reader.end()?;
-        (self.cache, self.lengths) = (cache, lengths);
+        (self.cache, self.lengths, self.entered_at) = (cache, lengths, entered_at);
         Ok(())
     }
 
@@ -73,13 +77,13 @@ impl Reader<'_> {
         Ok(head)
     }
 
-    fn length(&mut self, limit: usize) -> Result<usize> {
+    fn number(&mut self, what: &str, limit: usize) -> Result<usize> {
         let bytes = self.take(8)?;
-        let length = u64::from_le_bytes(bytes.try_into().unwrap_or_default());
-        if length > limit as u64 {
-            return Err(wrong_state(&format!("at most {limit} positions"), &length.to_string()));
+        let number = u64::from_le_bytes(bytes.try_into().unwrap_or_default());
+        if number > limit as u64 {
+            return Err(wrong_state(&format!("{what}, at most {limit}"), &number.to_string()));
         }
-        Ok(length as usize)
+        Ok(number as usize)
     }
 
     fn values(&mut self, n: usize) -> Result<Vec<f32>> {

@@ -174,6 +174,25 @@ fn a_pass_can_start_at_any_layer() {
 }
 
 #[test]
+fn a_session_goes_on_only_where_it_was_entered() {
+    let tiny = Tiny::default();
+    let model = Arc::new(tiny.model());
+    let residual = |n: usize| Matrix::from_rows(n, tiny.n_embd, vec![0.5; n * tiny.n_embd]);
+    let enter = |session: &mut Session, layer: usize, n: usize| {
+        session.append_from(layer, residual(n), &vec![(0, 1); n], &Look::default(), &mut no_tick)
+    };
+    let mut session = Session::new(model.clone(), 1).unwrap();
+    let first = enter(&mut session, 2, 3).unwrap().logits;
+    assert!(matches!(session.append(&[(0, 1)], &Look::default(), &mut no_tick), Err(Refusal::OutOfRange { .. })));
+    let mut restored = Session::new(model.clone(), 1).unwrap();
+    restored.restore(&session.save()).unwrap();
+    let (next, again) = (enter(&mut session, 2, 1).unwrap(), enter(&mut restored, 2, 1).unwrap());
+    assert_eq!(bits(&next.logits.data), bits(&again.logits.data));
+    let whole = enter(&mut Session::new(model, 1).unwrap(), 2, 4).unwrap().logits.data;
+    assert_eq!(bits(&whole), bits(&[first.data, next.logits.data].concat()));
+}
+
+#[test]
 fn taps_are_named_shaped_and_change_nothing() {
     let tiny = Tiny::default();
     let model = Arc::new(tiny.model());

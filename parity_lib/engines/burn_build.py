@@ -1,0 +1,85 @@
+"""Check what the Rust extension was built from, and which leg it can run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from parity_lib.engines import machine
+from parity_lib.errors import PinError
+from parity_lib.names import Isa
+
+NATIVE = Path(__file__).resolve().parents[1] / "native"
+CRATES_IO = "crates-io"  # the stack whose manifest lies beside the sources; the others have a folder in stacks/
+REBUILD = "run `make setup`, which builds the extension again"
+CPU_FLAGS: Mapping[Isa, tuple[str, ...]] = {
+    Isa.AVX2: ("avx2", "fma"),
+    Isa.AVX512: ("avx512f",),
+    Isa.AMX: ("amx_tile", "amx_bf16"),
+    Isa.NEON: ("asimd",),
+}
+# The f32 kernel that burn's matmul chooses on a CPU of that leg. There is none for AMX in any released burn.
+KERNEL: Mapping[Isa, str] = {Isa.AVX2: "avx2", Isa.AVX512: "avx512", Isa.NEON: "neon"}
+
+
+def check_sources(build: Mapping[str, Any], native: Path = NATIVE) -> None:
+    """Raise ``PinError`` if ``native`` holds other sources, or another lock, than ``build`` was made from."""
+    manifest = native if build["stack"] == CRATES_IO else native / "stacks" / build["stack"]
+    lock = manifest / "Cargo.lock"
+    found = {
+        "source_sha256": source_sha256(manifest, native),
+        "lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.exists() else "no Cargo.lock",
+    }
+    for name, digest in found.items():
+        if build[name] != digest:
+            raise PinError(
+                "the Rust extension is stale: it was built from other sources",
+                place=f"burn_gguf, {name}",
+                expected=digest,
+                found=build[name],
+                next_step=REBUILD,
+            )
+
+
+def source_sha256(manifest: Path, native: Path = NATIVE) -> str:
+    """Return the digest that ``native/build.rs`` writes into the binary; the recipe stands there.
+
+    Args:
+        manifest: the folder of the stack's ``Cargo.toml``.
+        native: the folder of ``build.rs`` and ``src``.
+    """
+    files = {"Cargo.toml": manifest / "Cargo.toml", "build.rs": native / "build.rs"}
+    files |= {path.relative_to(native).as_posix(): path for path in (native / "src").rglob("*.rs")}
+    digest = hashlib.sha256()
+    for name in sorted(files, key=str.encode):
+        content = files[name].read_bytes() if files[name].exists() else b""
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()
+
+
+def check_isa(isa: Isa, expected_kernel: str) -> None:
+    """Raise ``PinError`` unless this CPU has the leg's instructions and burn's matmul would choose its kernel.
+
+    Args:
+        isa: the leg that was asked for.
+        expected_kernel: what the extension says that its matmul chooses here.
+    """
+    missing = machine.missing_flags(CPU_FLAGS[isa])
+    if missing:
+        raise PinError(
+            "this machine lacks the instructions of the leg",
+            place=f"isa {isa}",
+            expected=", ".join(CPU_FLAGS[isa]),
+            found=f"without {', '.join(missing)}",
+            next_step="ask for a leg that `parity doctor` lists for this machine",
+        )
+    if KERNEL.get(isa, "none") not in expected_kernel:
+        raise PinError(
+            "this build of the extension does not run the leg's kernel",
+            place=f"isa {isa}",
+            expected=f"a {KERNEL.get(isa, isa)} kernel of f32 matmul",
+            found=expected_kernel,
+            next_step="build the stack of that leg, or ask for the leg of this build",
+        )
