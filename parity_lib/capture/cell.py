@@ -212,6 +212,8 @@ def run_cell(request: CellRequest) -> Verdict:
         return save(cell, judge(cell, pins, weights, reference, twin, candidate))
     except ParityError:
         return store.load_verdict(cell.out_dir)
+    finally:
+        shutil.rmtree(cell.spools, ignore_errors=True)
 
 
 def positions(cell: Cell, reference: Reference) -> tuple[Position, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from parity_lib.capture import models
 from parity_lib.capture.progress import CellProgress
-from parity_lib.errors import UsageError
+from parity_lib.errors import RecordError, UsageError
 from parity_lib.model_file import ModelFacts, read_facts
 from parity_lib.names import Compute, Rung
 from parity_lib.pins import ModelPin, Pins, load_pins
@@ -20,6 +20,7 @@ from parity_lib.tolerances import BandSet, load_tolerances
 from parity_lib.verdicts import CellId
 
 Wish = Any  # the fields of a request, each of its own type
+RECORDS = ("verdict.json", "divergences.jsonl", "twin.npz", "twin.json", "native.npz", "native.json", "bands.toml")
 HOST = "host"  # as ``isa``: the widest leg that this machine can run
 
 
@@ -84,7 +85,7 @@ def open_cell(request: CellRequest | None = None, /, **wishes: Wish) -> Cell:
     """
     request = CellRequest(**wishes) if request is None else request
     out_dir = Path(request.out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
+    _clear(out_dir)
     progress = CellProgress(out_dir)
     pins = load_pins()
     suite = load_prompts(request.prompts or None)
@@ -119,6 +120,26 @@ def open_cell(request: CellRequest | None = None, /, **wishes: Wish) -> Cell:
         started=time.monotonic(),
         progress=progress,
     )
+
+
+def _clear(out_dir: Path) -> None:
+    """Make the output folder, without the record of an earlier run: it must never be taken for this one's.
+
+    Raises:
+        RecordError: the folder cannot be made or written.
+    """
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        for name in RECORDS:
+            (out_dir / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise RecordError(
+            "the output folder cannot be written",
+            place=out_dir,
+            expected="a folder of one's own",
+            found=error.strerror or error,
+            next_step="give another --out",
+        ) from error
 
 
 def _model(request: CellRequest, pins: Pins) -> tuple[ModelPin | None, Path]:

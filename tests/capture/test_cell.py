@@ -12,7 +12,7 @@ from parity_lib import store
 from parity_lib.capture import cell as steps
 from parity_lib.capture import cell_pins, logits
 from parity_lib.capture.cell import Cell, Reference
-from parity_lib.errors import EngineError, PinError, WorkerDied
+from parity_lib.errors import EngineError, PinError, RecordError, WorkerDied
 from parity_lib.names import Outcome, Rung
 from parity_lib.traces import expected_positions
 
@@ -132,6 +132,20 @@ def test_pin_that_does_not_hold_leaves_a_record_and_judges_nothing(folder: Path)
     verdict = store.load_verdict(cell.out_dir)
     assert verdict.outcome is Outcome.INCOMPLETE
     assert "tokenizer" in verdict.causes[0]
+
+
+def test_record_of_an_earlier_run_is_gone_before_anything_is_compared(folder: Path) -> None:
+    cell = open_cell(folder, "again")
+    store.save_verdict(steps.incomplete(cell, "an earlier run"), cell.out_dir)
+    open_cell(folder, "again")
+    with pytest.raises(RecordError):
+        store.load_verdict(cell.out_dir)
+
+
+def test_output_folder_that_cannot_be_written_is_named(folder: Path) -> None:
+    (folder / "taken").write_text("a file")
+    with pytest.raises(RecordError, match="taken"):
+        open_cell(folder, "taken")
 
 
 def test_engine_that_dies_leaves_a_record_and_no_rows(folder: Path) -> None:
