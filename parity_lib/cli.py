@@ -230,12 +230,14 @@ def _run_folder(model: str, quant: str) -> Path:
 
 
 def _print_verdict(verdict: Any) -> None:  # noqa: ANN401 - its type is imported where it is made
+    from parity_lib.verdicts import margin_words
+
     marks = [word for word, on in (("provisional limits", verdict.provisional), ("unpinned", verdict.unpinned)) if on]
     click.echo(f"{verdict.outcome}: {verdict.cell}" + (f" ({', '.join(marks)})" if marks else ""))
     for rung in verdict.rungs:
         worst = "-" if rung.worst is None else f"{rung.worst:.3g}"
         limit = "exact" if rung.limit is None else f"{rung.limit:.3g}"
-        inside = "" if rung.margin is None else f"  {rung.margin:.3g}x"
+        inside = "" if rung.margin is None else f"  {margin_words(rung.margin)}"
         click.echo(
             f"  {rung.rung.title:11} {rung.outcome:10} {rung.compared:,} of {rung.expected:,}"
             f"  worst {worst}, limit {limit} {rung.unit}{inside}" + (f"  {rung.note}" if rung.note else "")

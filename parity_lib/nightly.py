@@ -25,7 +25,7 @@ from parity_lib.notebook_result import NotebookResult, evidence, inspect_run, re
 from parity_lib.pins import Pins, load_pins
 from parity_lib.plan import HOST, NOTEBOOKS, Plan, PlanCell, load_plan, plan_path
 from parity_lib.reference_recipe import host_leg
-from parity_lib.verdicts import CellId, Verdict
+from parity_lib.verdicts import CellId, Verdict, margin_words
 
 RUNS = Path(__file__).resolve().parents[1] / "reports" / "nightly"
 LOG, LINES, INDEX, HISTORY = "night.log", "divergences.jsonl", "index.html", "history.jsonl"
@@ -150,7 +150,7 @@ class _Run:
     def _finish(self, record: CellRecord) -> None:
         self.records.append(record)
         word = "control caught" if record.control and record.good else record.outcome.value
-        margin = "" if record.worst_margin is None else f", {record.worst_margin:.3g}x inside"
+        margin = "" if record.worst_margin is None else f", {margin_words(record.worst_margin)}"
         broken = f", lowest broken rung {record.lowest_broken}" if record.lowest_broken else ""
         self.screen.say(f"{len(self.records)}: {record.key}: {word}{margin}{broken}, {record.seconds:.0f} s")
 

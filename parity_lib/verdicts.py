@@ -216,6 +216,20 @@ class Verdict:
         return found
 
 
+def margin_words(margin: float) -> str:
+    """Return limit over worst in words: ``4.5x inside``, ``340x over``, or ``over`` where equality was asked for."""
+    if margin <= 0:
+        return "over"
+    return f"{_times(margin if margin >= 1 else 1 / margin)}x {'inside' if margin >= 1 else 'over'}"
+
+
+def _times(ratio: float) -> str:
+    """Return a factor of at least 1; rounding never turns 1.04 into a plain 1."""
+    if ratio >= 1e6:
+        return f"{ratio:.0e}".replace("e+0", "e").replace("e+", "e")
+    return f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.1f}" if ratio >= 1.1 or ratio == 1 else f"{ratio:.3f}"
+
+
 def conclude(rungs: Sequence[RungResult], *, required: Sequence[Rung]) -> tuple[Outcome, tuple[str, ...]]:
     """Return the outcome of a cell and the causes of what is incomplete.
 

@@ -13,7 +13,7 @@ from parity_lib.errors import ParityFailure, RecordError
 from parity_lib.json_text import encode
 from parity_lib.names import Kind, LedgerClass, Outcome, Rung
 from parity_lib.traces import RunInfo
-from parity_lib.verdicts import CellId, Divergence, RungResult, Verdict, conclude
+from parity_lib.verdicts import CellId, Divergence, RungResult, Verdict, conclude, margin_words
 
 CELL = CellId("smollm2-135m", "Q8_0", "avx512", "crates-io", "f32")
 OURS = ((791, 18.2231), (578, 18.1553))
@@ -230,3 +230,18 @@ def test_the_lowest_broken_rung_is_named_whatever_the_order() -> None:
     assert made.lowest_broken is not None
     assert made.lowest_broken.rung is Rung.T2
     assert verdict(Outcome.PARITY, [T0, T4]).lowest_broken is None
+
+
+@pytest.mark.parametrize(
+    ("margin", "words"),
+    [
+        (4.53, "4.5x inside"),
+        (1.0, "1.0x inside"),
+        (1.04, "1.040x inside"),
+        (0.00012, "8,333x over"),
+        (1e-7, "1e7x over"),
+        (0.0, "over"),  # equality was asked for: no factor says how far
+    ],
+)
+def test_margin_is_said_in_words(margin: float, words: str) -> None:
+    assert margin_words(margin) == words

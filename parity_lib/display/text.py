@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from parity_lib.prompts import PromptSuite
+from parity_lib.verdicts import margin_words
 
 NONE = "–"  # what a table prints where there is no number; never an empty cell
 _DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{12,}\b")
@@ -71,16 +72,7 @@ def margin(worst: float | None, limit: float | None) -> str:
         return "over"
     if limit == 0 or worst == 0:
         return "equal" if worst == 0 else "over"
-    ratio = limit / abs(worst)
-    word = "inside" if ratio >= 1 else "over"
-    return f"{_times(ratio if ratio >= 1 else 1 / ratio)}x {word}"
-
-
-def _times(ratio: float) -> str:
-    """Return a factor of at least 1; rounding never turns 1.04 into a plain 1."""
-    if ratio >= 1e6:
-        return f"{ratio:.0e}".replace("e+0", "e").replace("e+", "e")
-    return f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.1f}" if ratio >= 1.1 or ratio == 1 else f"{ratio:.3f}"
+    return margin_words(limit / abs(worst))
 
 
 def duration(seconds: float) -> str:
