@@ -14,22 +14,7 @@ import pytest
 from parity_lib.cli import cli, main
 from parity_lib.model_file import read_tensors
 
-PROMPTS = """schema = "parity/prompts/1"
-[[prompt]]
-idx = 0
-name = "first"
-bucket = "short"
-text = "The capital of France is"
-n_tokens = 6
-why = "a test"
-[[prompt]]
-idx = 1
-name = "second"
-bucket = "code"
-text = "def fibonacci(n):"
-n_tokens = 5
-why = "a test"
-"""
+PROMPTS = (Path(__file__).parent / "two_prompts.toml").read_text()
 ROOT = Path(__file__).resolve().parents[1]
 
 

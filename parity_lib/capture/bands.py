@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -122,8 +123,6 @@ def measure_bands(
     model: str, quant: str, *, out_dir: Path, isa: str = "host", prompts: str = "", n_threads: int = 0
 ) -> list[Band]:
     """Derive the bands of one model: llama.cpp generates, then scores its twin; the oracle scores the same tokens."""
-    import shutil
-
     from parity_lib.capture import cell as steps
 
     cell = steps.open_cell(model=model, quant=quant, isa=isa, prompts=prompts, n_threads=n_threads, out_dir=out_dir)

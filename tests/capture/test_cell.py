@@ -16,22 +16,7 @@ from parity_lib.errors import EngineError, PinError, RecordError, WorkerDied
 from parity_lib.names import Outcome, Rung
 from parity_lib.traces import expected_positions
 
-PROMPTS = """schema = "parity/prompts/1"
-[[prompt]]
-idx = 0
-name = "first"
-bucket = "short"
-text = "The capital of France is"
-n_tokens = 6
-why = "a test"
-[[prompt]]
-idx = 1
-name = "second"
-bucket = "code"
-text = "def fibonacci(n):"
-n_tokens = 5
-why = "a test"
-"""
+PROMPTS = (Path(__file__).parents[1] / "two_prompts.toml").read_text()
 
 
 @pytest.fixture(scope="module")
