@@ -80,8 +80,8 @@ def _memory() -> str:
 
 
 def _fixtures() -> Iterator[Check]:
+    from parity_lib.night.plan import load_plan, plan_path
     from parity_lib.pins import load_pins
-    from parity_lib.plan import load_plan, plan_path
     from parity_lib.prompts import load_prompts
     from parity_lib.tolerances import load_tolerances
 

@@ -81,10 +81,15 @@ class Kind(StrEnum):
     """What kind of divergence a line reports."""
 
     TENSOR = "TENSOR"
+    TOKENS = "TOKENS"  # another list of ids for the same text
     TOP1 = "TOP1"
     TOP5_SET = "TOP5_SET"
     LOGIT_DELTA = "LOGIT_DELTA"
     RMS = "RMS"
+    P99 = "P99"  # 99th percentile of |delta|
+    KL = "KL"
+    SPREAD = "SPREAD"  # the reference's own self-spread is not what it was
+    BITS = "BITS"  # two paths of one engine that must agree to the bit do not
     NON_FINITE = "NON_FINITE"
 
 

@@ -17,13 +17,13 @@ from parity_lib.engines import machine
 from parity_lib.errors import ParityError, PinError, RecordError, UsageError
 from parity_lib.fixture_file import fixture_path
 from parity_lib.names import Outcome
-from parity_lib.night_cell import cause_line, cell_key, rename_inside, sound_verdict
-from parity_lib.night_record import CellRecord, Night, PageRecord, decide, without_run, worst_margin
-from parity_lib.night_screen import PROGRESS_FILE, Screen
-from parity_lib.notebook_job import NotebookEnd, NotebookJob, run_notebook
-from parity_lib.notebook_result import NotebookResult, evidence, inspect_run, repair
+from parity_lib.night.cell import cause_line, cell_key, rename_inside, sound_verdict
+from parity_lib.night.job import NotebookEnd, NotebookJob, run_notebook
+from parity_lib.night.plan import HOST, NOTEBOOKS, Plan, PlanCell, load_plan, plan_path
+from parity_lib.night.record import CellRecord, Night, PageRecord, decide, without_run, worst_margin
+from parity_lib.night.result import NotebookResult, evidence, inspect_run, repair
+from parity_lib.night.screen import PROGRESS_FILE, Screen
 from parity_lib.pins import Pins, load_pins
-from parity_lib.plan import HOST, NOTEBOOKS, Plan, PlanCell, load_plan, plan_path
 from parity_lib.reference_recipe import host_leg
 from parity_lib.verdicts import CellId, Verdict, margin_words
 

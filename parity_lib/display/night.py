@@ -10,7 +10,7 @@ from parity_lib.display.outcomes import CAUGHT, EXPECTED, Look, badge, look, sev
 from parity_lib.display.page import HEADLINE, Column, Fragment, plain_table, table
 from parity_lib.display.text import NONE, count, duration, escape, margin, size
 from parity_lib.names import Outcome
-from parity_lib.night_record import FILE_NAME, CellRecord, Night, load_night
+from parity_lib.night.record import FILE_NAME, CellRecord, Night, load_night
 
 REPORTS = Path(__file__).resolve().parents[2] / "reports"
 RUNS = REPORTS / "nightly"

@@ -14,7 +14,7 @@ from parity_lib.display.page import Fragment, Picture
 from parity_lib.display.text import number
 from parity_lib.json_text import decode
 from parity_lib.names import Outcome
-from parity_lib.night_record import Night
+from parity_lib.night.record import Night
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,7 +13,7 @@ from parity_lib.compare.metrics import RowStatistics, pair_statistics, row_diges
 from parity_lib.display.position_data import Positions, positions
 from parity_lib.display.text import Words
 from parity_lib.names import Kind, LedgerClass, Outcome, Rung
-from parity_lib.night_record import CellRecord, Night, PageRecord
+from parity_lib.night.record import CellRecord, Night, PageRecord
 from parity_lib.tolerances import FIRST, LATER, METRICS, Band, BandSet, ToleranceTable
 from parity_lib.traces import F32, LogitTrace, PairTrace, RunInfo, expected_positions
 from parity_lib.verdicts import CellId, Divergence, RungResult, Verdict

@@ -17,7 +17,7 @@ from parity_lib.display.night import (
 )
 from parity_lib.errors import RecordError
 from parity_lib.names import Outcome
-from parity_lib.night_record import Night
+from parity_lib.night.record import Night
 
 
 def test_header_says_outcome_counts_holes_control_and_what_next(night: Night) -> None:

@@ -12,7 +12,7 @@ from parity_lib.display.page import Fragment
 from parity_lib.display.trend_plot import HISTORY, trend
 from parity_lib.errors import RecordError
 from parity_lib.names import Outcome
-from parity_lib.night_record import Night
+from parity_lib.night.record import Night
 from parity_lib.verdicts import Verdict
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from parity_lib.notebook_job import CELL_RAISED, REPLY_KEY, NotebookEnd, describe_status
+from parity_lib.night.job import CELL_RAISED, REPLY_KEY, NotebookEnd, describe_status
 
 ASSERT_ERROR = "ParityFailure"  # what the assert cell raises, in a cell tagged ``raises-exception``
 ASSERT_TAG = "raises-exception"

@@ -12,7 +12,7 @@ from parity_lib.capture.cell import REQUIRED
 from parity_lib.errors import ParityError
 from parity_lib.fixture_file import fixture_path
 from parity_lib.names import Outcome
-from parity_lib.plan import PlanCell
+from parity_lib.night.plan import PlanCell
 from parity_lib.verdicts import CellId, Verdict, conclude
 
 FIXTURES = ("gguf_parity.toml", "prompts.toml", "tolerances.toml")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from parity_lib import night_screen
 from parity_lib.capture.progress import CellProgress
-from parity_lib.night_screen import PROGRESS_FILE, Screen, read_progress
+from parity_lib.night import screen as night_screen
+from parity_lib.night.screen import PROGRESS_FILE, Screen, read_progress
 
 LINE = "DIVERGED model=m quant=Q8_0"
 

@@ -108,7 +108,7 @@ def _scratch() -> Iterator[Path]:
 
 
 def _spawn(job: NotebookJob, scratch: Path, token: str, log: IO[bytes]) -> subprocess.Popen[bytes]:
-    root = str(Path(__file__).resolve().parents[1])
+    root = str(Path(__file__).resolve().parents[2])
     env = dict(os.environ)
     env |= {
         TOKEN: token,
@@ -130,7 +130,7 @@ def _spawn(job: NotebookJob, scratch: Path, token: str, log: IO[bytes]) -> subpr
         "usage_file": str(scratch / "usage.json"),
     }
     child = subprocess.Popen(
-        [sys.executable, "-P", "-m", "parity_lib.notebook_run"],
+        [sys.executable, "-P", "-m", "parity_lib.night.notebook"],
         stdin=subprocess.PIPE,
         stdout=log,
         stderr=subprocess.STDOUT,

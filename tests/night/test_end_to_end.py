@@ -12,7 +12,7 @@ import scrapbook
 from parity_lib import store
 from parity_lib.cli import main
 from parity_lib.names import Outcome, Rung
-from parity_lib.night_record import Night, load_night
+from parity_lib.night.record import Night, load_night
 from parity_lib.nightly import NightOptions, run_night
 
 MODEL = '[[cell]]\nmodel = "synthetic-llama"\nquant = "Q8_0"\n'

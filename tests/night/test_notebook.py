@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from parity_lib.errors import UsageError
-from parity_lib.notebook_job import NotebookEnd, NotebookJob, run_notebook
-from parity_lib.notebook_result import NotebookResult, inspect_run, repair
+from parity_lib.night.job import NotebookEnd, NotebookJob, run_notebook
+from parity_lib.night.result import NotebookResult, inspect_run, repair
 
 PARAMETERS = (
     'model: str = "a"  # an id\ndigest: str = "0"  # hex\nn: int = 1  # a number\nscale: float = 1.0  # a factor'
@@ -180,7 +180,7 @@ def test_the_run_ends_when_the_night_is_killed(tmp_path: Path) -> None:
         [f"import os, time\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)"],
     )
     code = (
-        "from pathlib import Path\nfrom parity_lib.notebook_job import NotebookJob, run_notebook\n"
+        "from pathlib import Path\nfrom parity_lib.night.job import NotebookJob, run_notebook\n"
         f"run_notebook(NotebookJob(Path({str(source)!r}), Path({str(tmp_path / 'o.ipynb')!r}), {{}}, "
         f"Path({str(tmp_path / 'log')!r}), 600))"
     )

@@ -18,7 +18,7 @@ import pytest
 from parity_lib import store
 from parity_lib.errors import FixtureError, RecordError, UsageError
 from parity_lib.names import Outcome
-from parity_lib.night_record import Night, load_night
+from parity_lib.night.record import Night, load_night
 from parity_lib.nightly import NightOptions, run_night
 
 MODEL = 'model = "synthetic-llama"\nquant = "Q8_0"\n'
@@ -68,7 +68,7 @@ def notebook(path: Path, cells: list[str], parameters: str = PARAMETERS) -> None
 PAGES = {
     "00_machine_and_pins": (["1"], 'x: str = ""  # nothing'),
     "06_night": (
-        ["from parity_lib.night_record import load_night\nprint(load_night(run_dir).outcome)"],
+        ["from parity_lib.night.record import load_night\nprint(load_night(run_dir).outcome)"],
         'run_dir: str = ""  # folder',
     ),
 }
@@ -277,7 +277,7 @@ def test_interrupt_keeps_what_was_finished(books: Path, number: signal.Signals) 
     notebook(books / "02_logits.ipynb", [slow, *SOUND])
     out = books.parent / "out"
     code = (
-        "import sys\nfrom pathlib import Path\nfrom parity_lib import plan\n"
+        "import sys\nfrom pathlib import Path\nfrom parity_lib.night import plan\n"
         f"plan.NOTEBOOKS = Path({str(books)!r})\nfrom parity_lib.cli import main\nsys.exit(main(sys.argv[1:]))"
     )
     words = ["nightly", "--plan", plan(books.parent, MODEL, MODEL.replace("Q8_0", "Q4_K_M")), "--out", str(out)]

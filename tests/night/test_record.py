@@ -11,7 +11,7 @@ import pytest
 
 from parity_lib.errors import RecordError
 from parity_lib.names import Outcome
-from parity_lib.night_record import FILE_NAME, CellRecord, Night, PageRecord, load_night
+from parity_lib.night.record import FILE_NAME, CellRecord, Night, PageRecord, load_night
 from parity_lib.verdicts import CellId
 
 CELL = CellRecord(

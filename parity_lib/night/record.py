@@ -11,7 +11,7 @@ from typing import Any
 from parity_lib.errors import RecordError
 from parity_lib.json_text import decode, encode
 from parity_lib.names import Outcome, Rung
-from parity_lib.plan import DIVERGED, PlanCell
+from parity_lib.night.plan import DIVERGED, PlanCell
 from parity_lib.record_file import load_record, save_record
 from parity_lib.verdicts import CellId, Verdict
 

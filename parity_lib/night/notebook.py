@@ -1,4 +1,4 @@
-"""Execute one notebook in this process: ``python -m parity_lib.notebook_run``, request on stdin. Knows papermill."""
+"""Execute one notebook in this process: ``python -m parity_lib.night.notebook``, request on stdin. Knows papermill."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from papermill.utils import find_first_tagged_cell_index
 from traitlets.config import Config
 
 from parity_lib.errors import ParityError, UsageError
-from parity_lib.notebook_job import CELL_RAISED, REPLY_KEY, USAGE, describe_status
+from parity_lib.night.job import CELL_RAISED, REPLY_KEY, USAGE, describe_status
 
 Untyped = Any  # papermill and nbclient publish no types
 

@@ -16,7 +16,7 @@ from parity_lib.names import Compute, Isa
 SCHEMA = "parity/plan/1"
 HOST = "host"  # as ``isa``: the widest leg that this machine can run
 PARITY, DIVERGED = "parity", "diverged"
-NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 
 
 @dataclass(frozen=True, slots=True)
