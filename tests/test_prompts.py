@@ -27,10 +27,11 @@ def suite() -> PromptSuite:
     return load_prompts()
 
 
-def test_the_shipped_suite_has_ten_prompts_in_five_buckets_of_two(suite: PromptSuite) -> None:
-    assert len(suite) == 10
-    assert sorted(Counter(prompt.bucket for prompt in suite.prompts).values()) == [2, 2, 2, 2, 2]
-    assert Counter(prompt.n_tokens for prompt in suite.prompts) == {50: 8, 200: 2}
+def test_the_shipped_suite_has_ten_prompts_in_five_buckets_of_two_and_a_long_one(suite: PromptSuite) -> None:
+    assert len(suite) == 11
+    assert sorted(Counter(prompt.bucket for prompt in suite.prompts).values()) == [1, 2, 2, 2, 2, 2]
+    assert Counter(prompt.n_tokens for prompt in suite.prompts) == {50: 9, 200: 2}
+    assert [prompt.idx for prompt in suite.prompts if len(prompt.text) > 7000] == [10]
     assert all(prompt.why and prompt.text for prompt in suite.prompts)
 
 
@@ -39,9 +40,9 @@ def test_a_prompt_is_found_by_number_and_by_name(suite: PromptSuite) -> None:
     assert suite.get(3) is suite.get("3") is suite.get(third.name) is third
 
 
-@pytest.mark.parametrize("key", ["10", "-1", -1, "", "³", "no-such-prompt"])
+@pytest.mark.parametrize("key", ["11", "-1", -1, "", "³", "no-such-prompt"])
 def test_an_unknown_prompt_lists_what_there_is(suite: PromptSuite, key: str | int) -> None:
-    with pytest.raises(UsageError, match="0 to 9, or one of"):
+    with pytest.raises(UsageError, match="0 to 10, or one of"):
         suite.get(key)
 
 
