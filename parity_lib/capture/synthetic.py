@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from parity_lib.errors import ModelFileError
+from parity_lib.model_file import TYPES
 
 U8 = npt.NDArray[np.uint8]
 U64 = npt.NDArray[np.uint64]
@@ -27,7 +29,7 @@ FILE_TYPES: Mapping[str, int] = {
     for name, kind in gguf.LlamaFileType.__members__.items()
     if name.removeprefix("MOSTLY_").removeprefix("ALL_")
     in ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K_M", "Q5_K_M", "Q6_K")
-}
+} | {"MIXED": int(gguf.LlamaFileType.GUESSED)}
 
 _FACTOR_RMS = 1.0408  # root mean square of a number uniform in 0.5 to 1.5
 _CHUNK_BYTES = 1 << 20  # what is in memory at a time, whatever the size of the model
@@ -67,7 +69,8 @@ def build(arch: str, quant: str, path: Path, shape: Shape | None = None, *, seed
 
     Args:
         arch: ``llama`` or ``qwen2``.
-        quant: one of ``FILE_TYPES``; the ``_K_M`` ones are llama.cpp's mixes of K-quants.
+        quant: one of ``FILE_TYPES``; the ``_K_M`` ones are llama.cpp's mixes of K-quants. In ``MIXED`` the matrices
+            take all of ``model_file.TYPES`` in turn; with as many layers as types each kind of matrix has each type.
         path: where the file goes; it appears complete or not at all.
         shape: sizes; matrices of K-quants need rows that are multiples of 256, of the others multiples of 32.
         seed: another seed, another model.
@@ -118,8 +121,10 @@ def _tensors(arch: str, quant: str, s: Shape) -> Iterator[_Tensor]:
     q, kv = s.n_head * s.key_length, s.n_head_kv * s.key_length
     kind = {"Q4_K_M": "Q4_K", "Q5_K_M": "Q5_K"}.get(quant, quant)
     better = "Q6_K" if quant.endswith("_K_M") else kind
+    turn = itertools.cycle(TYPES)
 
     def matrix(name: str, rows: int, columns: int, of: str = kind, scale: float = 1.0) -> _Tensor:
+        of = next(turn) if quant == "MIXED" else of
         block = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[of]][0]
         if columns % block:
             raise ModelFileError(
@@ -196,10 +201,9 @@ def _write_tensor(file: BinaryIO, tensor: _Tensor, seed: int) -> None:
     file.write(b"\0" * (-file.tell() % gguf.GGUF_DEFAULT_ALIGNMENT))
     size = int(gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[tensor.type]][1])
     n_blocks = _n_bytes(tensor) // size
-    key = int.from_bytes(hashlib.sha256(f"{seed}:{tensor.name}".encode()).digest()[:8], "little")
     step = _CHUNK_BYTES // size
     for start in range(0, n_blocks, step):
-        words = _words(key, start, min(step, n_blocks - start), -(-size // 8) + 1)
+        words = _words(_key(seed, tensor.name), start, min(step, n_blocks - start), -(-size // 8) + 1)
         file.write(_BLOCKS[tensor.type](words, tensor).tobytes())
 
 
@@ -213,6 +217,19 @@ def _words(key: int, first_block: int, n_blocks: int, width: int) -> U64:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return (z ^ (z >> np.uint64(31))).reshape(n_blocks, width)
+
+
+def vector(name: str, length: int, *, half_width: float, seed: int) -> npt.NDArray[np.float32]:
+    """Return numbers uniform in -half_width to half_width, ``(length,)``: what ``build`` gives a bias of that name.
+
+    Number i depends on name, seed and i alone, so a longer vector starts with the shorter one.
+    """
+    words = _words(_key(seed, name), 0, length, 2)
+    return _plain(words, _Tensor(name, "F32", (length,), 0.0, half_width))
+
+
+def _key(seed: int, name: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "little")
 
 
 def _bytes(words: U64) -> U8:

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parity_lib.capture import models
+from parity_lib.capture import model_twins
 from parity_lib.capture.models import ensure, ensure_twin, list_models, models_dir, prepare_all, stage
 from parity_lib.capture.synthetic import Shape, build
 from parity_lib.engines.llama_cpp import quantize_file
 from parity_lib.engines.machine import machine_class
 from parity_lib.errors import ModelFileError, PinError, UsageError
-from parity_lib.model_file import read_facts, read_tensors, sha256_file
+from parity_lib.model_file import TYPES, read_facts, read_tensors, sha256_file
 from parity_lib.pins import FilePin, ModelPin, Pins, Recipe, load_pins
 
 SHAPE = Shape(n_layer=1, n_vocab=256)
@@ -76,7 +76,7 @@ def pins(wheel: Path) -> Pins:
         fetched,
         quant="Q4_0",
         file=FilePin(150_000, made={"another-class": "0" * 64}),
-        recipe=Recipe("quantize", source_quant="Q8_0", ftype="Q4_0"),
+        recipe=Recipe("quantize", source_id="tiny", source_quant="Q8_0", ftype="Q4_0"),
     )
     return replace(load_pins(), models=(fetched, made))
 
@@ -235,6 +235,36 @@ def test_a_changed_twin_is_refused(tmp_path: Path) -> None:
         ensure_twin(source)
 
 
+@pytest.mark.parametrize("quant", ["Q8_0", "Q4_1", "MIXED"])
+def test_a_bf16_twin_is_the_source_rounded_to_nearest_even(quant: str, tmp_path: Path) -> None:
+    source = build("llama", quant, tmp_path / "mine.gguf", SHAPE)
+    twin = ensure_twin(source, kind="BF16")
+    theirs = read_tensors(twin)
+    for name, tensor in read_tensors(source).items():
+        values = tensor.dequantize()
+        if len(tensor.shape) == 1:
+            assert (theirs[name].type, theirs[name].rows.tobytes()) == ("F32", values.tobytes())
+            continue
+        assert theirs[name].type == "BF16"
+        scale = np.float64(2) ** (np.floor(np.log2(np.abs(values, dtype=np.float64) + (values == 0))) - 7)
+        expected = np.rint(values / scale) * scale  # seven bits after the first, ties to even
+        assert np.array_equal(theirs[name].dequantize(), expected.astype(np.float32))
+    assert ensure_twin(source, kind="BF16") == twin
+    assert ensure_twin(source) != twin
+
+
+def test_there_are_two_kinds_of_twins(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no Q8_0 twin"):
+        ensure_twin(build("llama", "Q8_0", tmp_path / "mine.gguf", SHAPE), kind="Q8_0")
+
+
+def test_a_file_of_every_type_names_them_all() -> None:
+    pins = load_pins()
+    ensure("synthetic-types", "MIXED", pins)
+    (status,) = [s for s in list_models(pins) if s.pin.id == "synthetic-types"]
+    assert set(status.types) == set(TYPES)
+
+
 @pytest.mark.parametrize("fault", ["bit", "fact"])
 def test_a_twin_that_is_none_never_enters_the_cache(
     fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -247,7 +277,7 @@ def test_a_twin_that_is_none_never_enters_the_cache(
         if fault == "bit":
             flip_bit(dst)
 
-    monkeypatch.setattr(models, "quantize_file", faulty)
+    monkeypatch.setattr(model_twins, "quantize_file", faulty)
     with pytest.raises(ModelFileError, match="not bit-equal" if fault == "bit" else "other facts"):
         ensure_twin(source)
     assert files(models_dir()) == []
