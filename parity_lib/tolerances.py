@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from parity_lib.errors import FixtureError, PinError
 from parity_lib.fixture_file import Table, fixture_path, read_toml
 from parity_lib.names import Rung
+from parity_lib.traces import Position
 
 SCHEMA = "parity/tolerances/1"
 
 FIRST = "first"  # row 0 of a prompt: its logits carry larger rounding errors
 LATER = "later"  # every other row
 ALL = "all"
+_PLACE = re.compile(r"prompt (\d+) token (-?\d+)")  # one sensitive position with a limit of its own
 
 METRICS = {
     "pooled_rms_over_std": "rms/std",
@@ -40,7 +43,7 @@ class Band:
     quant: str
     rung: Rung
     metric: str  # a key of METRICS
-    where: str  # FIRST, LATER or ALL
+    where: str  # FIRST, LATER, ALL, or "prompt 3 token -50"
     limit: float
     unit: str
     source: str  # what was measured, with which factor: enough to derive the number again
@@ -56,8 +59,15 @@ class Band:
             raise FixtureError(
                 "has an unknown metric or unit", place=place, expected=METRICS, found=f"{self.metric} in {self.unit}"
             )
-        if self.where not in (FIRST, LATER, ALL):
-            raise FixtureError("has an unknown place", place=place, expected="first, later or all", found=self.where)
+        if self.where not in (FIRST, LATER, ALL) and self.position is None:
+            expected = 'first, later, all, or "prompt P token T"'
+            raise FixtureError("has an unknown place", place=place, expected=expected, found=self.where)
+
+    @property
+    def position(self) -> Position | None:
+        """Return the one position that this band is for, or None."""
+        match = _PLACE.fullmatch(self.where)
+        return Position(int(match[1]), int(match[2])) if match else None
 
     @property
     def key(self) -> tuple[str, str, str, str, str]:
@@ -125,6 +135,26 @@ class BandSet:
         return self.table.band(self.model, self.quant, self.rung, metric, where)
 
     @property
+    def sensitive(self) -> frozenset[Position]:
+        """Return the positions that have limits of their own: the others are judged and pooled without them."""
+        return frozenset(band.position for band in self._own() if band.position is not None)
+
+    def at(self, metric: str, positions: Sequence[Position], first: Sequence[bool]) -> list[float]:
+        """Return the limit at each position.
+
+        Args:
+            metric: a key of ``METRICS``.
+            positions: where.
+            first: whether each of them is row 0 of its prompt.
+
+        Raises:
+            PinError: there is no band for one of them.
+        """
+        own = {band.position: band.limit for band in self._own() if band.metric == metric and band.position}
+        usual = {True: self.band(metric, FIRST).limit, False: self.band(metric, LATER).limit}
+        return [own.get(position, usual[bool(row)]) for position, row in zip(positions, first, strict=True)]
+
+    @property
     def provisional(self) -> bool:
         """Return whether any of these bands is provisional."""
         return any(band.provisional for band in self._own())
@@ -160,7 +190,7 @@ def _band(table: Table) -> Band:
         quant=table.text("quant"),
         rung=Rung(table.one_of("rung", [rung.value for rung in Rung])),
         metric=metric,
-        where=table.one_of("where", (FIRST, LATER, ALL), ALL),
+        where=table.text("where", ALL),
         limit=table.number("limit"),
         unit=table.one_of("unit", (METRICS[metric],)),
         source=table.text("source"),

@@ -1,6 +1,6 @@
 """The arbiter: the same forward pass in float64 numpy, one page, written to be read and not to be fast.
 
-Weights are dequantised by ``gguf.dequantize`` and widened exactly; every sum, angle and exponential is float64.
+Weights are dequantised by ``gguf.dequantize`` and widened exactly; every sum and exponential is float64.
 So its distance to the real model of a file is about 1e-13 of the logits' spread, 1e7 times below the engines'.
 """
 
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from parity_lib.engines import machine
+from parity_lib.engines.oracle_rope import ANGLES, EXACT, rope
 from parity_lib.engines.protocol import Progress
 from parity_lib.errors import EngineError
 from parity_lib.model_file import ModelFile, Tensor, facts_of, sha256_file
@@ -29,27 +30,6 @@ def rms_norm(x: F64, weight: F64, eps: float) -> F64:
     """Return x / sqrt(mean(x^2) + eps) * weight along the last axis (Zhang and Sennrich 2019, eq. 4)."""
     normed: F64 = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * weight
     return normed
-
-
-def rope(x: F64, positions: F64, base: float, dim: int, divisors: F64, *, adjacent: bool) -> F64:
-    """Rotate the first ``dim`` numbers of each head by its position (Su et al. 2021, eq. 34).
-
-    Pair i turns by ``position * base ** (-2 i / dim) / divisors[i]``.
-
-    Args:
-        x: ``(n, n_head, key_length)``.
-        positions: ``(n,)``.
-        base: frequency base of the file.
-        dim: rotary dimension, even.
-        divisors: ``(dim / 2,)``, ``rope_freqs.weight`` or ones.
-        adjacent: pairs are (2i, 2i+1), as llama files are permuted for; else (i, i + dim/2), as in qwen2.
-    """
-    angle = positions[:, None, None] * (base ** (-2.0 * np.arange(dim // 2) / dim) / divisors)
-    first, second = (slice(0, dim, 2), slice(1, dim, 2)) if adjacent else (slice(0, dim // 2), slice(dim // 2, dim))
-    a, b, turned = x[..., first], x[..., second], x.copy()
-    turned[..., first] = a * np.cos(angle) - b * np.sin(angle)
-    turned[..., second] = a * np.sin(angle) + b * np.cos(angle)
-    return turned
 
 
 def attention(q: F64, k: F64, v: F64) -> F64:
@@ -133,12 +113,17 @@ class Oracle:
     Args:
         path: a GGUF file of a supported architecture, quantised or not.
         n_threads: recorded only; the matrix product's threads are set where the process starts.
+        angles: RoPE's, ``exact`` or ``walked``; see ``oracle_rope``.
 
     Raises:
+        EngineError: ``angles`` is neither.
         ModelFileError: the file cannot be read or is not supported.
     """
 
-    def __init__(self, path: Path | str, n_threads: int = 2) -> None:
+    def __init__(self, path: Path | str, n_threads: int = 2, angles: str = EXACT) -> None:
+        if angles not in ANGLES:
+            raise EngineError("unknown angles", place="oracle", expected=" or ".join(ANGLES), found=angles)
+        self._angles = angles
         self._file: ModelFile | None = ModelFile(Path(path))
         self._facts = facts_of(self._file)
         self._path, self._n_threads, self._seconds = Path(path), n_threads, 0.0
@@ -154,7 +139,7 @@ class Oracle:
             build={},
             model_path=self._path.name,
             model_sha256=sha256_file(self._path),
-            settings={"compute": "float64", "angles": "float64"},
+            settings={"compute": "float64", "angles": self._angles},
             isa_requested="any",
             isa_observed="unproven",
             isa_evidence={},
@@ -228,8 +213,8 @@ class Oracle:
         k = linear(part["attn_k.weight"], x, bias=part.get("attn_k.bias")).reshape(n, facts.n_head_kv, -1)
         v = linear(part["attn_v.weight"], x, bias=part.get("attn_v.bias")).reshape(n, facts.n_head_kv, -1)
         adjacent = facts.arch == "llama"
-        q = rope(q, positions, facts.rope_base, facts.rope_dim, divisors, adjacent=adjacent)
-        k = rope(k, positions, facts.rope_base, facts.rope_dim, divisors, adjacent=adjacent)
+        angles = ANGLES[self._angles](positions, facts.rope_base, facts.rope_dim, divisors)
+        q, k = rope(q, angles, adjacent=adjacent), rope(k, angles, adjacent=adjacent)
         ends = np.cumsum([len(tokens) for tokens in sequences])[:-1]
         parts = zip(*(np.split(array, ends) for array in (q, k, v)), strict=True)
         return np.concatenate([attention(*one) for one in parts])

@@ -11,7 +11,7 @@ import pytest
 from parity_lib.capture import bands, logits
 from parity_lib.errors import EngineError
 from parity_lib.names import Rung
-from parity_lib.tolerances import FIRST, LATER, METRICS, Band, load_tolerances
+from parity_lib.tolerances import FIRST, LATER, METRICS, Band, ToleranceTable, load_tolerances
 from parity_lib.traces import F32, PairTrace, Position, RunInfo, expected_positions
 
 N_VOCAB = 200
@@ -33,6 +33,38 @@ def pair_of(folder: Path, reference: F32, oracle: F32) -> PairTrace:
 @pytest.fixture
 def rows() -> F32:
     return np.random.default_rng(7).normal(0, 5, (8, N_VOCAB)).astype(np.float32)
+
+
+def test_a_sensitive_position_gets_limits_of_its_own_and_loosens_no_other(tmp_path: Path, rows: F32) -> None:
+    error = np.random.default_rng(8).normal(0, 1e-4, rows.shape).astype(np.float32)
+    plain = {b.key: b.limit for b in bands.derive(pair_of(tmp_path, rows, rows + error), EXPECTED, "m", "q", "src")}
+    error[6] *= 50  # prompt 1, the row after its last prompt token and one more
+    found = bands.derive(pair_of(tmp_path, rows, rows + error), EXPECTED, "m", "q", "src")
+    own = {b.metric: b.limit for b in found if b.where == "prompt 1 token 1"}
+    assert set(own) == {"position_rms_over_std", "delta_over_std", "pair_sigma_over_std"}
+    limits = {b.key: b.limit for b in found if b.where in (FIRST, LATER)}
+    assert set(limits) == set(plain)
+    assert all(limits[key] <= plain[key] * 1.3 for key in plain)
+    band_set = ToleranceTable(found).cell("m", "q", Rung.T4)
+    assert band_set.sensitive == {Position(1, 1)}
+    places = [Position(1, 1), Position(1, 2), Position(0, -2)]
+    at = band_set.at("position_rms_over_std", places, [False, False, True])
+    assert at[0] == own["position_rms_over_std"] > 20 * at[1]
+    assert at[2] == band_set.band("position_rms_over_std", FIRST).limit
+
+
+def test_a_position_that_an_f16_cache_moves_far_is_sensitive_although_its_own_error_is_small(
+    tmp_path: Path, rows: F32
+) -> None:
+    error = np.random.default_rng(8).normal(0, 1e-4, rows.shape).astype(np.float32)
+    pair = pair_of(tmp_path, rows, rows + error)
+    moved = np.random.default_rng(9).normal(0, 1e-2, rows.shape).astype(np.float32)
+    moved[6] *= 60
+    rough = pair_of(tmp_path, rows, rows + moved)
+    found = {(b.metric, b.where): b.limit for b in bands.derive(pair, EXPECTED, "m", "q", "src", rough=rough)}
+    usual = found["position_rms_over_std", LATER]
+    assert 20 * usual < found["position_rms_over_std", "prompt 1 token 1"] < 200 * usual
+    assert {where for _, where in found} == {FIRST, LATER, "prompt 1 token 1"}
 
 
 def test_limits_are_the_factor_times_what_is_measured(tmp_path: Path, rows: F32) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from parity_lib.capture.synthetic import Shape, build
 from parity_lib.engines.llama_cpp import quantize_file, worker_env
-from parity_lib.engines.oracle import Oracle, attention, linear, rms_norm, rope, swiglu
+from parity_lib.engines.oracle import Oracle, attention, linear, rms_norm, swiglu
+from parity_lib.engines.oracle_rope import exact_angles, rope, walked_angles
 from parity_lib.engines.worker import Worker
 from parity_lib.errors import EngineError, ModelFileError
 from parity_lib.gguf_file import ModelFile
@@ -69,11 +70,28 @@ def test_rope_is_a_complex_rotation() -> None:
     pairs = (x[..., 0:6:2] + 1j * x[..., 1:6:2]) * turn
     expected = x.copy()
     expected[..., 0:6:2], expected[..., 1:6:2] = pairs.real, pairs.imag
-    assert rope(x, positions, 1e4, 6, divisors, adjacent=True) == pytest.approx(expected, rel=1e-12, abs=1e-12)
+    angles = exact_angles(positions, 1e4, 6, divisors)
+    assert rope(x, angles, adjacent=True) == pytest.approx(expected, rel=1e-12, abs=1e-12)
     pairs = (x[..., 0:3] + 1j * x[..., 3:6]) * turn
     expected = x.copy()  # numbers beyond the rotary dimension stay
     expected[..., 0:3], expected[..., 3:6] = pairs.real, pairs.imag
-    assert rope(x, positions, 1e4, 6, divisors, adjacent=False) == pytest.approx(expected, rel=1e-12, abs=1e-12)
+    assert rope(x, angles, adjacent=False) == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+def test_walked_angles_start_exact_and_drift_as_float32_does() -> None:
+    positions, divisors = np.array([0.0, 1.0, 1000.0]), np.ones(32)
+    exact, walked = (angles(positions, 1e4, 64, divisors) for angles in (exact_angles, walked_angles))
+    assert np.array_equal(walked[:, 0], positions)
+    assert not walked[0].any()
+    drift = np.abs(walked[2] - exact[2])[1:]
+    assert 1e-6 < drift.max() < 1e-3
+    assert np.all(drift / exact[2, 1:] < 64 * 2**-24)
+
+
+def test_walked_angles_are_divided_but_walk_on_undivided() -> None:
+    divisors = np.array([2.0, 4.0, 8.0])
+    plain, divided = (walked_angles(np.array([7.0]), 1e4, 6, d) for d in (np.ones(3), divisors))
+    assert np.array_equal(divided, plain / divisors)
 
 
 def test_attention_is_the_plain_loop() -> None:
@@ -214,3 +232,8 @@ def test_run_info_and_closing(tmp_path: Path) -> None:
         oracle.score([[1]], tmp_path / "rows.f32", progress=quiet)
     with pytest.raises(ModelFileError, match=r"absent\.gguf"):
         Oracle(tmp_path / "absent.gguf")
+
+
+def test_unknown_angles_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="unknown angles"):
+        Oracle(tmp_path / "m.gguf", angles="rough")
