@@ -1,0 +1,122 @@
+"""What a model file says about its tokenizer, read whole and checked; every refusal is a ``ModelFileError``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+
+from parity_lib.capture.tokenization_families import FAMILIES, MODEL
+from parity_lib.errors import ModelFileError
+from parity_lib.gguf_file import ModelFile
+
+NORMAL = int(gguf.TokenType.NORMAL)
+UNUSED = int(gguf.TokenType.UNUSED)
+USER_DEFINED = int(gguf.TokenType.USER_DEFINED)
+NAMED = (int(gguf.TokenType.CONTROL), int(gguf.TokenType.UNKNOWN))  # stand for their own name, never found in a text
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerMetadata:
+    """The tokenizer of one file, as its metadata says it."""
+
+    path: Path
+    pre: str  # tokenizer.ggml.pre, a key of FAMILIES
+    tokens: tuple[str, ...]  # by id, in the byte alphabet
+    types: tuple[int, ...]  # by id, gguf.TokenType
+    merges: tuple[tuple[str, str], ...]  # best first
+    bos: int | None  # added in front of every text; None: nothing is
+    eos: int | None  # added behind every text; None: nothing is
+
+    def type_counts(self) -> dict[str, int]:
+        """Return how many tokens there are of each type, by gguf's name."""
+        counts = Counter(self.types)
+        return {gguf.TokenType(kind).name: counts[kind] for kind in sorted(counts)}
+
+
+def read_metadata(path: Path | str, *, family: str | None = None) -> TokenizerMetadata:
+    """Return the tokenizer's metadata of a GGUF file.
+
+    Args:
+        path: of the file.
+        family: read the file as one of this family, whatever pre-tokenizer it names; None asks the file.
+
+    Raises:
+        ModelFileError: the file cannot be read, its tokenizer is of another model or pre-tokenizer than the supported
+            ones, or what it says contradicts itself.
+    """
+    file = ModelFile(Path(path))
+    pre = _supported(file, family)
+    tokens = _texts(file, "tokenizer.ggml.tokens")
+    if len(set(tokens)) != len(tokens) or not tokens:
+        twice = [text for text, count in Counter(tokens).items() if count > 1][:3]
+        raise _refusal(file, "tokens", "the tokens are not a vocabulary", "at least one, each once", f"twice: {twice}")
+    return TokenizerMetadata(
+        path=file.path,
+        pre=pre,
+        tokens=tokens,
+        types=_types(file, len(tokens)),
+        merges=tuple(_pair(file, text) for text in _texts(file, "tokenizer.ggml.merges")),
+        bos=_added(file, "bos", len(tokens), default=FAMILIES[pre].add_bos),
+        eos=_added(file, "eos", len(tokens), default=False),
+    )
+
+
+def _supported(file: ModelFile, family: str | None) -> str:
+    model, pre = file.value("tokenizer.ggml.model"), family or file.value("tokenizer.ggml.pre")
+    if model != MODEL:
+        raise _refusal(file, "model", "the tokenizer's model is not supported", MODEL, model or "nothing")
+    if pre not in FAMILIES:
+        known = " or ".join(FAMILIES)
+        raise _refusal(file, "pre", "the pre-tokenizer is not supported", known, pre or "nothing")
+    return str(pre)
+
+
+def _texts(file: ModelFile, key: str) -> tuple[str, ...]:
+    try:
+        return tuple(value.decode("utf-8") for value in file.strings(key))
+    except UnicodeDecodeError as error:
+        name = key.removeprefix("tokenizer.ggml.")
+        raise _refusal(file, name, "a text is not UTF-8", "the byte alphabet, in UTF-8", error) from error
+
+
+def _types(file: ModelFile, n_tokens: int) -> tuple[int, ...]:
+    given = file.value("tokenizer.ggml.token_type")
+    types = (NORMAL,) * n_tokens if given is None else tuple(int(kind) for kind in given)
+    known = {int(kind) for kind in gguf.TokenType}
+    if len(types) != n_tokens or not known.issuperset(types):
+        found = f"{len(types)}, types {sorted(set(types))}"
+        raise _refusal(file, "token_type", "the token types do not fit the tokens", f"{n_tokens} known types", found)
+    return types
+
+
+def _pair(file: ModelFile, text: str) -> tuple[str, str]:
+    left, found, right = text[1:].partition(" ")  # a left part may begin with a space in other alphabets, not end so
+    if not found or not right or not text[:1].strip():
+        raise _refusal(file, "merges", "a merge is not a pair", "two parts with a space between", repr(text))
+    return text[0] + left, right
+
+
+def _added(file: ModelFile, name: str, n_tokens: int, *, default: bool) -> int | None:
+    """Return the id that is added to every text, or None. The file's own word comes before the family's."""
+    asked = file.value(f"tokenizer.ggml.add_{name}_token")
+    if not (default if asked is None else asked):
+        return None
+    token = file.value(f"tokenizer.ggml.{name}_token_id")
+    if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < n_tokens:
+        expected = f"an id below {n_tokens}, because the token is to be added"
+        raise _refusal(file, f"{name}_token_id", "a special token is missing", expected, token)
+    return token
+
+
+def _refusal(file: ModelFile, key: str, what: str, expected: object, found: Any) -> ModelFileError:  # noqa: ANN401
+    return ModelFileError(
+        what,
+        place=f"{file.path}: tokenizer.ggml.{key}",
+        expected=expected,
+        found=found,
+        next_step="tokens cannot be compared for this file; see parity_lib/capture/tokenization_families.py",
+    )
