@@ -1,23 +1,22 @@
-"""Rungs T4 and T5: two traces of logits on the same fed tokens, judged or reported position by position."""
+"""Rung T4: llama.cpp on the F32 twin and the candidate on the same fed tokens, judged position by position."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from parity_lib.compare.align import Aligned, Flags, align
-from parity_lib.compare.ledger import SIGMAS, Flip, Ledger, classify, margin_of_swap, predicted_flips
-from parity_lib.compare.metrics import pooled_rms_over_std, std_of_all, summary
+from parity_lib.compare.align import Aligned, align
+from parity_lib.compare.flips import ledger_of, top5
+from parity_lib.compare.ledger import SIGMAS, Ledger
+from parity_lib.compare.metrics import pooled_rms_over_std
 from parity_lib.errors import PinError, UsageError
-from parity_lib.json_text import encode
-from parity_lib.names import TOP_JUDGED, Kind, LedgerClass, Outcome, Rung
+from parity_lib.names import Kind, LedgerClass, Outcome, Rung
 from parity_lib.tolerances import FIRST, LATER, BandSet
-from parity_lib.traces import F64, LogitTrace, PairTrace, Position
-from parity_lib.verdicts import Divergence, RungResult, TopK
+from parity_lib.traces import F64, PairTrace, Position
+from parity_lib.verdicts import Divergence, RungResult
 
 LEDGER, LITERAL = "ledger", "literal"
 _ORDER = (Kind.NON_FINITE, Kind.TOP1, Kind.TOP5_SET, Kind.LOGIT_DELTA, Kind.RMS)
@@ -37,11 +36,11 @@ def _limits(seen: Aligned, bands: BandSet) -> _Limits:
     """Raises ``PinError`` if a band does not exist."""
 
     def at_each(metric: str) -> F64:
-        first, later = (bands.band(metric, where).limit for where in (FIRST, LATER))
-        return np.where(seen.first, first, later) * seen.pair.reference.std
+        return np.array(bands.at(metric, seen.positions, seen.first.tolist())) * seen.pair.reference.std
 
     pooled = []
-    for where, rows in ((FIRST, seen.first), (LATER, ~seen.first)):
+    usual = np.array([position not in bands.sensitive for position in seen.positions], bool)
+    for where, rows in ((FIRST, usual & seen.first), (LATER, usual & ~seen.first)):
         limit = bands.band("pooled_rms_over_std", where).limit
         if rows.any():
             value = pooled_rms_over_std(seen.pair.rms[rows], seen.pair.reference.std[rows])
@@ -79,7 +78,7 @@ def judge_twin(
         note = "; ".join([*seen.causes, str(error)])
         rung = RungResult(Rung.T4, Outcome.INCOMPLETE, seen.n_expected, 0, None, None, "logits", note=note)
         return rung, [], Ledger((), 0.0, 0.0)
-    ledger = _ledger(seen, limits)
+    ledger = ledger_of(seen, limits.sigma)
     divergences = _flips(seen, limits, ledger, policy) + _out_of_band(seen, limits) + _pooled(limits)
     value, limit, unit, at = _worst(seen, limits)
     n_positions = len({(d.prompt_idx, d.token_idx) for d in divergences if d.prompt_idx is not None})
@@ -102,41 +101,6 @@ def judge_twin(
 def _place(d: Divergence) -> tuple[bool, int, int, int]:
     """Order by position, then by kind; what has no position stands last."""
     return (d.prompt_idx is None, d.prompt_idx or 0, d.token_idx or 0, _ORDER.index(d.kind))
-
-
-def _ledger(seen: Aligned, limits: _Limits) -> Ledger:
-    """Return the class of each flip at a finite position, and how many flips the reference's margins predict."""
-    flips = []
-    for i in np.flatnonzero(seen.finite).tolist():
-        if not seen.top1_equal[i]:
-            flips.append(_top1_flip(seen, i, float(limits.sigma[i])))
-        if not seen.top5_equal[i]:
-            flips.append(_set_flip(seen, i, float(limits.sigma[i])))
-    top, sigma = seen.pair.reference.topk_logits[seen.finite].astype(np.float64), limits.sigma[seen.finite]
-
-    def predicted(last: int) -> float:
-        has_next = top.shape[1] > last + 1
-        return predicted_flips(top[:, last] - top[:, last + 1], sigma) if has_next else 0.0
-
-    return Ledger(tuple(flips), predicted(0), predicted(TOP_JUDGED - 1))
-
-
-def _top1_flip(seen: Aligned, i: int, sigma: float) -> Flip:
-    r, c = seen.pair.reference, seen.pair.candidate
-    margin = float(r.topk_logits[i, 0]) - float(seen.pair.reference_at_candidate[i, 0])
-    ids = int(r.topk_ids[i, 0]), int(c.topk_ids[i, 0])
-    return Flip(seen.positions[i], Kind.TOP1, classify(margin, sigma), margin, sigma, *ids)
-
-
-def _set_flip(seen: Aligned, i: int, sigma: float) -> Flip:
-    r = dict(_top5(seen.pair.reference, i))
-    c_ids = seen.pair.candidate.topk_ids[i, :TOP_JUDGED].tolist()
-    at_c = dict(zip(c_ids, seen.pair.reference_at_candidate[i, :TOP_JUDGED].tolist(), strict=True))
-    left = {token: logit for token, logit in r.items() if token not in at_c}
-    entered = {token: logit for token, logit in at_c.items() if token not in r}
-    margin = margin_of_swap(list(left.values()), list(entered.values()))
-    ids = max(left, key=left.__getitem__), min(entered, key=entered.__getitem__)
-    return Flip(seen.positions[i], Kind.TOP5_SET, classify(margin, sigma), margin, sigma, *ids)
 
 
 def _flips(seen: Aligned, limits: _Limits, ledger: Ledger, policy: str) -> list[Divergence]:
@@ -192,18 +156,13 @@ def _at_position(
         limit=float(limits.delta[i]),
         prompt_idx=seen.positions[i].prompt_idx,
         token_idx=seen.positions[i].token_idx,
-        top5_burn=_top5(seen.pair.candidate, i),
-        top5_llamacpp=_top5(seen.pair.reference, i),
+        top5_burn=top5(seen.pair.candidate, i),
+        top5_llamacpp=top5(seen.pair.reference, i),
         delta=float(seen.delta[i]),
         delta_id=int(seen.delta_id[i]),
         ledger=ledger,
         note=note,
     )
-
-
-def _top5(trace: LogitTrace, i: int) -> TopK:
-    ids, logits = trace.topk_ids[i, :TOP_JUDGED].tolist(), trace.topk_logits[i, :TOP_JUDGED].tolist()
-    return tuple(zip(ids, logits, strict=True))
 
 
 def _worst(seen: Aligned, limits: _Limits) -> tuple[float | None, float | None, str, str]:
@@ -225,102 +184,3 @@ def _share(value: float, limit: float) -> float:
     if limit == 0:
         return 0.0 if value == 0 else math.inf
     return value / limit
-
-
-def report_native(pair: PairTrace, expected: Sequence[Position]) -> tuple[RungResult, dict[str, Any]]:
-    """Report rung T5 literally, without a gate: how far the candidate is from the file as llama.cpp runs it.
-
-    Args:
-        pair: reference on the quantised file, strict settings, against the candidate; same fed tokens.
-        expected: every position that has to be there.
-
-    Returns:
-        A rung with outcome REPORTED, and the literal numbers: ``all`` positions, the ``generated`` ones
-        (token_idx >= 0), and for each prompt the first flip of a generated token: from there on free-running
-        greedy texts part. INCOMPLETE where a position is missing or a row is not finite: such a reference
-        chose tokens that mean nothing.
-    """
-    seen = align(pair, expected)
-    causes = list(seen.causes)
-    if not seen.finite.all():
-        causes.append(f"{int((~seen.finite).sum())} positions are not finite")
-    generated = np.array([position.token_idx >= 0 for position in seen.positions], bool)
-    literal = {
-        "all": literal_numbers(seen, np.ones(len(seen), bool)),
-        "generated": literal_numbers(seen, generated),
-        "first_top1_flips": _first_flips(seen),
-        "n_nonfinite": {
-            "reference": int(seen.pair.reference.n_nonfinite.sum()),
-            "candidate": int(seen.pair.candidate.n_nonfinite.sum()),
-        },
-    }
-    worst = int(np.nanargmax(np.abs(seen.delta))) if np.isfinite(seen.delta).any() else None
-    rung = RungResult(
-        rung=Rung.T5,
-        outcome=Outcome.INCOMPLETE if causes else Outcome.REPORTED,
-        expected=seen.n_expected,
-        compared=len(seen),
-        worst=None if worst is None else abs(float(seen.delta[worst])),
-        limit=None,
-        unit="logits",
-        worst_where="" if worst is None else "prompt {} token {}".format(*seen.positions[worst]),
-        source="literal, no gate",
-        note="; ".join(causes),
-    )
-    return rung, encode(literal)
-
-
-def literal_numbers(seen: Aligned, rows: Flags) -> dict[str, Any]:
-    """Return counts, shares and summaries over some positions; ``{"positions": 0}`` and no number for none.
-
-    ``rms_over_std``: root mean square of all differences over the standard deviation of all reference logits, as
-    published tables have it; ``rms_over_row_std``: pooled over the deviation within rows, the unit of the bands.
-    ``delta`` is |delta| at delta_id; KL and JSD in nats.
-    """
-    n = int(rows.sum())
-    if n == 0:
-        return {"positions": 0}
-    pair, r = seen.pair, seen.pair.reference
-    rms = float(np.sqrt(np.mean(pair.rms[rows] ** 2)))
-    same1, same5 = int(seen.top1_equal[rows].sum()), int(seen.top5_equal[rows].sum())
-    return {
-        "positions": n,
-        "top1_equal": same1,
-        "top1_share": same1 / n,
-        "top5_set_equal": same5,
-        "top5_set_share": same5 / n,
-        "rms": rms,
-        "rms_over_std": _ratio(rms, std_of_all(r.mean[rows], r.std[rows])),
-        "rms_over_row_std": pooled_rms_over_std(pair.rms[rows], r.std[rows]),
-        "max_abs": float(pair.max_abs[rows].max()),
-        "delta": summary(np.abs(seen.delta[rows])),
-        "kl_ref_cand": summary(pair.kl_ref_cand[rows]),
-        "kl_cand_ref": summary(pair.kl_cand_ref[rows]),
-        "jsd": summary(pair.jsd[rows]),
-    }
-
-
-def _ratio(value: float, scale: float) -> float:
-    if scale == 0:
-        return 0.0 if value == 0 else math.inf
-    return value / scale
-
-
-def _first_flips(seen: Aligned) -> list[dict[str, Any]]:
-    """Return the first flip of a generated token of each prompt that has one, in order of prompts."""
-    first: dict[int, int] = {}
-    for i, (prompt_idx, token_idx) in enumerate(seen.positions):
-        if token_idx < 0 or seen.top1_equal[i]:
-            continue
-        if prompt_idx not in first or token_idx < seen.positions[first[prompt_idx]].token_idx:
-            first[prompt_idx] = i
-    return [
-        {
-            "prompt_idx": prompt_idx,
-            "token_idx": seen.positions[i].token_idx,
-            "reference_id": int(seen.pair.reference.topk_ids[i, 0]),
-            "candidate_id": int(seen.pair.candidate.topk_ids[i, 0]),
-            "margin": float(seen.pair.reference.topk_logits[i, 0]) - float(seen.pair.reference_at_candidate[i, 0]),
-        }
-        for prompt_idx, i in sorted(first.items())
-    ]

@@ -122,14 +122,26 @@ class LlamaCpp:
             peak_rss_bytes=machine.peak_rss_bytes(),
         )
 
-    def score(self, sequences: Sequence[Sequence[int]], spool: Path, *, progress: Progress = _silent) -> list[int]:
-        """Feed each sequence from an empty cache and write every row; see ``engines/protocol.py``."""
+    def score(
+        self,
+        sequences: Sequence[Sequence[int]],
+        spool: Path,
+        *,
+        batch: int = N_UBATCH,
+        progress: Progress = _silent,
+    ) -> list[int]:
+        """Feed each sequence from an empty cache and write every row; see ``engines/protocol.py``.
+
+        ``batch`` is how many tokens go into one graph, 1 to 512: with 1 it is what decoding computes.
+        """
+        if not 1 <= batch <= N_UBATCH:
+            raise EngineError("no such batch", place="batch", expected=f"1 to {N_UBATCH}", found=batch)
         rows = self._check(sequences, [1] * len(sequences))
         self._grow(max(rows))
         with SpoolWriter(Path(spool), sum(rows), self._vocabulary.n_tokens, progress) as out:
             for tokens in sequences:
                 self._clear()
-                self._feed(tokens, 0, out)
+                self._feed(tokens, 0, out, batch)
         return rows
 
     def generate(
@@ -229,11 +241,11 @@ class LlamaCpp:
             generated.append(_greedy(self._feed(generated[-1:], position, out)))
         return generated
 
-    def _feed(self, tokens: Sequence[int], position: int, out: SpoolWriter) -> F32:
+    def _feed(self, tokens: Sequence[int], position: int, out: SpoolWriter, batch: int = N_UBATCH) -> F32:
         """Feed ``tokens`` from ``position`` on, write their rows, return a view of the last, valid until the next."""
         rows = np.empty((0, self._vocabulary.n_tokens), np.float32)
-        for start in range(0, len(tokens), N_UBATCH):
-            rows = self._decode(tokens[start : start + N_UBATCH], position + start)
+        for start in range(0, len(tokens), batch):
+            rows = self._decode(tokens[start : start + batch], position + start)
             out.write(rows)
         last: F32 = rows[-1]
         return last

@@ -1,15 +1,19 @@
-"""Small pairs of traces from rows of logits, made by the real statistics."""
+"""Small pairs of traces from rows of logits, and self-spreads of such rows, made by the real statistics."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
+from parity_lib.compare.align import align
+from parity_lib.compare.flips import ledger_of
 from parity_lib.compare.metrics import pair_statistics, row_digests
-from parity_lib.names import Rung
+from parity_lib.compare.spread import measured, sigmas
+from parity_lib.names import LedgerClass, Rung
+from parity_lib.spreads import DEFAULT, DEFAULT_DECODE, FLASH_F16, STRICT, TWIN, Displaced, SelfSpread, Variant
 from parity_lib.tolerances import FIRST, LATER, METRICS, Band, BandSet, ToleranceTable
 from parity_lib.traces import F32, LogitTrace, PairTrace, Position, RunInfo, expected_positions
 
@@ -106,3 +110,58 @@ def make_bands() -> Callable[..., BandSet]:
         return ToleranceTable(bands).cell("m", "Q8_0", Rung.T4)
 
     return make
+
+
+@dataclass
+class NativeCase(Case):
+    """As ``Case``, with the other rows of the reference: what llama.cpp gives when it is run in other ways.
+
+    ``reference`` is the exact product plus a noise, as are the other ways; ``twin`` is the exact product, and the
+    candidate is the twin but for rounding.
+    """
+
+    twin: F32
+    ways: dict[str, F32]
+
+    @property
+    def spread(self) -> SelfSpread:
+        """Return the record that the capture would make of these rows."""
+        n = len(self.positions)
+
+        def of(name: str, against: str, left: F32, right: F32) -> Variant:
+            seen = align(build_pair(left, right, self.positions), self.positions)
+            return measured(name, against, seen, self.positions, asked=n, run={"settings": name})
+
+        variants = [of(name, STRICT, self.reference, rows) for name, rows in self.ways.items()]
+        if DEFAULT_DECODE in self.ways:
+            decode = of(DEFAULT_DECODE, DEFAULT, self.ways[DEFAULT], self.ways[DEFAULT_DECODE])
+            variants = [decode if v.name == DEFAULT_DECODE else v for v in variants]
+        twin = of(TWIN, STRICT, self.reference, self.twin)
+        indices = (np.array([p[i] for p in self.positions], np.int32) for i in range(2))
+        run = run_info("llama.cpp")
+        keys = (run.model_sha256, "0" * 64, run.isa_requested, run.machine_class, run.commit)
+        made = SelfSpread(*keys, *indices, tuple(variants), {"other_build": "a test has none"}, twin)
+        seen = align(build_pair(self.reference, self.twin, self.positions), self.positions)
+        flips = ledger_of(seen, sigmas(made, made.counted)).flips
+        known = tuple(Displaced(*f.position, f.kind) for f in flips if f.ledger is LedgerClass.UNEXPLAINED)
+        return replace(made, displaced=known)
+
+
+NOISE = 0.1  # of a logit, each way for itself: 0.013 of the rows' deviation
+
+
+@pytest.fixture
+def native() -> NativeCase:
+    """Return 12 prompts, 240 positions: each way of the reference is the exact product plus its own noise."""
+    rng = np.random.default_rng(23)
+    positions = expected_positions([11] * 12, [10] * 12)
+    exact = rng.normal(0, 7.5, (len(positions), 300))
+    for row in exact:
+        row[rng.permutation(300)[:8]] = np.linspace(40, 33, 8)
+
+    def noisy(size: float = NOISE) -> F32:
+        return np.asarray(exact + rng.normal(0, size, exact.shape), np.float32)
+
+    reference, twin = noisy(), exact.astype(np.float32)
+    ways = {name: noisy() for name in (DEFAULT, FLASH_F16, DEFAULT_DECODE)}
+    return NativeCase(reference, twin.copy(), positions, twin, ways)

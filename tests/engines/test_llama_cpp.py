@@ -80,6 +80,34 @@ def test_strict_rows_do_not_depend_on_threads(tiny_models: dict[str, Path], leg:
     assert np.array_equal(bits(tmp_path / "1"), bits(tmp_path / "2"))
 
 
+def test_strict_rows_do_not_depend_on_the_batch(one: Worker, tmp_path: Path) -> None:
+    fed = [tokens(30, 1), tokens(7, 2)]
+    for batch in (1, 8, 512):
+        assert one.call("score", fed, tmp_path / str(batch), batch=batch) == [30, 7]
+    assert np.array_equal(bits(tmp_path / "1"), bits(tmp_path / "512"))
+    assert np.array_equal(bits(tmp_path / "8"), bits(tmp_path / "512"))
+    for batch in (0, 513):
+        with pytest.raises(EngineError, match="no such batch"):
+            one.call("score", fed, tmp_path / "none", batch=batch)
+
+
+def test_an_f16_cache_differs_from_strict_in_its_attention_alone(
+    tiny_models: dict[str, Path], leg: str, tmp_path: Path
+) -> None:
+    infos: dict[str, RunInfo] = {}
+    for settings in ("strict", "flash_f16"):
+        with reference(tiny_models["Q4_K_M"], leg, settings) as worker:
+            worker.call("score", [tokens(64)], tmp_path / settings)
+            infos[settings] = worker.call("run_info")
+    flash = infos["flash_f16"].settings
+    assert [flash[name] for name in ("flash_attn", "type_k", "type_v")] == ["enabled", "f16", "f16"]
+    assert flash["model_params"] == infos["strict"].settings["model_params"]
+    assert flash["environment"] == infos["strict"].settings["environment"]
+    assert "CPU_REPACK" not in infos["flash_f16"].isa_evidence["weight_buffers_mib"]
+    strict, other = read(tmp_path / "strict"), read(tmp_path / "flash_f16")
+    assert 0 < float(np.sqrt(np.mean((strict - other) ** 2)) / strict.std()) < 0.2
+
+
 def test_each_sequence_starts_from_an_empty_cache(one: Worker, tmp_path: Path) -> None:
     a, b = tokens(30, 1), tokens(20, 2)
     assert one.call("score", [a, b, a], tmp_path / "together") == [30, 20, 30]
@@ -234,6 +262,7 @@ def test_run_info_says_what_really_ran(tiny_models: dict[str, Path], leg: str, t
     assert (strict.isa_requested, strict.isa_observed) == (leg, "unproven")
     assert (strict.settings["flash_attn"], default.settings["flash_attn"]) == ("disabled", "enabled")
     assert (strict.kv_type, default.kv_type) == ("f32", "f16")
+    assert "CPU_REPACK" in default.isa_evidence["weight_buffers_mib"]
     assert strict.settings["type_v"] == "f32"
     assert strict.settings["model_params"]["use_extra_bufts"] is False
     assert strict.settings["n_threads"] == strict.settings["n_threads_batch"] == strict.n_threads == 2

@@ -1,0 +1,124 @@
+"""The candidate's ``bf16`` policy end to end: reported against the BF16 band, not gated.
+
+Both engines round both operands of each weight product to BF16 and differ in the order of their sums. A row of that is
+chaotic: one rounding that falls the other way moves the next layer's operands by a BF16 step. So a plain f32 engine is
+as near to llama.cpp on the BF16 file as a correct bf16 engine is, and no end-to-end number can tell the two apart.
+The three distances stand side by side to show it; what judges the policy is each op on its own inputs (T3).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from parity_lib.capture import logits
+from parity_lib.capture.logits import Rows
+from parity_lib.capture.model_twins import ensure_twin
+from parity_lib.compare.align import Aligned, align
+from parity_lib.compare.literal import literal_report
+from parity_lib.engines.llama_cpp import worker_env
+from parity_lib.engines.worker import Worker
+from parity_lib.names import Compute, Outcome, Rung, Settings
+from parity_lib.traces import PairTrace, Position
+from parity_lib.verdicts import RungResult
+
+if TYPE_CHECKING:
+    from parity_lib.capture.cell_request import Cell
+    from parity_lib.capture.reference import Reference
+
+BAND, CANDIDATE, PLAIN = "band", "candidate", "plain_f32"
+TOLD = (
+    "top1_share",
+    "top5_set_share",
+    "rms_over_std",
+    "rms_over_row_std",
+    "max_abs",
+    "delta",
+    "kl_ref_cand",
+    "positions",
+)
+
+
+def capture_bf16_twin(cell: Cell, reference: Reference) -> Rows:
+    """Let llama.cpp score the cell's tokens on the BF16 twin of the file, strict settings."""
+    path = ensure_twin(cell.model_path, cell.pins, kind="BF16")
+    settings = Settings.STRICT
+    kwargs = {"path": str(path), "settings": settings, "isa": cell.id.isa, "n_threads": cell.n_threads}
+    with Worker("llama_cpp", kwargs, env=worker_env(settings), log=cell.log("llama_cpp")) as engine:
+        return _score(cell, engine, reference, "bf16-twin", "llama.cpp scores the BF16 twin")
+
+
+def capture_plain(cell: Cell, reference: Reference) -> Rows:
+    """Let burn score the cell's tokens in f32, for comparison with its own ``bf16``."""
+    kwargs = {
+        "path": str(cell.candidate_path),
+        "isa": cell.id.isa,
+        "stack": cell.id.stack,
+        "compute": str(Compute.F32),
+        "n_threads": cell.n_threads,
+        "fault": None,
+    }
+    with Worker("burn", kwargs, log=cell.log("burn")) as engine:
+        return _score(cell, engine, reference, "plain-f32", "burn scores in f32")
+
+
+def report_bf16(
+    bf16_twin: Rows, f32_twin: Rows, candidate: Rows, plain: Rows, expected: Sequence[Position]
+) -> tuple[RungResult, dict[str, Any], PairTrace]:
+    """Report rung T4 of a cell with ``compute="bf16"``: three distances to llama.cpp on the BF16 twin.
+
+    Args:
+        bf16_twin: llama.cpp's rows on the BF16 twin, what the three are measured from.
+        f32_twin: llama.cpp's rows on the F32 twin; their distance is the BF16 band.
+        candidate: burn's rows with the policy bf16.
+        plain: burn's rows in f32.
+        expected: every position of the cell.
+
+    Returns:
+        The rung, REPORTED, or INCOMPLETE where a position is missing or not finite; what stands in
+        ``literal["bf16"]``; and the pair (BF16 twin, candidate), to be stored as the cell's ``twin`` pair.
+    """
+    pair = logits.pair(bf16_twin, candidate, expected)
+    seen = {
+        BAND: align(logits.pair(bf16_twin, f32_twin, expected), expected),
+        CANDIDATE: align(pair, expected),
+        PLAIN: align(logits.pair(bf16_twin, plain, expected), expected),
+    }
+    told = {name: _numbers(aligned) for name, aligned in seen.items()}
+    own = seen[CANDIDATE]
+    causes = [f"{name}: {cause}" for name, cause in _causes(seen)]
+    rms, band = (told[name]["all"].get("rms_over_row_std", math.nan) for name in (CANDIDATE, BAND))
+    rung = RungResult(
+        rung=Rung.T4,
+        outcome=Outcome.INCOMPLETE if causes else Outcome.REPORTED,
+        expected=own.n_expected,
+        compared=len(own),
+        worst=rms if isinstance(rms, float) and math.isfinite(rms) else None,
+        limit=None,
+        unit="rms/std",
+        worst_where="pooled, against llama.cpp on the BF16 twin",
+        source="literal, no gate: end to end no number tells bf16 from f32; T3 judges the policy",
+        note="; ".join(causes) or f"the BF16 band is {band:.3g}",
+    )
+    return rung, told, pair
+
+
+def _score(cell: Cell, engine: Worker, reference: Reference, name: str, words: str) -> Rows:
+    spool = cell.spools / f"{name}.f32"
+    spool.parent.mkdir(parents=True, exist_ok=True)
+    counts = engine.call("score", reference.sequences, spool, progress=cell.progress.step(words))
+    run, n_vocab = engine.call("run_info"), engine.call("n_vocab")
+    return logits.delivered(run, spool, n_vocab, reference.sequences, reference.prompt_lengths, counts)
+
+
+def _numbers(seen: Aligned) -> dict[str, Any]:
+    report = literal_report(seen)
+    kept = {scope: {k: report[scope][k] for k in TOLD if k in report[scope]} for scope in ("all", "generated")}
+    return {**kept, "n_nonfinite": report["n_nonfinite"]}
+
+
+def _causes(seen: dict[str, Aligned]) -> list[tuple[str, str]]:
+    found = [(name, cause) for name, aligned in seen.items() for cause in aligned.causes]
+    sick = [(name, int((~aligned.finite).sum())) for name, aligned in seen.items()]
+    return found + [(name, f"{n} positions are not finite") for name, n in sick if n]
