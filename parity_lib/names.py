@@ -34,6 +34,7 @@ class Settings(StrEnum):
 
     STRICT = "strict"
     DEFAULT = "default"
+    FLASH_F16 = "flash_f16"  # strict but for its attention: an F16 cache and the fused kernel
 
 
 class Rung(StrEnum):

@@ -5,19 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from parity_lib import store
 from parity_lib.compare.logits import judge_twin
+from parity_lib.compare.native import accuse_reference, judge_native
 from parity_lib.errors import RecordError, TraceMismatchError, UsageError
-from parity_lib.names import Rung
+from parity_lib.names import Compute, Outcome, Rung
+from parity_lib.spread_pins import load_spreads
 from parity_lib.tolerances import BandSet, load_tolerances
 from parity_lib.traces import F32, F64, I32, LogitTrace, PairTrace, Position
-from parity_lib.verdicts import Verdict, conclude
+from parity_lib.verdicts import Divergence, RungResult, Verdict, conclude
 
-TWIN_FILE, BANDS_FILE = "twin.npz", "bands.toml"
+TWIN_FILE, NATIVE_FILE, BANDS_FILE = "twin.npz", "native.npz", "bands.toml"
 REFERENCE, CANDIDATE = "reference", "candidate"
+TOPS_ONLY = "rms over the ids that both traces hold, not over the vocabulary"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,7 +59,7 @@ def open_stored(folder: Path | str) -> Stored:
 
 
 def rejudge(reference: Path | str, candidate: Path | str, side: str = "") -> Verdict:
-    """Judge rung T4 of two stored cells again and return its verdict; nothing is written.
+    """Judge rungs T4 and T5 of a stored cell again, or T4 of two, and return the verdict; nothing is written.
 
     Args:
         reference: a cell's folder.
@@ -63,9 +67,10 @@ def rejudge(reference: Path | str, candidate: Path | str, side: str = "") -> Ver
         side: which side of both to take, to compare one engine on two hosts or legs. By default it is llama.cpp
             of the first against burn of the second.
 
-    The same folder twice is judged on the statistics over the whole vocabulary that were taken at capture. Two
-    folders have only their stored tops: rms is then over the ids that both hold, and a logit that the other side
-    did not store is taken as its lowest stored one, which it cannot exceed.
+    The same folder twice is judged on the statistics over the whole vocabulary that were taken at capture: T4 by the
+    limits that lie beside them, T5 by the self-spread that does, where there is one. Two folders have only their
+    stored tops: rms is then over the ids that both hold, and a logit that the other side did not store is taken as
+    its lowest stored one, which it cannot exceed. That is no measure for T5, so only T4 is judged.
 
     Raises:
         UsageError: an unknown side.
@@ -76,27 +81,46 @@ def rejudge(reference: Path | str, candidate: Path | str, side: str = "") -> Ver
         raise UsageError("unknown side", expected=f"{REFERENCE} or {CANDIDATE}", found=side)
     first = open_stored(reference)
     second = open_stored(candidate)
-    if not side and first.folder.resolve() == second.folder.resolve():
-        pair, note = first.pair, ""
-    else:
-        pair = pair_of_tops(first.side(side or REFERENCE), second.side(side or CANDIDATE))
-        note = "rms over the ids that both traces hold, not over the vocabulary"
-    expected = _positions(first.pair)
-    rung, divergences, ledger = judge_twin(pair, expected, first.bands)
-    outcome, causes = conclude((rung,), required=(Rung.T4,))
+    if Compute.BF16 in (first.verdict.cell.compute, second.verdict.cell.compute):
+        raise UsageError(
+            "a cell in bf16 has no gate end to end, so there is nothing to judge again",
+            place=first.folder,
+            expected=f"cells of compute {Compute.F32}",
+            found=Compute.BF16,
+            next_step="its verdict.json has the distances, in literal.bf16",
+        )
+    same = not side and first.folder.resolve() == second.folder.resolve()
+    pair = first.pair if same else pair_of_tops(first.side(side or REFERENCE), second.side(side or CANDIDATE))
+    rung, divergences, ledger = judge_twin(pair, _positions(first.pair), first.bands)
+    native, divergences_t5, literal = _native(first, rung) if same else (None, [], {"note": TOPS_ONLY})
+    rungs = (rung,) if native is None else (rung, native)
+    gated = first.verdict.rung(Rung.T5)
+    had_t5 = same and gated is not None and gated.outcome is not Outcome.REPORTED
+    outcome, causes = conclude(rungs, required=(Rung.T4, Rung.T5) if had_t5 else (Rung.T4,))
     return Verdict(
         cell=second.verdict.cell,
         outcome=outcome,
-        rungs=(rung,),
-        divergences=tuple(divergences),
+        rungs=rungs,
+        divergences=(*divergences, *divergences_t5),
         runs={"reference-twin": pair.reference.run, "candidate": pair.candidate.run},
-        provisional=first.bands.provisional,
+        provisional=first.bands.provisional or bool(literal.get("spread", {}).get("provisional")),
         unpinned=first.verdict.unpinned or second.verdict.unpinned,
         causes=causes,
-        literal={"ledger": ledger.to_json(), **({"note": note} if note else {})},
+        literal={**literal, "ledger": ledger.to_json()},
         pins=first.verdict.pins,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _native(stored: Stored, twin: RungResult) -> tuple[RungResult | None, list[Divergence], dict[str, Any]]:
+    """Judge T5 of a stored cell by the self-spread beside it; a cell without one said so when it was judged."""
+    if not (stored.folder / store.SPREAD).is_file():
+        return None, [], {"note": "no self-spread was stored, so T5 was not judged"}
+    pair, spread = store.load_pair(stored.folder / NATIVE_FILE), store.load_spread(stored.folder)
+    cell = stored.verdict.cell
+    pin = load_spreads().find(cell.model, cell.quant, cell.isa, spread.machine_class, spread.prompts_sha256)
+    native, divergences, literal = judge_native(pair, _positions(pair), spread, pin)
+    return *accuse_reference(twin, native, divergences), literal
 
 
 def _positions(pair: PairTrace) -> list[Position]:

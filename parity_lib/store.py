@@ -15,10 +15,11 @@ from parity_lib.errors import RecordError, TraceMismatchError
 from parity_lib.json_text import decode, dump_line, encode
 from parity_lib.names import Kind, Outcome
 from parity_lib.record_file import append, load_lines, load_record, read_bytes, save_record, to_lines, write_atomic
+from parity_lib.spreads import SelfSpread
 from parity_lib.traces import LOGIT_ARRAYS, PAIR_ARRAYS, LogitTrace, PairTrace, RunInfo
 from parity_lib.verdicts import Verdict
 
-VERDICT = "verdict.json"
+VERDICT, SPREAD = "verdict.json", "spread.json"
 
 
 # --- verdicts
@@ -142,6 +143,22 @@ def save_pair(pair: PairTrace, path: Path) -> Path:
         arrays |= {f"{side}.{name}": getattr(getattr(pair, side), name) for name in LOGIT_ARRAYS}
     runs = {"reference": pair.reference.run, "candidate": pair.candidate.run}
     return _save_arrays(path, "pair", arrays, runs, len(pair), pair.reference.n_vocab, pair.extra)
+
+
+def save_spread(spread: SelfSpread, out_dir: Path | str) -> Path:
+    """Write ``spread.json``, the self-spread that T5 was judged by, into a cell's folder. Returns the path."""
+    return save_record(spread.to_json(), Path(out_dir) / SPREAD, "spread")
+
+
+def load_spread(path: Path | str) -> SelfSpread:
+    """Return the self-spread of a folder, or of the file itself. Raises ``RecordError`` if it is missing or damaged."""
+    path = Path(path)
+    path = path / SPREAD if path.is_dir() else path
+    data = load_record(path, "spread")
+    try:
+        return SelfSpread.from_json(data)
+    except (RecordError, TraceMismatchError) as error:
+        raise RecordError("the stored self-spread is not sound", place=path, found=error) from error
 
 
 def _save_arrays(

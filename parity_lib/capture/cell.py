@@ -1,6 +1,7 @@
 """One cell from pins to verdict, in steps that a notebook calls one by one; ``run_cell`` calls them all.
 
-open_cell -> check_pins -> compare_weights -> capture_reference -> capture_twin -> capture_candidate -> judge -> save
+open_cell -> check_pins -> compare_tokens -> compare_weights -> capture_reference -> capture_twin -> capture_spread ->
+capture_candidate -> check_self -> judge -> save
 
 Each step takes and returns records. Engines are opened one after the other, each in a worker process of its own.
 A step that fails with an error of the hierarchy leaves an INCOMPLETE verdict with that error as its cause, and raises.
@@ -11,85 +12,62 @@ from __future__ import annotations
 import functools
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from parity_lib import store
-from parity_lib.capture import bands, cell_pins, logits, tokens
+from parity_lib.capture import bands, cell_judge, cell_pins, consistency
+from parity_lib.capture.bf16 import capture_plain
+from parity_lib.capture.cell_judge import REQUIRED, Bf16Rows, Finding, Judgement, incomplete, positions, required_rungs
 from parity_lib.capture.cell_request import Cell, CellRequest, open_cell
 from parity_lib.capture.logits import Rows
+from parity_lib.capture.reference import Reference, generate, score, score_bf16_twin, score_twin
+from parity_lib.capture.reference_self import kept_spread, measure_reference
+from parity_lib.capture.tokenization import compare_tokens_of
+from parity_lib.capture.tokens import save_words
 from parity_lib.capture.weights import compare_tensors
-from parity_lib.compare.logits import judge_twin, report_native
 from parity_lib.compare.pins import PinCheck
-from parity_lib.engines.llama_cpp import worker_env
 from parity_lib.engines.worker import Worker
 from parity_lib.errors import ParityError, PinError
-from parity_lib.names import Outcome, Rung, Settings
-from parity_lib.tolerances import BandSet
-from parity_lib.traces import PairTrace, Position, expected_positions
-from parity_lib.verdicts import Divergence, RungResult, Verdict, conclude
+from parity_lib.names import Compute, Rung
+from parity_lib.spreads import SelfSpread
+from parity_lib.verdicts import Verdict
 
-__all__ = ["REQUIRED", "Cell", "CellRequest", "Judgement", "Reference", "Weights", "open_cell", "run_cell"]
+__all__ = [
+    "REQUIRED",
+    "Cell",
+    "CellRequest",
+    "Finding",
+    "Judgement",
+    "Reference",
+    "Weights",
+    "incomplete",
+    "open_cell",
+    "positions",
+    "required_rungs",
+    "run_cell",
+]
 
-REQUIRED = (Rung.T0, Rung.T2, Rung.T4)  # what a cell must climb before it can be at parity
-
-Known = Any  # the fields of a verdict, each of its own type
+Weights = Finding
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """What T2 found."""
-
-    rung: RungResult
-    divergences: tuple[Divergence, ...]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Reference:
-    """What the reference generated from the deployed file, and the rows it saw while it did."""
-
-    prompts: tuple[tuple[int, ...], ...]
-    generated: tuple[tuple[int, ...], ...]
-    rows: Rows
-    token_text: Mapping[int, bytes]  # of every id in the vocabulary; empty where the file has none
-
-    @property
-    def sequences(self) -> list[list[int]]:
-        """Return what every engine is fed."""
-        return logits.fed_sequences(self.prompts, self.generated)
-
-    @property
-    def prompt_lengths(self) -> list[int]:
-        """Return the number of tokens of each prompt."""
-        return [len(prompt) for prompt in self.prompts]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Judgement:
-    """The verdict, and the two pairs of traces that it stands on."""
-
-    verdict: Verdict
-    twin: PairTrace
-    native: PairTrace
-    bands: BandSet
-    token_text: Mapping[int, bytes]  # of the ids that the traces' top-5s and fed tokens hold
-
-
 def recorded(step: Callable[Concatenate[Cell, P], R]) -> Callable[Concatenate[Cell, P], R]:
-    """Wrap a step so that an error of the hierarchy leaves an INCOMPLETE verdict before it is raised."""
+    """Wrap a step: its seconds are noted, and an error of the hierarchy leaves an INCOMPLETE verdict when it raises."""
 
     @functools.wraps(step)
     def run(cell: Cell, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        began = time.monotonic()
         try:
             return step(cell, *args, **kwargs)
         except ParityError as error:
             shutil.rmtree(cell.spools, ignore_errors=True)
             store.save_verdict(incomplete(cell, f"{step.__name__}: {error}"), cell.out_dir)
             raise
+        finally:
+            cell.diary.seconds[step.__name__] = time.monotonic() - began
 
     return run
 
@@ -114,73 +92,117 @@ def check_pins(cell: Cell) -> tuple[PinCheck, ...]:
 
 
 @recorded
-def compare_weights(cell: Cell) -> Weights:
+def compare_tokens(cell: Cell) -> Finding | None:
+    """Compare llama.cpp's tokenizer with one that is built from the file's own metadata (T1).
+
+    None where the file has no vocabulary, and so no text to tokenise.
+    """
+    if Rung.T1 not in required_rungs(cell):
+        return None
+    progress = cell.progress.step("tokens")
+    texts = [(prompt.name, prompt.text) for prompt in cell.suite.prompts]
+    settings = {"path": str(cell.model_path), "n_threads": cell.n_threads}
+    with Worker("llama_vocabulary", settings, log=cell.log("llama_cpp")) as reference:
+        rung, divergences, literal = compare_tokens_of(cell.model_path, cell.facts, texts, reference, progress)
+    return Finding(rung, tuple(divergences), {"tokens": literal})
+
+
+@recorded
+def compare_weights(cell: Cell) -> Finding:
     """Compare every tensor as the candidate dequantises it with ``gguf.dequantize``, bit by bit (T2)."""
     progress = cell.progress.step("weights")
-    with Worker("burn", _burn(cell), log=cell.log("burn")) as burn:
+    with _open_burn(cell) as burn:
         rung, divergences = compare_tensors(cell.model_path, burn, progress)
-    return Weights(rung, tuple(divergences))
+    return Finding(rung, tuple(divergences))
 
 
 @recorded
 def capture_reference(cell: Cell) -> Reference:
-    """Let llama.cpp generate greedily from the file as it is, strict settings, and keep the rows it saw."""
-    progress = cell.progress.step("llama.cpp generates")
-    n_tokens = [prompt.n_tokens for prompt in cell.suite.prompts]
-    with _llama(cell, str(cell.model_path)) as engine:
-        n_vocab = engine.call("n_vocab")
-        prompts = tokens.prompt_tokens(cell.suite, cell.facts, engine)
-        text = tokens.token_text(cell.facts, engine, n_vocab)
-        spool = cell.spools / "reference.f32"
-        generated = engine.call("generate", prompts, n_tokens, spool, progress=progress)
-        run = engine.call("run_info")
-    sequences = logits.fed_sequences(prompts, generated)
-    lengths = [len(prompt) for prompt in prompts]
-    rows = logits.delivered(run, spool, n_vocab, sequences, lengths, [len(s) for s in sequences])
-    return Reference(tuple(map(tuple, prompts)), tuple(map(tuple, generated)), rows, text)
+    """Let llama.cpp generate greedily from the file as it is, strict settings, or take what it did from the cache."""
+    return generate(cell)
 
 
 @recorded
 def capture_twin(cell: Cell, reference: Reference) -> Rows:
-    """Let llama.cpp score the same tokens on the F32 twin, strict settings."""
-    with _llama(cell, str(cell.twin_path)) as engine:
-        return _score(cell, engine, reference, "twin", "llama.cpp scores the F32 twin")
+    """Let llama.cpp score the same tokens on the F32 twin, strict settings, or take what it did from the cache."""
+    return score_twin(cell, reference)
+
+
+@recorded
+def capture_spread(cell: Cell, reference: Reference, twin: Rows | None = None) -> SelfSpread | Bf16Rows:
+    """Let llama.cpp run the file in its other ways, or take what it showed from the cache: what T5 is measured by.
+
+    A cell in bf16 gets the rows that it is reported against instead: llama.cpp's on the BF16 twin, and burn's in f32.
+
+    Args:
+        cell: the cell.
+        reference: what was fed, and the rows of strict settings.
+        twin: the rows on the F32 twin; they are made again where they are not given.
+    """
+    if cell.id.compute == Compute.BF16:
+        return Bf16Rows(score_bf16_twin(cell, reference), capture_plain(cell, reference))
+    return kept_spread(cell, reference, twin)
 
 
 @recorded
 def capture_candidate(cell: Cell, reference: Reference) -> Rows:
     """Let burn score the same tokens on the file as it is, all prompts as rows of one pass."""
-    with Worker("burn", _burn(cell), log=cell.log("burn")) as engine:
-        return _score(cell, engine, reference, "candidate", "burn scores")
+    with _open_burn(cell) as engine:
+        return score(cell, engine, reference, "candidate", "burn scores")
+
+
+@recorded
+def check_self(cell: Cell, reference: Reference, candidate: Rows) -> Finding:
+    """Let burn make rows again on its other ways to them, and compare them bit by bit (T6).
+
+    The same relations of llama.cpp are measured once for each reference, and reported beside.
+    """
+    progress = cell.progress.step("burn against itself")
+    rows = Counter(position.prompt_idx for position in positions(cell, reference))
+    with _open_burn(cell) as burn:
+        rung, divergences, literal = consistency.check(
+            burn,
+            reference.sequences,
+            reference.prompt_lengths,
+            [rows[prompt] for prompt in range(len(reference.prompts))],
+            candidate,
+            folder=cell.spools,
+            progress=progress,
+            full=cell.request.full,
+        )
+    return Finding(rung, tuple(divergences), {"self": literal | {"reference": measure_reference(cell, reference)}})
 
 
 @recorded
 def judge(
-    cell: Cell, pins: Sequence[PinCheck], weights: Weights, reference: Reference, twin: Rows, candidate: Rows
+    cell: Cell,
+    pins: Sequence[PinCheck],
+    weights: Finding,
+    reference: Reference,
+    twin: Rows,
+    candidate: Rows,
+    *,
+    spread: SelfSpread | Bf16Rows | None = None,
+    tokens: Finding | None = None,
+    itself: Finding | None = None,
 ) -> Judgement:
-    """Judge T0 and T4, report T5 literally, and conclude. Every expected position is counted, delivered or not."""
-    progress = cell.progress.step("statistics")
-    expected = positions(cell, reference)
-    limits = cell.bands or bands.derive_for(cell, reference.sequences, reference.prompt_lengths, twin, expected)
-    twin_pair = logits.pair(twin, candidate, expected)
-    progress(1, 2)
-    native_pair = logits.pair(reference.rows, candidate, expected)
-    rung_t4, divergences, ledger = judge_twin(twin_pair, expected, limits)
-    rung_t5, literal = report_native(native_pair, expected)
-    rung_t0 = cell_pins.judge_all(cell, pins, reference.rows.run, twin.run, candidate.run)
-    rungs = (rung_t0, weights.rung, rung_t4, rung_t5)
-    outcome, causes = conclude(rungs, required=REQUIRED)
-    verdict = _verdict(
-        cell,
-        outcome=outcome,
-        rungs=rungs,
-        divergences=(*weights.divergences, *divergences),
-        runs={"reference": reference.rows.run, "reference-twin": twin.run, "candidate": candidate.run},
-        provisional=limits.provisional,
-        causes=causes,
-        literal={**literal, "ledger": ledger.to_json()},
-    )
-    return Judgement(verdict, twin_pair, native_pair, limits, tokens.used_text(reference.token_text, twin_pair))
+    """Judge T0, T4 and T5, and conclude. Every expected position is counted, delivered or not.
+
+    Args:
+        cell: the cell.
+        pins: what ``check_pins`` found.
+        weights: T2, from ``compare_weights``.
+        reference: the reference's tokens and rows on the file as it is.
+        twin: its rows on the F32 twin.
+        candidate: the candidate's rows.
+        spread: what ``capture_spread`` gave, which T5 is judged by.
+        tokens: T1, from ``compare_tokens``; None for a file without a vocabulary.
+        itself: T6, from ``check_self``.
+
+    A step that was not run leaves its rung out. If the cell needs that rung, it is INCOMPLETE and names it.
+    """
+    steps = [finding for finding in (tokens, weights, itself) if finding is not None]
+    return cell_judge.judge(cell, pins, steps, reference, twin, candidate, spread)
 
 
 @recorded
@@ -188,8 +210,10 @@ def save(cell: Cell, judgement: Judgement) -> Verdict:
     """Write verdict, greppable lines and traces into the cell's folder, each whole or not at all; return it."""
     store.save_pair(judgement.twin, cell.out_dir / "twin.npz")
     store.save_pair(judgement.native, cell.out_dir / "native.npz")
-    tokens.save_words(judgement.token_text, cell.suite, cell.out_dir)
+    save_words(judgement.token_text, cell.suite, cell.out_dir)
     bands.save_bands(judgement.bands, cell.out_dir)
+    if judgement.spread is not None:
+        store.save_spread(judgement.spread, cell.out_dir)
     store.save_verdict(judgement.verdict, cell.out_dir)
     store.save_divergences(judgement.verdict, cell.out_dir / "divergences.jsonl")
     shutil.rmtree(cell.spools, ignore_errors=True)
@@ -205,56 +229,23 @@ def run_cell(request: CellRequest) -> Verdict:
     cell = open_cell(request)
     try:
         pins = check_pins(cell)
+        tokens = compare_tokens(cell)
         weights = compare_weights(cell)
         reference = capture_reference(cell)
         twin = capture_twin(cell, reference)
+        spread = capture_spread(cell, reference, twin)
         candidate = capture_candidate(cell, reference)
-        return save(cell, judge(cell, pins, weights, reference, twin, candidate))
+        itself = check_self(cell, reference, candidate)
+        rows = (reference, twin, candidate)
+        return save(cell, judge(cell, pins, weights, *rows, spread=spread, tokens=tokens, itself=itself))
     except ParityError:
         return store.load_verdict(cell.out_dir)
     finally:
         shutil.rmtree(cell.spools, ignore_errors=True)
 
 
-def positions(cell: Cell, reference: Reference) -> tuple[Position, ...]:
-    """Return every position that the cell must score: from the prompts and what was asked for, not what came back."""
-    return expected_positions(reference.prompt_lengths, [prompt.n_tokens for prompt in cell.suite.prompts])
-
-
-def incomplete(cell: Cell, cause: str) -> Verdict:
-    """Return the verdict of a cell that could not be compared."""
-    return _verdict(
-        cell,
-        outcome=Outcome.INCOMPLETE,
-        rungs=(),
-        divergences=(),
-        runs={},
-        provisional=False,
-        causes=(cause,),
-        literal={},
-    )
-
-
-def _verdict(cell: Cell, **known: Known) -> Verdict:
-    return Verdict(
-        cell=cell.id,
-        unpinned=cell.unpinned,
-        pins=cell_pins.recorded_pins(cell),
-        control=cell.request.control,
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        seconds=time.monotonic() - cell.started,
-        **known,
-    )
-
-
-def _llama(cell: Cell, path: str) -> Worker:
-    settings = Settings.STRICT
-    kwargs = {"path": path, "settings": settings, "isa": cell.id.isa, "n_threads": cell.n_threads}
-    return Worker("llama_cpp", kwargs, env=worker_env(settings), log=cell.log("llama_cpp"))
-
-
-def _burn(cell: Cell) -> dict[str, Any]:
-    return {
+def _open_burn(cell: Cell) -> Worker:
+    settings: dict[str, Any] = {
         "path": str(cell.candidate_path),
         "isa": cell.id.isa,
         "stack": cell.id.stack,
@@ -262,11 +253,4 @@ def _burn(cell: Cell) -> dict[str, Any]:
         "n_threads": cell.n_threads,
         "fault": cell.request.fault or None,
     }
-
-
-def _score(cell: Cell, engine: Worker, reference: Reference, name: str, step: str) -> Rows:
-    spool = cell.spools / f"{name}.f32"
-    sequences = reference.sequences
-    counts = engine.call("score", sequences, spool, progress=cell.progress.step(step))
-    run, n_vocab = engine.call("run_info"), engine.call("n_vocab")
-    return logits.delivered(run, spool, n_vocab, sequences, reference.prompt_lengths, counts)
+    return Worker("burn", settings, log=cell.log("burn"))

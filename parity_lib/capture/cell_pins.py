@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from parity_lib.capture.cell_request import Cell
+from parity_lib.capture.model_twins import ensure_twin
 from parity_lib.compare.pins import PinCheck, check_any, check_commit, check_equal, judge_pins
 from parity_lib.engines.machine import machine_class
 from parity_lib.model_file import sha256_file
@@ -65,13 +66,27 @@ def _made_here(name: str, pin: FilePin | None, found: str) -> PinCheck:
 
 
 def judge_all(
-    cell: Cell, files: Sequence[PinCheck], reference: RunInfo, twin: RunInfo, candidate: RunInfo
+    cell: Cell,
+    files: Sequence[PinCheck],
+    reference: RunInfo,
+    twin: RunInfo,
+    candidate: RunInfo,
+    bf16_twin: RunInfo | None = None,
 ) -> RungResult:
-    """Return T0's result over the files and what each engine said about itself."""
+    """Return T0's result over the files and what each engine said about itself.
+
+    Args:
+        cell: the cell.
+        files: what ``file_checks`` found.
+        reference: llama.cpp on the file as it is.
+        twin: llama.cpp on the F32 twin.
+        candidate: burn.
+        bf16_twin: llama.cpp on the BF16 twin, in a cell in bf16.
+    """
     pin = cell.pins.llama_cpp
     flags = " ".join(sorted(pin.build_args(cell.id.isa)))
-    strict = f"{Settings.STRICT}, {Settings.STRICT}; f32, f32"
-    runs = (reference, twin)
+    runs = [run for run in (reference, twin, bf16_twin) if run is not None]
+    strict = ", ".join([Settings.STRICT] * len(runs)) + "; " + ", ".join(["f32"] * len(runs))
     found = ", ".join(str(run.settings.get("name")) for run in runs) + "; " + ", ".join(r.kv_type for r in runs)
     checks = [
         *files,
@@ -90,6 +105,9 @@ def judge_all(
         check_equal(f"burn crate {crate}", version, _crates(candidate.build).get(crate))
         for crate, version in cell.pins.stack(cell.id.stack).crates.items()
     ]
+    if bf16_twin is not None:
+        path = ensure_twin(cell.model_path, cell.pins, kind="BF16")
+        checks.append(check_equal("llama.cpp read the BF16 twin", sha256_file(path), bf16_twin.model_sha256))
     rung = judge_pins(checks, required=[*FILES, *ENGINES])
     unknown = [check.name for check in files if "has no pin" in check.expected]
     if unknown:

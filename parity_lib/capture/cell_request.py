@@ -20,7 +20,10 @@ from parity_lib.tolerances import BandSet, load_tolerances
 from parity_lib.verdicts import CellId
 
 Wish = Any  # the fields of a request, each of its own type
-RECORDS = ("verdict.json", "divergences.jsonl", "twin.npz", "twin.json", "native.npz", "native.json", "bands.toml")
+RECORDS = (
+    *("verdict.json", "divergences.jsonl", "bands.toml", "spread.json"),
+    *("twin.npz", "twin.json", "native.npz", "native.json"),
+)
 HOST = "host"  # as ``isa``: the widest leg that this machine can run
 
 
@@ -37,8 +40,19 @@ class CellRequest:
     candidate_file: str = ""  # another file for the candidate, for drills
     fault: str = ""  # seeded into the candidate
     control: bool = False  # a red control of a night: its lines say CONTROL
+    fresh: bool = False  # compute the reference although it is cached, and hold it to the cached bits
+    full: bool = False  # rung T6 on every row of every prompt
     out_dir: str | Path = "reports/scratch"
     n_threads: int = 0  # 0: every core that this process may use
+
+
+@dataclass(slots=True)
+class Diary:
+    """What a cell notes while it runs; it ends in the verdict."""
+
+    seconds: dict[str, float] = field(default_factory=dict)  # of each step
+    cache: dict[str, str] = field(default_factory=dict)  # part of the reference -> computed, cached, ...
+    notes: list[str] = field(default_factory=list)  # about the cache: what was refused, what could not be kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +74,7 @@ class Cell:
     n_threads: int
     started: float  # time.monotonic
     progress: CellProgress = field(compare=False)
+    diary: Diary = field(default_factory=Diary, compare=False)
 
     @property
     def unpinned(self) -> bool:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from parity_lib.compare.metrics import PairStatistics, RowStatistics, pair_statistics, row_digests, row_statistics
 from parity_lib.errors import EngineError, TraceMismatchError
@@ -14,10 +16,11 @@ from parity_lib.traces import F32, I32, LogitTrace, PairTrace, Position, RunInfo
 
 BLOCK_BYTES = 64 << 20  # of one side; a row of a 128k vocabulary has 0.5 MB
 
+U8 = npt.NDArray[np.uint8]
 Sequences = Sequence[Sequence[int]]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Rows:
     """The rows that one engine delivered, where they lie, and which position each one is."""
 
@@ -30,6 +33,12 @@ class Rows:
     def open(self) -> F32:
         """Return the rows, memory-mapped read-only, ``(n, n_vocab)`` float32."""
         return np.memmap(self.spool, dtype="<f4", mode="r", shape=(len(self.positions), self.n_vocab))
+
+    @cached_property
+    def digests(self) -> U8:
+        """Return the SHA-256 of each row, ``(n, 32)``; the file is read once."""
+        data = self.open()
+        return np.concatenate([row_digests(data[at]) for at in _blocks(len(data), self.n_vocab)])
 
 
 def fed_sequences(prompts: Sequences, generated: Sequences) -> list[list[int]]:
@@ -89,8 +98,7 @@ def trace(rows: Rows) -> LogitTrace:
     """Return one engine's trace: top-64, logsumexp, standard deviation and digest of each row."""
     data = rows.open()
     parts = [row_statistics(data[at]) for at in _blocks(len(data), rows.n_vocab)]
-    digests = [row_digests(data[at]) for at in _blocks(len(data), rows.n_vocab)]
-    return _trace(rows, np.arange(len(data)), _join(parts), np.concatenate(digests))
+    return _trace(rows, np.arange(len(data)), _join(parts))
 
 
 def pair(reference: Rows, candidate: Rows, expected: Sequence[Position]) -> PairTrace:
@@ -118,16 +126,12 @@ def pair(reference: Rows, candidate: Rows, expected: Sequence[Position]) -> Pair
     r = np.array([at_reference[p] for p in common])
     c = np.array([at_candidate[p] for p in common])
     ours, theirs = reference.open(), candidate.open()
-    parts, digests = [], ([], [])  # type: ignore[var-annotated]
-    for at in _blocks(len(common), reference.n_vocab):
-        left, right = _take(ours, r[at]), _take(theirs, c[at])
-        parts.append(pair_statistics(left, right))
-        digests[0].append(row_digests(left))
-        digests[1].append(row_digests(right))
+    blocks = _blocks(len(common), reference.n_vocab)
+    parts = [pair_statistics(_take(ours, r[at]), _take(theirs, c[at])) for at in blocks]
     names = [f.name for f in fields(PairStatistics) if f.name not in ("reference", "candidate")]
     return PairTrace(
-        _trace(reference, r, _join([p.reference for p in parts]), np.concatenate(digests[0])),
-        _trace(candidate, c, _join([p.candidate for p in parts]), np.concatenate(digests[1])),
+        _trace(reference, r, _join([p.reference for p in parts])),
+        _trace(candidate, c, _join([p.candidate for p in parts])),
         **{name: np.concatenate([getattr(p, name) for p in parts]) for name in names},
         extra={
             "missing_reference": [list(p) for p in missing(reference, expected)],
@@ -153,7 +157,7 @@ def _join(parts: Sequence[RowStatistics]) -> RowStatistics:
     return RowStatistics(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(RowStatistics)))
 
 
-def _trace(rows: Rows, index: np.ndarray, found: RowStatistics, digests: np.ndarray) -> LogitTrace:
+def _trace(rows: Rows, index: np.ndarray, found: RowStatistics) -> LogitTrace:
     positions = [rows.positions[i] for i in index]
     return LogitTrace(
         run=rows.run,
@@ -161,6 +165,6 @@ def _trace(rows: Rows, index: np.ndarray, found: RowStatistics, digests: np.ndar
         prompt_idx=np.array([p.prompt_idx for p in positions], np.int32),
         token_idx=np.array([p.token_idx for p in positions], np.int32),
         fed_id=rows.fed_id[index],
-        row_sha256=digests,
+        row_sha256=rows.digests[index],
         **{f.name: getattr(found, f.name) for f in fields(RowStatistics)},
     )

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import os
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from parity_lib.engines import machine
-from parity_lib.engines.burn_build import CRATES_IO, REBUILD, check_isa, check_sources
+from parity_lib.engines import burn_paths, machine
+from parity_lib.engines.burn_build import CRATES_IO, check_isa, load
+from parity_lib.engines.burn_paths import Digests, Span
 from parity_lib.engines.protocol import Progress
-from parity_lib.errors import EngineError, ModelFileError, PinError
+from parity_lib.engines.sequences import checked
+from parity_lib.errors import EngineError, ModelFileError
 from parity_lib.model_file import sha256_file
 from parity_lib.names import Compute, Isa
 from parity_lib.traces import F32, RunInfo
@@ -74,7 +74,7 @@ class Burn:
         self._sha256 = sha256_file(self._path)
         with self._translated():
             self._file: Extension = self._extension.GgufFile(self._path)
-            self._model: Extension = self._extension.Model(self._path, str(self._compute), n_threads, fault)
+            self._model: Extension = self._load(n_threads)
         self._facts: dict[str, Any] = json.loads(self._model.facts_json())
 
     def n_vocab(self) -> int:
@@ -139,6 +139,47 @@ class Burn:
             logits.flush()
         return [len(tokens) for tokens in rows]
 
+    def row_digests(
+        self, sequences: Sequence[Sequence[int]], folder: Path, *, n_threads: int | None = None
+    ) -> list[Digests]:
+        """Return the digests of the rows that ``score`` gives, for each sequence; no row is kept.
+
+        Args:
+            sequences: what is fed, as rows of one pass.
+            folder: where the rows lie until they are hashed.
+            n_threads: of a pool for this call alone; the engine's own if None.
+        """
+        rows = self._check(sequences)
+        spool = Path(folder) / "digested.f32"
+        with self._spool(spool) as part:
+            model = self._model if n_threads is None else self._load(n_threads)
+            counts = model.score(rows, part, _silent)
+            digests = burn_paths.of_file(part, counts, self.n_vocab())
+        spool.unlink()
+        return digests
+
+    def interleaved_digests(self, sequences: Sequence[Sequence[int]], *, progress: Progress = _silent) -> list[Digests]:
+        """Return the digests of every row, fed in an order that mixes the sequences; see ``burn_paths.interleaved``."""
+        rows = self._check(sequences)
+        with self._translated():
+            return burn_paths.interleaved(self._new_session, rows, self.n_vocab(), progress)
+
+    def decoded_digests(
+        self,
+        sequences: Sequence[Sequence[int]],
+        spans: Sequence[Span],
+        restore_at: int,
+        *,
+        progress: Progress = _silent,
+    ) -> tuple[list[Digests], list[Digests]]:
+        """Return the digests of rows fed one at a time, twice: straight on, and from a restored state.
+
+        See ``burn_paths.decoded``.
+        """
+        rows = self._check(sequences)
+        with self._translated():
+            return burn_paths.decoded(self._new_session, rows, spans, restore_at, self.n_vocab(), progress)
+
     def taps(self, sequence: Sequence[int], sites: Sequence[str]) -> dict[str, F32]:
         """Return the values at ``sites`` (llama.cpp's node names) of one sequence, each ``(len(sequence), width)``."""
         [tokens] = self._check([sequence])
@@ -193,6 +234,12 @@ class Burn:
         """Free the model. Every other call is refused from now on."""
         self._model = self._file = None
 
+    def _load(self, n_threads: int) -> Extension:
+        return self._extension.Model(self._path, str(self._compute), n_threads, self._fault)
+
+    def _new_session(self, n_sequences: int) -> Extension:
+        return self._extension.Session(self._model, n_sequences)
+
     def _open(self) -> None:
         if self._model is None:
             raise EngineError("the engine is closed", place=self._path.name, next_step="open the model again")
@@ -200,36 +247,7 @@ class Burn:
     def _check(self, sequences: Sequence[Sequence[int]]) -> list[list[int]]:
         """Return the sequences as lists of plain ints, or raise ``EngineError`` for what cannot be fed."""
         self._open()
-        if not sequences:
-            raise EngineError(
-                "there is nothing to feed",
-                place=self._path.name,
-                expected="at least one sequence",
-                found="none",
-                next_step="correct the plan or the prompts",
-            )
-        rows = [[int(token) for token in tokens] for tokens in sequences]
-        limit, n_vocab = self._facts["n_ctx_train"], self.n_vocab()
-        for index, tokens in enumerate(rows):
-            place = f"{self._path.name}, sequence {index}"
-            if not 0 < len(tokens) <= limit:
-                raise EngineError(
-                    "a sequence does not fit the model's context",
-                    place=place,
-                    expected=f"1 to {limit} tokens",
-                    found=len(tokens),
-                    next_step="shorten the prompt or generate fewer tokens",
-                )
-            wrong = next((token for token in tokens if not 0 <= token < n_vocab), None)
-            if wrong is not None:
-                raise EngineError(
-                    "a token id is outside of the vocabulary",
-                    place=place,
-                    expected=f"0 to {n_vocab - 1}",
-                    found=wrong,
-                    next_step="tokenize with this model's own vocabulary",
-                )
-        return rows
+        return checked(sequences, self._facts["n_ctx_train"], self.n_vocab(), self._path.name)
 
     @contextlib.contextmanager
     def _spool(self, spool: Path) -> Iterator[Path]:
@@ -268,34 +286,3 @@ class Burn:
 
 def _bytes(value: object) -> object:
     return np.ascontiguousarray(value, "<f4").tobytes() if isinstance(value, np.ndarray) else value
-
-
-@cache
-def load(stack: str) -> tuple[Extension, dict[str, Any]]:
-    """Return the extension and what it says it was built from.
-
-    Raises:
-        EngineError: it is not built.
-        PinError: it was built from other sources than those of this checkout, or on another stack.
-    """
-    try:
-        extension: Extension = importlib.import_module("burn_gguf")
-    except ImportError as error:
-        raise EngineError(
-            "the Rust extension is not built",
-            place="burn_gguf",
-            expected="an importable module burn_gguf",
-            found=error,
-            next_step=REBUILD,
-        ) from error
-    build: dict[str, Any] = json.loads(extension.build_info())
-    if build["stack"] != stack:
-        raise PinError(
-            "the extension is built on another stack",
-            place="stack",
-            expected=stack,
-            found=build["stack"],
-            next_step=f"{REBUILD}, or ask for stack {build['stack']}",
-        )
-    check_sources(build)
-    return extension, build

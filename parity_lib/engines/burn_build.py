@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from parity_lib.engines import machine
-from parity_lib.errors import PinError
+from parity_lib.errors import EngineError, PinError
 from parity_lib.names import Isa
+
+Extension = Any  # the module burn_gguf, or an object of it; its types are in native/burn_gguf.pyi
 
 NATIVE = Path(__file__).resolve().parents[1] / "native"
 CRATES_IO = "crates-io"  # the stack whose manifest lies beside the sources; the others have a folder in stacks/
@@ -83,3 +88,34 @@ def check_isa(isa: Isa, expected_kernel: str) -> None:
             found=expected_kernel,
             next_step="build the stack of that leg, or ask for the leg of this build",
         )
+
+
+@cache
+def load(stack: str) -> tuple[Extension, dict[str, Any]]:
+    """Return the extension and what it says it was built from.
+
+    Raises:
+        EngineError: it is not built.
+        PinError: it was built from other sources than those of this checkout, or on another stack.
+    """
+    try:
+        extension: Extension = importlib.import_module("burn_gguf")
+    except ImportError as error:
+        raise EngineError(
+            "the Rust extension is not built",
+            place="burn_gguf",
+            expected="an importable module burn_gguf",
+            found=error,
+            next_step=REBUILD,
+        ) from error
+    build: dict[str, Any] = json.loads(extension.build_info())
+    if build["stack"] != stack:
+        raise PinError(
+            "the extension is built on another stack",
+            place="stack",
+            expected=stack,
+            found=build["stack"],
+            next_step=f"{REBUILD}, or ask for stack {build['stack']}",
+        )
+    check_sources(build)
+    return extension, build

@@ -25,6 +25,7 @@ from parity_lib.errors import EngineError, ParityError
 ENGINES = {
     "llama_cpp": "parity_lib.engines.llama_cpp:LlamaCpp",
     "llama_quantize": "parity_lib.engines.llama_quantize:Quantizer",
+    "llama_vocabulary": "parity_lib.engines.llama_vocabulary:LlamaVocabulary",
     "burn": "parity_lib.engines.burn:Burn",
     "oracle": "parity_lib.engines.oracle:Oracle",
 }

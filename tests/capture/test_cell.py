@@ -2,47 +2,75 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
 from parity_lib import store
 from parity_lib.capture import cell as steps
-from parity_lib.capture import cell_pins, logits
-from parity_lib.capture.cell import Cell, Reference
-from parity_lib.errors import EngineError, PinError, RecordError, WorkerDied
+from parity_lib.capture import cell_pins, logits, reference_cache
+from parity_lib.capture.cell import Cell, Finding, Judgement, Reference
+from parity_lib.errors import EngineError, PinError, RecordError, UsageError, WorkerDied
 from parity_lib.names import Outcome, Rung
+from parity_lib.rejudge import rejudge
+from parity_lib.spreads import SelfSpread
 from parity_lib.traces import expected_positions
 
 PROMPTS = (Path(__file__).parents[1] / "two_prompts.toml").read_text()
 
 
+class Captured(NamedTuple):
+    """What the steps of one cell hand on."""
+
+    cell: Cell
+    reference: Reference
+    twin: logits.Rows
+    spread: SelfSpread
+    candidate: logits.Rows
+    itself: Finding
+
+    def judged(self, **other: Any) -> Judgement:
+        """Judge, with some of the records replaced."""
+        kept = {**self._asdict(), **other}
+        given = [kept.pop(name) for name in ("cell", "reference", "twin", "candidate")]
+        cell, *rows = given
+        return steps.judge(cell, steps.check_pins(cell), steps.compare_weights(cell), *rows, **kept)
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the prompts; the reference's cache is one of this module's own."""
     path = tmp_path_factory.mktemp("cell")
     (path / "prompts.toml").write_text(PROMPTS)
-    return path
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference_cache, "traces_dir", lambda: path / "traces")
+        yield path
 
 
 def open_cell(folder: Path, name: str, **wishes: str) -> Cell:
     prompts = str(folder / "prompts.toml")
-    return steps.open_cell(model="synthetic-llama", quant="Q8_0", prompts=prompts, out_dir=folder / name, **wishes)
+    wishes = {"model": "synthetic-llama", "quant": "Q8_0", "prompts": prompts, "out_dir": str(folder / name), **wishes}
+    return steps.open_cell(n_threads=1, **wishes)
 
 
 @pytest.fixture(scope="module")
-def captured(folder: Path) -> tuple[Cell, Reference, logits.Rows, logits.Rows]:
+def captured(folder: Path) -> Captured:
     cell = open_cell(folder, "captured")
     reference = steps.capture_reference(cell)
-    return cell, reference, steps.capture_twin(cell, reference), steps.capture_candidate(cell, reference)
-
-
-Captured = tuple[Cell, Reference, logits.Rows, logits.Rows]
+    twin = steps.capture_twin(cell, reference)
+    spread = steps.capture_spread(cell, reference, twin)
+    assert isinstance(spread, SelfSpread)
+    candidate = steps.capture_candidate(cell, reference)
+    return Captured(cell, reference, twin, spread, candidate, steps.check_self(cell, reference, candidate))
 
 
 def test_reference_generates_what_was_asked_for_and_all_are_fed_the_same(captured: Captured) -> None:
-    _, reference, twin, candidate = captured
+    reference, twin, candidate = captured.reference, captured.twin, captured.candidate
     assert [len(tokens) for tokens in reference.generated] == [6, 5]
     expected = expected_positions(reference.prompt_lengths, [6, 5])
     for rows in (reference.rows, twin, candidate):
@@ -53,7 +81,7 @@ def test_reference_generates_what_was_asked_for_and_all_are_fed_the_same(capture
 
 
 def test_greedy_tokens_are_the_largest_logits_of_the_rows(captured: Captured) -> None:
-    _, reference, _, _ = captured
+    reference = captured.reference
     rows, places = reference.rows.open(), reference.rows.positions
     for prompt, tokens in enumerate(reference.generated):
         chosen = [int(rows[i].argmax()) for i, p in enumerate(places) if p.prompt_idx == prompt and p.token_idx >= 0]
@@ -61,24 +89,70 @@ def test_greedy_tokens_are_the_largest_logits_of_the_rows(captured: Captured) ->
 
 
 def test_judged_then_saved_then_read_again(captured: Captured) -> None:
-    cell, reference, twin, candidate = captured
-    judgement = steps.judge(cell, steps.check_pins(cell), steps.compare_weights(cell), reference, twin, candidate)
-    verdict = judgement.verdict
+    judgement = captured.judged()
+    verdict, n = judgement.verdict, len(captured.twin.positions)
     assert verdict.outcome is Outcome.PARITY
-    assert [rung.rung for rung in verdict.rungs] == [Rung.T0, Rung.T2, Rung.T4, Rung.T5]
+    assert [rung.rung for rung in verdict.rungs] == [Rung.T0, Rung.T2, Rung.T4, Rung.T5, Rung.T6]
     assert set(verdict.runs) == {"reference", "reference-twin", "candidate"}
     assert verdict.unpinned
-    assert verdict.rung(Rung.T4).expected == len(twin.positions)  # type: ignore[union-attr]
-    assert verdict.literal["all"]["positions"] == len(twin.positions)
+    for name in (Rung.T4, Rung.T5):
+        rung = verdict.rung(name)
+        assert rung is not None
+        assert rung.compared == rung.expected == n
+    assert verdict.literal["all"]["positions"] == n
+    assert verdict.literal["power"]["positions"] == sum(t["effective_positions"] for t in verdict.literal["text"])
+    strict = {"compared": n, "equal": n}
+    assert verdict.literal["self"]["reference"]["prefill = decode, strict"] == strict
+    assert verdict.literal["self"]["reference"]["threads, strict"] == strict
+    assert set(verdict.literal["self"]["relations"]) == {"decode", "restored", "alone", "permuted", "threads"}
+    assert verdict.literal["seconds"]["check_self"] > 0
+
+
+def test_stored_cell_is_judged_again_without_an_engine(captured: Captured) -> None:
+    cell = captured.cell
+    copy = replace(cell, out_dir=cell.out_dir / "copy")
+    judgement = captured.judged()
+    steps.save(copy, judgement)
+    again = rejudge(copy.out_dir, copy.out_dir)
+    assert again.outcome is Outcome.PARITY
+    assert [again.rung(name) for name in (Rung.T4, Rung.T5)] == [
+        judgement.verdict.rung(name) for name in (Rung.T4, Rung.T5)
+    ]
+    spread = copy.out_dir / store.SPREAD
+    whole = json.loads(spread.read_text())
+    for damage in ({"schema": "parity/spread/0"}, {"prompt_idx": "AAA"}, {"twin": {**whole["twin"], "rms": ""}}):
+        spread.write_text(json.dumps(whole | damage))
+        with pytest.raises(RecordError, match=r"spread\.json"):
+            rejudge(copy.out_dir, copy.out_dir)
+    spread.unlink()
+    assert rejudge(copy.out_dir, copy.out_dir).outcome is Outcome.INCOMPLETE
 
 
 def test_a_row_that_the_candidate_lost_makes_the_cell_incomplete_and_is_named(captured: Captured) -> None:
-    cell, reference, twin, candidate = captured
+    candidate = captured.candidate
     n = len(candidate.positions)
     short = replace(candidate, positions=candidate.positions[: n - 1], fed_id=candidate.fed_id[: n - 1])
-    judgement = steps.judge(cell, steps.check_pins(cell), steps.compare_weights(cell), reference, twin, short)
-    assert judgement.verdict.outcome is Outcome.INCOMPLETE
-    assert any("prompt 1 token 4" in cause for cause in judgement.verdict.causes)
+    verdict = captured.judged(candidate=short).verdict
+    assert verdict.outcome is Outcome.INCOMPLETE
+    assert any("prompt 1 token 4" in cause for cause in verdict.causes)
+
+
+@pytest.mark.parametrize(("left_out", "cause"), [("spread", "T5 native"), ("itself", "T6 self")])
+def test_step_that_was_not_run_makes_the_cell_incomplete(captured: Captured, left_out: str, cause: str) -> None:
+    verdict = captured.judged(**{left_out: None}).verdict
+    assert verdict.outcome is Outcome.INCOMPLETE
+    assert verdict.causes == (f"{cause}: did not run",)
+
+
+def test_tokens_are_compared_where_the_file_has_a_vocabulary_and_nowhere_else(captured: Captured) -> None:
+    cell = captured.cell
+    assert Rung.T1 not in steps.required_rungs(cell)
+    assert steps.compare_tokens(cell) is None
+    speaking = replace(cell, facts=replace(cell.facts, tokenizer="gpt2"))
+    assert steps.required_rungs(speaking) == steps.REQUIRED
+    verdict = captured.judged(cell=speaking).verdict
+    assert verdict.outcome is Outcome.INCOMPLETE
+    assert verdict.causes == ("T1 tokens: did not run",)
 
 
 @pytest.mark.parametrize(
@@ -96,11 +170,11 @@ def test_a_row_that_the_candidate_lost_makes_the_cell_incomplete_and_is_named(ca
     ],
 )
 def test_engine_that_is_not_the_pinned_one_is_named(
-    captured: Captured, side: int, change: dict[str, object], named: str
+    captured: Captured, side: int, change: dict[str, Any], named: str
 ) -> None:
-    cell, reference, twin, candidate = captured
+    cell = captured.cell
     files = cell_pins.file_checks(cell)
-    runs = [reference.rows.run, twin.run, candidate.run]
+    runs = [captured.reference.rows.run, captured.twin.run, captured.candidate.run]
     assert cell_pins.judge_all(cell, files, *runs).outcome is Outcome.PARITY
     runs[side] = replace(runs[side], **change)
     rung = cell_pins.judge_all(cell, files, *runs)
@@ -152,3 +226,32 @@ def test_prompt_that_does_not_fit_is_named(folder: Path) -> None:
     with pytest.raises(EngineError, match=r"prompt 1 \(second\)"):
         steps.capture_reference(cell)
     assert "does not fit" in store.load_verdict(cell.out_dir).causes[0]
+
+
+def test_cell_in_bf16_reports_end_to_end_and_is_held_to_itself(captured: Captured, folder: Path) -> None:
+    cell = open_cell(folder, "bf16", compute="bf16")
+    reference = steps.capture_reference(cell)
+    twin = steps.capture_twin(cell, reference)
+    measure = steps.capture_spread(cell, reference, twin)
+    candidate = steps.capture_candidate(cell, reference)
+    weights, itself = steps.compare_weights(cell), steps.check_self(cell, reference, candidate)
+    judgement = steps.judge(
+        cell, steps.check_pins(cell), weights, reference, twin, candidate, spread=measure, itself=itself
+    )
+    verdict = steps.save(cell, judgement)
+    assert verdict.outcome is Outcome.PARITY
+    outcomes = {str(rung.rung): rung.outcome for rung in verdict.rungs}
+    gated = dict.fromkeys(("T0", "T2", "T6"), Outcome.PARITY)
+    assert outcomes == gated | dict.fromkeys(("T4", "T5"), Outcome.REPORTED)
+    assert verdict.literal["bf16"]["band"]["all"]["rms_over_row_std"] > 1e-4
+    assert not np.array_equal(candidate.digests, captured.candidate.digests)
+    assert verdict.runs["reference-bf16-twin"].model_sha256 != twin.run.model_sha256
+    with pytest.raises(UsageError, match="no gate end to end"):
+        rejudge(cell.out_dir, cell.out_dir)
+
+
+def test_cell_in_bf16_without_its_twin_is_incomplete(captured: Captured) -> None:
+    cell = replace(captured.cell, id=replace(captured.cell.id, compute="bf16"))
+    verdict = captured.judged(cell=cell, spread=None).verdict
+    assert verdict.outcome is Outcome.INCOMPLETE
+    assert "T5 native: did not run" in verdict.causes

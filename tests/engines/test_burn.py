@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pytest
 
 from parity_lib.capture.synthetic import Shape, build
+from parity_lib.compare.metrics import row_digests
 from parity_lib.engines import burn, burn_build, machine
 from parity_lib.engines.burn import Burn
 from parity_lib.engines.oracle import Oracle
@@ -193,6 +194,32 @@ def test_other_threads_run_while_the_engine_works(engine: Burn, tmp_path: Path) 
     ended.set()
     thread.join()
     assert during > 10
+
+
+def test_digests_of_every_way_are_those_of_the_rows_that_score_writes(engine: Burn, tmp_path: Path) -> None:
+    engine.score(SEQUENCES, tmp_path / "spool")
+    ends = np.cumsum([len(tokens) for tokens in SEQUENCES])[:-1]
+    rows = np.fromfile(tmp_path / "spool", np.float32).reshape(-1, engine.n_vocab())
+    wanted = np.split(row_digests(rows), ends)
+    (tmp_path / "spool").unlink()
+    spans = [(len(tokens) // 3, len(tokens)) for tokens in SEQUENCES]
+    straight, restored = engine.decoded_digests(SEQUENCES, spans, 0)
+    for i, (start, stop) in enumerate(spans):
+        assert np.array_equal(straight[i], wanted[i][start:stop])
+        assert np.array_equal(restored[i], wanted[i][start:stop])
+    for ways in (
+        engine.row_digests(SEQUENCES, tmp_path),
+        engine.row_digests(SEQUENCES, tmp_path, n_threads=2),
+        engine.interleaved_digests(SEQUENCES),
+    ):
+        assert all(np.array_equal(*pair) for pair in zip(ways, wanted, strict=True))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_to_digest_need_a_folder_that_can_be_written(engine: Burn, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(EngineError, match="cannot be written"):
+        engine.row_digests([[1]], tmp_path / "file")
 
 
 def test_taps_and_a_start_inside_of_the_model(engine: Burn) -> None:
