@@ -13,7 +13,8 @@ from nbclient.exceptions import CellExecutionError
 from parity_lib import store
 from parity_lib.display import html
 from parity_lib.display.records import read_records
-from parity_lib.names import Outcome
+from parity_lib.names import Outcome, Rung
+from parity_lib.prompts import load_prompts
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 
@@ -48,10 +49,14 @@ def test_a_sound_cell_is_green_and_its_record_says_so(tmp_path: Path) -> None:
     path, page = execute("02_logits", tmp_path, out_dir=str(tmp_path / "cell"))
     verdict = store.load_verdict(tmp_path / "cell")
     assert verdict.outcome is Outcome.PARITY, verdict.lines()
-    assert f"PARITY at {verdict.rungs[2].compared:,} of" in page[: page.index("<h2")]
+    twin = verdict.rung(Rung.T4)
+    assert twin is not None
+    assert f"PARITY at {twin.compared:,} of" in page[: page.index("<h2")]
+    assert "would have caught a flip rate of" in page
+    assert "Gate: distance over llama.cpp" in page
     assert read_records(path)["outcome"] == "PARITY"
     assert len(page.encode()) <= html.MAX_BYTES
-    assert page.count('alt="Prompt ') == 10
+    assert page.count('alt="Prompt ') == len(load_prompts().prompts)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["02_logits.html", "02_logits.ipynb", "cell"]
 
 

@@ -18,7 +18,8 @@ MAX_CODE_LINES, MAX_CELLS, MAX_LINES_OF_A_CELL = 100, 20, 12
 FORBIDDEN = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.Try, ast.While, ast.For, ast.With)
 # The same words mean the same everywhere; a new one is added here, and to the design, on purpose.
 PARAMETERS = {
-    "02_logits": {"model", "quant", "isa", "stack", "compute", "prompts", "fault", "control", "out_dir"},
+    "01_tokens_and_weights": {"model", "quant", "isa", "stack", "compute", "prompts", "fault", "control", "out_dir"},
+    "02_logits": {"model", "quant", "isa", "stack", "compute", "prompts", "fault", "control", "fresh", "out_dir"},
     "06_night": {"run_dir"},
     "00_machine_and_pins": {"verify"},
 }

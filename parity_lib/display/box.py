@@ -5,36 +5,54 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from parity_lib.display.bf16_table import bf16_words
 from parity_lib.display.ladder import noun
+from parity_lib.display.literal import load_expectations
 from parity_lib.display.outcomes import kind_words, look
 from parity_lib.display.page import HEADLINE, Fragment
+from parity_lib.display.position_data import Positions
+from parity_lib.display.position_map import row_anchor
+from parity_lib.display.profile import profile_words
 from parity_lib.display.text import Words, count, escape, margin, number, percent, signed
 from parity_lib.names import Kind, Outcome, Rung
 from parity_lib.verdicts import Divergence, Verdict
 
 _FORK_STACKS = ("overlay", "spine")
+_POOLED = {
+    Kind.RMS: "Rms {}",
+    Kind.P99: "99th percentile of |delta| {} logits",
+    Kind.KL: "Mean KL {} nats",
+    Kind.SPREAD: "Off its pinned value by {}",
+}
+_COUNTED = (Rung.T1, Rung.T6)  # their worst case is a number of texts, of rows
 _NEXT_FOR_CAUSE = "put right what the cause names, then run the cell again"
 
 
-def verdict_box(verdict: Verdict, words: Words | None = None, links: Mapping[str, str] | None = None) -> Fragment:
+def verdict_box(
+    verdict: Verdict,
+    words: Words | None = None,
+    links: Mapping[str, str] | None = None,
+    shown: Positions | None = None,
+) -> Fragment:
     """Return the headline of a cell's page.
 
     Args:
         verdict: the record of the cell.
         words: token texts and prompt names; ids stand alone where a text is missing.
         links: label to relative address, shown at the right of the first line.
+        shown: positions of rung T4, from which the shape of a drift is told; without them it is left out.
     """
     words = words or Words()
-    title, sentences = headline(verdict), [*_body(verdict, words), next_step(verdict)]
+    title, sentences = headline(verdict), [*_body(verdict, words), *_profile(verdict, shown), next_step(verdict)]
     marks = _marks(verdict)
-    shown = look(verdict.outcome)
+    style = look(verdict.outcome)
     nav = "".join(f' <a href="{escape(address)}">{escape(label)}</a>' for label, address in (links or {}).items())
     html = (
         f'<p class="cell-id"><strong>{escape(verdict.cell)}</strong> <span>{escape(when(verdict))}</span>{nav}</p>'
-        f'<section class="verdict {shown.css}" aria-label="verdict">'
-        f'<p class="word"><span class="sign" aria-hidden="true">{shown.sign}</span> {escape(title)}</p>'
+        f'<section class="verdict {style.css}" aria-label="verdict">'
+        f'<p class="word"><span class="sign" aria-hidden="true">{style.sign}</span> {escape(title)}</p>'
         f'<ul class="marks">{"".join(_chip(mark, reason) for mark, reason in marks)}</ul>'
-        f"{''.join(f'<p>{_markup(sentence)}</p>' for sentence in sentences)}</section>"
+        f"{''.join(f'<p>{_to_row(_markup(sentence), verdict, words)}</p>' for sentence in sentences)}</section>"
     )
     lines = [f"{verdict.cell}  {when(verdict)}", title, " · ".join(mark for mark, _ in marks), *sentences]
     plain = "\n".join(line.replace("`", "") for line in lines)
@@ -57,10 +75,12 @@ def headline(verdict: Verdict) -> str:
         hit = _n_hit(verdict, broken.rung)
         share = f": {count(hit)} of {count(broken.expected)} {noun(broken.rung)}" if hit else ""
         return f"{word} at rung {broken.rung.title}{share}"
-    if verdict.outcome is Outcome.PARITY and twin is not None:
+    if verdict.outcome is Outcome.PARITY and twin is not None and twin.outcome is Outcome.PARITY:
         return f"{word} at {count(twin.compared)} of {count(twin.expected)} positions"
     if verdict.outcome is Outcome.PARITY:
-        return f"{word} at rungs {', '.join(r.rung.value for r in verdict.rungs)}"
+        judged = [r.rung.value for r in verdict.rungs if r.outcome is Outcome.PARITY]
+        told = [r.rung.value for r in verdict.rungs if r.outcome is Outcome.REPORTED]
+        return f"{word} at rungs {', '.join(judged)}" + (f"; {', '.join(told)} reported, not gated" if told else "")
     if verdict.outcome is Outcome.INCOMPLETE and broken is not None and broken.rung is Rung.T0:
         return f"{word}: files or engines are not the pinned ones, nothing was judged"
     return f"{word}: {_incomplete_word(verdict)}"
@@ -114,8 +134,11 @@ def _fed_order(divergence: Divergence) -> tuple[bool, int, int]:
 
 
 def _n_hit(verdict: Verdict, rung: Rung) -> int:
-    """Return how many positions, or tensors, a rung names; a pooled number is neither."""
+    """Return how many positions, rows or tensors a rung names; a pooled number is none of them."""
     own = [d for d in verdict.divergences if d.rung == rung]
+    result = verdict.rung(rung)
+    if rung in _COUNTED and result is not None and result.worst is not None:
+        return int(result.worst)  # a divergence of these stands for several
     positions = {(d.prompt_idx, d.token_idx) for d in own if d.prompt_idx is not None}
     return len(positions) or (0 if rung in (Rung.T4, Rung.T5) else len({d.where for d in own}))
 
@@ -161,7 +184,7 @@ def _where(divergence: Divergence, words: Words) -> list[str]:
     sentences = []
     words_of_kind = kind_words(divergence.kind)
     if divergence.prompt_idx is not None:
-        place = f"First: prompt {words.prompt(divergence.prompt_idx)}, token {divergence.token_idx}, {words_of_kind}"
+        place = f"First: {_place(divergence, words)}, {words_of_kind}"
         if divergence.top5_llamacpp and divergence.top5_burn:
             ours, theirs = divergence.top5_llamacpp[0][0], divergence.top5_burn[0][0]
             flip = f"top-1 of llama.cpp {words.token(ours)}, of burn {words.token(theirs)}"
@@ -179,9 +202,30 @@ def _where(divergence: Divergence, words: Words) -> list[str]:
     return sentences
 
 
+def _profile(verdict: Verdict, shown: Positions | None) -> list[str]:
+    """Return the shape of the drift where rung T4 saw one."""
+    twin = verdict.rung(Rung.T4)
+    if shown is None or twin is None or twin.outcome is not Outcome.DIVERGED:
+        return []
+    return [words for words in [profile_words(shown)] if words]
+
+
+def _place(divergence: Divergence, words: Words) -> str:
+    return f"prompt {words.prompt(divergence.prompt_idx or 0)}, token {divergence.token_idx}"
+
+
+def _to_row(markup: str, verdict: Verdict, words: Words) -> str:
+    """Let the place of the first divergence lead to its row, where the page has one: rung T4's table."""
+    first = first_divergence(verdict) if markup.startswith("First: ") else None
+    if first is None or first.rung is not Rung.T4 or first.prompt_idx is None or first.token_idx is None:
+        return markup
+    place = escape(_place(first, words))
+    return markup.replace(place, f'<a href="#{row_anchor(first.prompt_idx, first.token_idx)}">{place}</a>', 1)
+
+
 def _size(divergence: Divergence) -> str:
-    if divergence.kind is Kind.RMS:
-        return f"Rms {number(divergence.delta, 3)}"
+    if divergence.kind in _POOLED:
+        return _POOLED[divergence.kind].format(number(divergence.delta, 3))
     return f"Delta {signed(divergence.delta)} {'ULP' if divergence.rung is Rung.T2 else 'logits'}"
 
 
@@ -193,19 +237,34 @@ def _inside(verdict: Verdict) -> list[str]:
     """Return how far inside the limits a green cell is, and the literal numbers of the deployed file."""
     sentences = []
     twin = verdict.rung(Rung.T4)
-    if twin is not None:
+    if twin is not None and twin.outcome is Outcome.PARITY:
         sentences.append(
             "Top-1 and top-5 set equal llama.cpp's on the F32 twin at every scored position. "
             f"Worst {number(twin.worst)} {twin.unit}, limit {number(twin.limit)} ({margin(twin.worst, twin.limit)})."
         )
+    sentences += [words for words in [bf16_words(verdict)] if words]
+    deployed = verdict.rung(Rung.T5)
+    if deployed is not None and deployed.outcome is Outcome.PARITY:
+        size = f"{number(deployed.worst, 3)} of llama.cpp's own spread ({deployed.worst_where})"
+        inside = f"limit {number(deployed.limit, 3)} ({margin(deployed.worst, deployed.limit)})"
+        sentences.append(f"On the deployed file burn is {size} away, {inside}.")
     native = verdict.literal.get("generated")
     shares = [native.get(key) for key in ("top1_share", "top5_set_share")] if isinstance(native, Mapping) else []
     if shares and all(isinstance(share, int | float) for share in shares):
         sentences.append(
-            f"Literally, on the file as deployed (reported, not gated), generated tokens: top-1 {percent(shares[0])}, "
-            f"top-5 set {percent(shares[1])}."
+            f"Literally, on the file as deployed, generated tokens: top-1 {percent(shares[0])}, "
+            f"top-5 set {percent(shares[1])}{_of_itself(verdict)}."
         )
     return sentences
+
+
+def _of_itself(verdict: Verdict) -> str:
+    """Return what llama.cpp's own settings reach among themselves, where that was published for this file."""
+    own = load_expectations()[0].get((verdict.cell.model, verdict.cell.quant, "self"))
+    if own is None:
+        return ""
+    shares = f"{percent(own['top1_share'])} and {percent(own['top5_set_share'])}"
+    return f" (llama.cpp with its defaults against itself, published: {shares})"
 
 
 def _causes(causes: Sequence[str]) -> list[str]:

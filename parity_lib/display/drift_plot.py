@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from parity_lib.display.figures import Gallery, Palette, decades, picture
+from parity_lib.display.figures import Gallery, Palette, decades, picture, plain_decades
 from parity_lib.display.page import Picture
 from parity_lib.display.position_data import Bools, Positions
-from parity_lib.display.text import NONE, Words, margin, number
+from parity_lib.display.squares import LONG
+from parity_lib.display.text import NONE, Words, count, margin, number
 from parity_lib.traces import F64
 
 if TYPE_CHECKING:
@@ -18,6 +19,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _INCHES = (3.75, 2.3)
+_WIDE_INCHES = (11.4, 2.3)  # a long prompt, in a line of its own: it would be a black bar among the others
+_MARGINS = (0.46, 0.26, 0.17, 0.26)  # inches: left, bottom, right, top
+_KEY = (
+    ("•", "|delta| at delta_id, larger where over its limit"),
+    ("─", "rms over the whole vocabulary"),
+    ("▒", "inside the limit of delta"),
+    ("┄", "limit of rms"),
+    ("│", "generation starts"),
+    ("▽", "top-1 differs"),
+    ("◇", "only the top-5 set differs"),
+    ("×", "not finite, on the upper edge"),
+)
 _SPAN = 1e7  # decades below the limit that are worth showing; smaller deltas lie on the axis
 
 
@@ -29,14 +42,18 @@ def drift(shown: Positions, words: Words | None = None) -> Gallery:
     """
     words = words or Words()
     axis = _axis(shown)
-    pictures = tuple(_panel(shown, prompt, axis, words) for prompt in shown.prompts())
+    prompts = shown.prompts()
+    pictures = tuple(_panel(shown, prompt, axis, words) for prompt in prompts)
+    wide = frozenset(i for i, prompt in enumerate(prompts) if len(shown.of_prompt(prompt)) > LONG)
+    against = shown.pair.reference.run.model_path
     caption = (
-        "Horizontal: token (0 chooses the first generated token; left of the line, and negative, is the prompt). "
-        "Vertical, the same in all: share of the row's standard deviation, log. Dots: |delta| at delta_id. "
-        "Line: rms over the whole vocabulary. Grey area: inside the limit of delta; dashed line: the limit of rms. "
-        "Triangle: top-1 differs; diamond: only the top-5 set differs; cross on the upper edge: not finite."
+        f"burn against llama.cpp on {against}. Horizontal: token; 0 chooses the first generated one, what is negative "
+        "is the prompt. Vertical, the same in all: share of the row's standard deviation, log."
     )
-    return Gallery(pictures, caption)
+    n_own = int(shown.own_limit.sum())
+    if n_own:
+        caption += f" Positions with a wider limit of their own: {count(n_own)}."
+    return Gallery(pictures, caption, wide, _KEY)
 
 
 def _axis(shown: Positions) -> tuple[float, float]:
@@ -49,21 +66,26 @@ def _axis(shown: Positions) -> tuple[float, float]:
 
 def _panel(shown: Positions, prompt: int, axis: tuple[float, float], words: Words) -> Picture:
     rows = shown.of_prompt(prompt)
-    worst = rows[int(np.argmax(np.nan_to_num(shown.share[rows], nan=0.0)))]
+    place = np.lexsort((-np.abs(shown.delta[rows]), -np.nan_to_num(shown.share[rows], nan=0.0)))[0]
+    worst = rows[int(place)]
     size = "not finite" if shown.nonfinite[worst] else margin(float(shown.delta[worst]), float(shown.limit[worst]))
     title = f"{words.prompt(prompt)}: {'no limit' if size == NONE else size}"
-    flips = _flip_words(shown, rows)
+    flips = "; ".join(_flip_words(shown, rows)) or "no flip"
+    limit = "no limit" if size == NONE else f"limit {number(float(shown.limit[worst]))}"
+    inches = _WIDE_INCHES if len(rows) > LONG else _INCHES
 
     def draw(figure: Figure, ink: Palette) -> None:
-        _draw(figure.add_subplot(), shown, rows, axis, ink)
+        figure.set_layout_engine("none")  # the same margins in all, so that the axes stand under one another
+        left, bottom, right, top = (m / inches[i % 2] for i, m in enumerate(_MARGINS))
+        _draw(figure.add_axes((left, bottom, 1 - left - right, 1 - bottom - top)), shown, rows, axis, ink)
         figure.axes[0].set_title(title)
 
     alt = (
-        f"Prompt {words.prompt(prompt)}: drift over {len(rows)} positions. Largest |delta| "
+        f"Prompt {words.prompt(prompt)}: drift over {count(len(rows))} positions. Largest |delta| "
         f"{number(abs(float(shown.delta[worst])))} logits at token {shown.token_idx[worst]}, "
-        f"limit {number(float(shown.limit[worst]))}; {'; '.join(flips) if flips else 'no flip'}."
+        f"{limit}; {flips}."
     )
-    return picture(draw, inches=_INCHES, alt=alt)
+    return picture(draw, inches=inches, alt=alt)
 
 
 def _draw(axes: Axes, shown: Positions, rows: npt.NDArray[np.intp], axis: tuple[float, float], ink: Palette) -> None:
@@ -74,7 +96,8 @@ def _draw(axes: Axes, shown: Positions, rows: npt.NDArray[np.intp], axis: tuple[
     axes.plot(place, shown.rms_limit[rows], color=ink.green, linestyle=(0, (4, 2)), linewidth=0.9)
     axes.plot(place, _clip(shown.rms_over_std[rows], axis), color=ink.green, linewidth=1.2)
     over = ~(delta <= limit) & ~np.isnan(limit)
-    axes.plot(place[~over], _clip(delta[~over], axis), ".", color=ink.blue, markersize=3)
+    dot = 3 if len(rows) <= LONG else 1.5
+    axes.plot(place[~over], _clip(delta[~over], axis), ".", color=ink.blue, markersize=dot)
     axes.plot(place[over], _clip(delta[over], axis), "o", color=ink.orange, markersize=3.5)
     _mark(axes, place, _clip(delta, axis), shown.top1_flip[rows], "v", ink)
     _mark(axes, place, _clip(delta, axis), shown.top5_flip[rows] & ~shown.top1_flip[rows], "D", ink)
@@ -83,6 +106,7 @@ def _draw(axes: Axes, shown: Positions, rows: npt.NDArray[np.intp], axis: tuple[
     axes.axvline(-0.5, color=ink.soft, linewidth=0.9)
     axes.set_yscale("log")
     axes.set_ylim(low, high)
+    plain_decades(axes)
     axes.set_xlim(int(place.min()) - 1, int(place.max()) + 1)
     axes.tick_params(length=2.5)
     axes.minorticks_off()

@@ -12,6 +12,7 @@ from parity_lib.display.page import Picture
 from parity_lib.display.text import escape
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 DPI = 100
@@ -119,13 +120,20 @@ class Gallery:
 
     pictures: tuple[Picture, ...]
     caption: str
+    wide: frozenset[int] = frozenset()  # places of the pictures that get a line of their own
+    key: tuple[tuple[str, str], ...] = ()  # (sign, what it stands for)
 
     def __str__(self) -> str:
-        return "\n".join([self.caption, *(p.alt for p in self.pictures)])
+        key = ["; ".join(f"{sign} {words}" for sign, words in self.key)] if self.key else []
+        return "\n".join([self.caption, *key, *(p.alt for p in self.pictures)])
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
-        figures = "".join(f"<figure>{picture_tag(p)}</figure>" for p in self.pictures)
+        css = [' class="wide"' if place in self.wide else "" for place in range(len(self.pictures))]
+        figures = "".join(f"<figure{c}>{picture_tag(p)}</figure>" for c, p in zip(css, self.pictures, strict=True))
         note = f'<p class="note">{escape(self.caption)}</p>'
+        if self.key:
+            signs = "".join(f'<li><b aria-hidden="true">{sign}</b> {escape(words)}</li>' for sign, words in self.key)
+            note += f'<ul class="key">{signs}</ul>'
         html = f'<div class="parity">{note}<div class="gallery">{figures}</div></div>'
         return {"text/html": html, "text/plain": str(self)}
 
@@ -150,3 +158,8 @@ def decades(values: Sequence[float]) -> tuple[float, float]:
         return 1e-9, 1.0
     low, high = 10.0 ** floor(log10(min(positive))), 10.0 ** ceil(log10(max(positive)))
     return low, high if high > low else low * 10
+
+
+def plain_decades(axes: Axes) -> None:
+    """Write the decades of a log axis as the tables write small numbers, ``1e-05``."""
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}" if value < 1e-2 else f"{value:g}")

@@ -6,18 +6,29 @@ from collections.abc import Mapping
 
 from parity_lib.display.outcomes import badge, look, severity
 from parity_lib.display.page import Column, Fragment, details, plain_table, table
-from parity_lib.display.text import NONE, count, escape, margin, number
+from parity_lib.display.power import control_words, power_words
+from parity_lib.display.text import NONE, count, escape, margin, number, percent
 from parity_lib.names import Outcome, Rung
 from parity_lib.verdicts import RungResult, Verdict
 
+SECTIONS = {
+    Rung.T0: "#ran",
+    Rung.T1: "#tokens",
+    Rung.T2: "#weights",
+    Rung.T4: "#positions",
+    Rung.T5: "#literal",
+    Rung.T6: "#self",
+}
+"""Where the details of each rung stand on a cell's page."""
+
 _NOUN = {
     Rung.T0: "pins",
-    Rung.T1: "prompts",
+    Rung.T1: "texts",
     Rung.T2: "tensors",
     Rung.T3: "ops",
     Rung.T4: "positions",
     Rung.T5: "positions",
-    Rung.T6: "relations",
+    Rung.T6: "rows",
     Rung.T7: "proofs",
 }
 
@@ -43,7 +54,7 @@ _COLUMNS = (
     Column("limit", numeric=True),
     Column("margin", numeric=True),
     Column("verdict", markup=True),
-    Column("worst at, notes, where the limit comes from", markup=True),
+    Column("notes", markup=True),
 )
 
 
@@ -57,19 +68,25 @@ def rung_table(verdict: Verdict, links: Mapping[str, str] | None = None) -> Frag
 
     Args:
         verdict: the record of the cell.
-        links: rung to an anchor on the page where its details stand.
+        links: rung to an anchor on the page where its details stand; SECTIONS on a cell's page.
     """
     rungs = sorted(verdict.rungs, key=lambda r: (severity(r.outcome), r.rung.value))
     texts = [_texts(result) for result in rungs]
     rows = [
-        [_name(result, (links or {}).get(result.rung)), *text[1:6], badge(look(result.outcome)), _remarks(result)]
+        [
+            _name(result, (links or {}).get(result.rung)),
+            *text[1:6],
+            badge(look(result.outcome)),
+            _remarks(result, _literally(verdict) if result.rung is Rung.T5 else ""),
+        ]
         for result, text in zip(rungs, texts, strict=True)
     ]
     attributes = [f'class="{look(result.outcome).css}"' for result in rungs]
     absent = [rung.title for rung in Rung if verdict.rung(rung) is None]
+    sure = f"{power_words(verdict)} {control_words(verdict)}"
     note = f"<p class=note>Not part of this cell: {escape(', '.join(absent))}.</p>" if absent else ""
-    html = table(_COLUMNS, rows, row_attributes=attributes, css="rungs") + note
-    return Fragment(html=html, plain=plain_table(_COLUMNS, texts))
+    html = table(_COLUMNS, rows, row_attributes=attributes, css="rungs") + f"<p>{escape(sure)}</p>" + note
+    return Fragment(html=html, plain=f"{plain_table(_COLUMNS, texts)}\n{sure}")
 
 
 def _name(result: RungResult, link: str | None) -> str:
@@ -77,12 +94,23 @@ def _name(result: RungResult, link: str | None) -> str:
     return f'<a href="{escape(link)}">{title}</a>' if link else title
 
 
-def _remarks(result: RungResult) -> str:
+def _literally(verdict: Verdict) -> str:
+    """Return what the deployed file did, literally: the gate stands on the spread, the reader asks for this."""
+    found = verdict.literal.get("generated")
+    shares = [found.get(key) for key in ("top1_share", "top5_set_share")] if isinstance(found, Mapping) else []
+    if not shares or not all(isinstance(share, int | float) for share in shares):
+        return ""
+    return f"literally, generated tokens: top-1 {percent(shares[0])}, top-5 set {percent(shares[1])}"
+
+
+def _remarks(result: RungResult, literally: str) -> str:
     """Return place and note; a long source is folded, because it has to be enough to derive the limit again."""
-    parts = [escape(part) for part in (result.worst_where, result.note) if part]
-    if len(result.source) > _LONG:
-        return "<br>".join([*parts, details("limit from", escape(result.source))])
-    return "<br>".join([*parts, *([escape(result.source)] if result.source else [])]) or NONE
+    parts = [escape(part) for part in (literally, result.worst_where, result.note) if part]
+    # A source names each band by itself, most of it in the same words: said once is enough.
+    source = "; ".join(dict.fromkeys(result.source.split("; ")))
+    if len(source) > _LONG:
+        return "<br>".join([*parts, details("limit from", escape(source))])
+    return "<br>".join([*parts, *([escape(source)] if source else [])]) or NONE
 
 
 def _texts(result: RungResult) -> list[str]:
@@ -110,5 +138,5 @@ def _limit(result: RungResult) -> str:
 
 
 def _with_unit(value: float, unit: str) -> str:
-    text = number(value)
+    text = number(value, 3 if unit == "of self-spread" else 2)  # a ratio near 1 says nothing in two digits
     return f"{text} {unit}" if unit else text

@@ -24,7 +24,7 @@ def lines_block(lines: Sequence[str], *, file_name: str = "divergences.jsonl") -
     html = _pre(lines[:_SHOWN])
     if len(lines) > _SHOWN:
         html += details(f"{count(len(lines) - _SHOWN)} more lines", _pre(lines[_SHOWN:_KEPT]) + _rest(lines, file_name))
-    return Fragment(html=html, plain="\n".join(lines))
+    return Fragment(html=f"{html}<p class=note>One click selects all lines of a block.</p>", plain="\n".join(lines))
 
 
 def _pre(lines: Sequence[str]) -> str:

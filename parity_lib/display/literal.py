@@ -35,6 +35,7 @@ _COLUMNS = (
     Column("expected: exact product", numeric=True),
     Column("llama.cpp against itself", numeric=True),
 )
+_UNKNOWN = 2  # columns that stand only where something is expected
 
 
 def load_expectations(path: Path | None = None) -> tuple[Mapping[tuple[str, str, str], Mapping[str, float]], str]:
@@ -63,10 +64,14 @@ def literal_table(verdict: Verdict) -> Fragment:
     for label, place, key, write in _ROWS:
         measured = [_number(generated, place, write), _number(every, place, write)]
         rows.append([label, *measured, *(write(numbers[key]) if key in numbers else NONE for numbers in own)])
-    note = f"Expected: {source}." if any(own) else "No expectation is recorded for this model and quant."
-    note += " Reported, not gated: llama.cpp does not agree with itself better than this."
-    html = table(_COLUMNS, rows, css="literal") + f"<p class=note>{escape(note)}</p>" + _flips(verdict)
-    return Fragment(html=html, plain=f"{plain_table(_COLUMNS, rows)}\n{note}")
+    columns: tuple[Column, ...] = _COLUMNS
+    note = f"Expected: {source}."
+    if not any(own):
+        note = "No expectation is recorded for this model and quant."
+        columns, rows = columns[:-_UNKNOWN], [row[:-_UNKNOWN] for row in rows]
+    note += " Literal, and not gated as such: llama.cpp does not agree with itself better than this."
+    html = table(columns, rows, css="literal") + f"<p class=note>{escape(note)}</p>" + _flips(verdict)
+    return Fragment(html=html, plain=f"{plain_table(columns, rows)}\n{note}")
 
 
 def _flips(verdict: Verdict) -> str:

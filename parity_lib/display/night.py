@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from parity_lib.display.outcomes import CAUGHT, EXPECTED, Look, badge, look, severity
+from parity_lib.display.night_squares import brief, label_of, look_of, ratio_of, usual, word_of
+from parity_lib.display.nights import cell_verdicts, night_folder
+from parity_lib.display.outcomes import badge, look, severity
 from parity_lib.display.page import HEADLINE, Column, Fragment, plain_table, table
-from parity_lib.display.text import NONE, count, duration, escape, margin, size
+from parity_lib.display.steps import step_seconds
+from parity_lib.display.text import NONE, count, duration, escape, short, size
 from parity_lib.names import Outcome
-from parity_lib.night.record import FILE_NAME, CellRecord, Night, load_night
+from parity_lib.night.record import CellRecord, Night
+from parity_lib.verdicts import Verdict
 
-REPORTS = Path(__file__).resolve().parents[2] / "reports"
-RUNS = REPORTS / "nightly"
+_FILES = {"junit.xml": "JUnit", "divergences.jsonl": "divergences.jsonl", "night.log": "log"}
 NO_NIGHT = "There is no night yet. Next: make nightly"
 
 
-def open_night(run_dir: str | Path = "") -> Night | None:
-    """Return the night of a folder; without one the newest of ``reports/nightly``, or None where there is none.
-
-    Raises:
-        RecordError: the folder was named and holds no readable night.
-    """
-    if run_dir:
-        return load_night(run_dir)
-    folders = sorted(path.parent for path in RUNS.glob(f"*/{FILE_NAME}"))
-    return load_night(folders[-1]) if folders else None
-
-
-def night_header(night: Night | None) -> Fragment:
+def night_header(night: Night | None, run_dir: str | Path = "") -> Fragment:
     """Return the first lines of the page: outcome, counts, gaps, red control, what to do next."""
     if night is None:
         html = f'<section class="verdict plain"><p class="word">{NO_NIGHT}</p></section>'
@@ -38,13 +28,12 @@ def night_header(night: Night | None) -> Fragment:
     title = f"Night {day}: {night.outcome}"
     sentences = [_counts(night), *_gaps(night), _controls(night), _next(night)]
     marks = [night.headline, f"plan {night.plan}", night.machine_class, f"exit status {night.exit_status}"]
-    if night.interrupted:
-        marks.insert(0, "interrupted")
+    marks = [*_breaks(night), *marks[:1], *_caught(night), *marks[1:]]
     chips = "".join(f"<li>{escape(mark)}</li>" for mark in marks)
     start = f"{night.started_at[:16].replace('T', ' ')} UTC"
     html = (
         f'<p class="cell-id"><strong>{escape(night.title)}</strong> <span>{start}, {duration(night.seconds)} on '
-        f"{escape(night.host)}</span>{_pages(night)}</p>"
+        f"{escape(night.host)}</span>{_pages(night)}{_files(night, run_dir)}</p>"
         f'<section class="verdict {shown.css}" aria-label="verdict"><p class="word">'
         f'<span class="sign" aria-hidden="true">{shown.sign}</span> {escape(title)}</p><ul class="marks">{chips}</ul>'
         f"{''.join(f'<p>{_linked(sentence, night)}</p>' for sentence in sentences if sentence)}</section>"
@@ -53,35 +42,20 @@ def night_header(night: Night | None) -> Fragment:
     return Fragment(html=html, plain=plain, role=HEADLINE, title=f"{night.outcome} · night {day}")
 
 
-def night_matrix(night: Night | None) -> Fragment:
-    """Return models against quants: verdict word, worst margin, link to the cell's page; red controls stand apart."""
-    if night is None:
-        return Fragment(html="", plain="")
-    cells = [record for record in night.cells if not record.control]
-    models = list(dict.fromkeys(record.cell.model for record in cells))
-    quants = sorted({record.cell.quant for record in cells}, key=_by_bits)
-    home = _usual(cells)
-    columns = [Column("model"), *(Column(quant, markup=True) for quant in quants)]
-    rows = []
-    texts = []
-    for model in models:
-        own = [[r for r in cells if (r.cell.model, r.cell.quant) == (model, quant)] for quant in quants]
-        rows.append([model, *("<br>".join(_square(r, home) for r in group) or NONE for group in own)])
-        texts.append([model, *(" | ".join(_square_text(r, home) for r in group) or NONE for group in own)])
-    caption = f"Leg {home[0]}, stack {home[1]}, compute {home[2]}, where a square says nothing else." if home else ""
-    html = table(columns, rows, caption=caption, css="matrix")
+def _caught(night: Night) -> list[str]:
+    """Return the mark that says how many red controls were caught; a night without one says nothing here."""
     controls = [record for record in night.cells if record.control]
-    if controls:
-        squares = ", ".join(f"{escape(_label(r))}: {_square(r, None)}" for r in controls)
-        html += f"<p>Red controls, faults seeded on purpose: {squares}</p>"
-        texts += [[f"control {_label(r)}", _square_text(r, None), *[""] * (len(quants) - 1)] for r in controls]
-    return Fragment(html=html, plain=plain_table(columns, texts))
+    return [f"red control {sum(r.good for r in controls)}/{len(controls)} caught"] if controls else []
 
 
-def _by_bits(quant: str) -> tuple[int, str]:
-    """Return a sort key that puts file types by their bits a weight: Q4_K_M, Q8_0, BF16."""
-    digits = re.search(r"\d+", quant)
-    return int(digits.group()) if digits else 99, quant
+def _breaks(night: Night) -> list[str]:
+    """Return whether the night was broken off or gone on with: a reader must know that it is not of one piece."""
+    marks = ["interrupted"] if night.interrupted else []
+    if night.resumed:
+        kept = sum(record.kept for record in night.cells)
+        at = ", ".join(time[11:16] for time in night.resumed)
+        marks.append(f"resumed at {at} UTC, {count(kept)} cells kept from before")
+    return marks
 
 
 def gap_table(night: Night | None) -> Fragment:
@@ -89,16 +63,17 @@ def gap_table(night: Night | None) -> Fragment:
     if night is None:
         return Fragment(html="", plain="")
     records = _worst([record for record in night.cells if record.causes or not record.good])
-    rows = [[_label(r), badge(_look(r), _word(r)), escape(_why(r))] for r in records]
+    home = usual(night)
+    rows = [[label_of(r, home), badge(look_of(r), word_of(r)), escape(short(_why(r)))] for r in records]
     pages = [page for page in night.pages if page.causes]
     rows += [[page.name, badge(look(page.outcome)), escape("; ".join(page.causes))] for page in pages]
     if not rows:
         text = "No gap: every cell of the plan was compared and came out as planned."
         return Fragment(html=f"<p>{text}</p>", plain=text)
     columns = (Column("cell"), Column("outcome", markup=True), Column("why", markup=True))
-    css = [*(_look(r).css for r in records), *(look(page.outcome).css for page in pages)]
+    css = [*(look_of(r).css for r in records), *(look(page.outcome).css for page in pages)]
     html = table(columns, rows, row_attributes=[f'class="{word}"' for word in css], css="gaps")
-    texts = [[_label(r), _word(r), _why(r)] for r in records]
+    texts = [[label_of(r, home), word_of(r), _why(r)] for r in records]
     texts += [[page.name, str(page.outcome), "; ".join(page.causes)] for page in pages]
     return Fragment(html=html, plain=plain_table(columns, texts))
 
@@ -106,91 +81,53 @@ def gap_table(night: Night | None) -> Fragment:
 def _why(record: CellRecord) -> str:
     parts = list(record.causes)
     if record.lowest_broken:
-        parts.insert(0, f"lowest broken rung {record.lowest_broken}{_ratio(record)}; the lines stand below")
+        parts.insert(0, f"lowest broken rung {record.lowest_broken}{ratio_of(record)}; the lines stand below")
     return "; ".join(parts) or record.reason or NONE
 
 
-def cost_table(night: Night | None) -> Fragment:
-    """Return time and peak memory of each cell, longest first, and the night's total."""
+def cost_table(night: Night | None, run_dir: str | Path = "") -> Fragment:
+    """Return time, longest step and peak memory of each cell, longest first, and what the night cost."""
     if night is None:
         return Fragment(html="", plain="")
     ran = sorted((record for record in night.cells if record.seconds > 0), key=lambda r: -r.seconds)
-    columns = (
-        Column("cell"),
-        Column("time", numeric=True),
-        Column("share of the night", numeric=True),
-        Column("peak memory of an engine", numeric=True),
-    )
-    total = max(night.seconds, 1e-9)
+    verdicts, total = cell_verdicts(night, run_dir), max(night.seconds, 1e-9)
     rows = [
         [
-            _label(record),
+            label_of(record, usual(night)) + (" · kept from before" if record.kept else ""),
             duration(record.seconds),
             f"{record.seconds / total:.0%}",
+            _longest(verdicts.get(record.key)),
             size(record.peak_rss_bytes) if record.peak_rss_bytes else NONE,
         ]
         for record in ran
     ]
+    # Cells side by side take more seconds together than the night did.
     rest = night.seconds - sum(record.seconds for record in ran)
-    rows.append(["models, pages, start-up", duration(max(rest, 0.0)), f"{max(rest, 0.0) / total:.0%}", NONE])
-    rows.append(["the whole night", duration(night.seconds), "100%", NONE])
+    if rest >= 0:
+        rows.append(["models, pages, start-up", duration(rest), f"{rest / total:.0%}", NONE, NONE])
+    peak = max((record.peak_rss_bytes for record in ran), default=0)
+    rows.append(["the whole night", duration(night.seconds), "100%", NONE, size(peak) if peak else NONE])
+    columns = (
+        Column("cell"),
+        Column("time", numeric=True),
+        Column("share of the night", numeric=True),
+        Column("longest step"),
+        Column("peak memory of an engine", numeric=True),
+    )
     return Fragment(html=table(columns, rows, css="costs"), plain=plain_table(columns, rows))
+
+
+def _longest(verdict: Verdict | None) -> str:
+    steps = step_seconds(verdict) if verdict is not None else {}
+    if not steps:
+        return NONE
+    name = max(steps, key=steps.__getitem__)
+    return f"{name}, {duration(steps[name])}"
 
 
 def night_lines(night: Night | None) -> Sequence[str]:
     """Return the greppable lines of the whole night, in the order of the plan."""
     return [] if night is None else [line for record in night.cells for line in record.lines]
-
-
-def _usual(cells: Sequence[CellRecord]) -> tuple[str, str, str] | None:
-    """Return the (isa, stack, compute) that most cells have; squares name only what differs from it."""
-    kinds = [(r.cell.isa, r.cell.stack, r.cell.compute) for r in cells]
-    return max(kinds, key=kinds.count, default=None)
-
-
-def _other(record: CellRecord, home: tuple[str, str, str] | None) -> str:
-    own = (record.cell.isa, record.cell.stack, record.cell.compute)
-    words = [a for a, b in zip(own, home or own, strict=True) if a != b]
-    return " · ".join([*words, *([f"fault {record.fault}"] if record.fault and not record.control else [])])
-
-
-def _square(record: CellRecord, home: tuple[str, str, str] | None) -> str:
-    text = _square_text(record, home)
-    why = record.causes[0].split(";")[0] if record.causes and record.outcome is not Outcome.DIVERGED else ""
-    reason = f"<br><small>{escape(why)}</small>" if why else ""
-    return badge(_look(record), text, record.html) + reason
-
-
-def _square_text(record: CellRecord, home: tuple[str, str, str] | None) -> str:
-    text = _word(record) + (_ratio(record) if record.outcome in (Outcome.PARITY, Outcome.DIVERGED) else "")
-    if record.lowest_broken and record.outcome is Outcome.DIVERGED:
-        text += f" at {record.lowest_broken}"
-    other = _other(record, home)
-    return text + (f" ({other})" if other else "")
-
-
-def _ratio(record: CellRecord) -> str:
-    if record.worst_margin is None:
-        return ""
-    return " " + margin(1.0, record.worst_margin).removesuffix(" inside")
-
-
-def _word(record: CellRecord) -> str:
-    """Return the word of a cell; what the plan expected and lost is said too."""
-    if record.expect == "diverged" and not record.good:
-        return f"{look(record.outcome).word}, a divergence was expected"
-    return _look(record).word
-
-
-def _look(record: CellRecord) -> Look:
-    if record.good and record.control:
-        return CAUGHT
-    return EXPECTED if record.good and record.expect == "diverged" else look(record.outcome)
-
-
-def _label(record: CellRecord) -> str:
-    parts = [str(record.cell)] + (["control"] if record.control else []) + ([record.fault] if record.fault else [])
-    return " · ".join(parts)
 
 
 def _worst(records: Sequence[CellRecord]) -> list[CellRecord]:
@@ -218,7 +155,8 @@ def _gaps(night: Night) -> list[str]:
         if records:
             names = [f"{r.cell.model} {r.cell.quant}" for r in records[:4]]
             more = f" and {len(records) - 4} more" if len(records) > 4 else ""
-            cause = f" ({records[0].causes[0]})" if records[0].causes else ""
+            causes = {brief(r.causes[0]) for r in records if r.causes}
+            cause = f" ({causes.pop()})" if len(causes) == 1 else " (reasons below)" if causes else ""
             sentences.append(f"{word}: {', '.join(names)}{more}{cause}.")
     return sentences
 
@@ -244,6 +182,13 @@ def _next(night: Night) -> str:
 def _pages(night: Night) -> str:
     shown = [page for page in night.pages if page.html and page.html != "index.html"]
     return "".join(f' <a href="{escape(page.html)}">{escape(_page_name(page.name))}</a>' for page in shown)
+
+
+def _files(night: Night, run_dir: str | Path) -> str:
+    """Return links to what programs read, where it lies beside the page."""
+    folder = night_folder(night, run_dir)
+    shown = [(name, title) for name, title in _FILES.items() if (folder / name).is_file()]
+    return "".join(f' <a href="{name}">{title}</a>' for name, title in shown)
 
 
 def _page_name(name: str) -> str:

@@ -39,10 +39,15 @@ _ORDER = (
 
 _KIND = {
     Kind.TENSOR: "tensor differs",
+    Kind.TOKENS: "another list of token ids",
     Kind.TOP1: "top-1 differs",
     Kind.TOP5_SET: "top-5 set differs",
     Kind.LOGIT_DELTA: "delta over its limit",
     Kind.RMS: "rms over its limit",
+    Kind.P99: "99th percentile of |delta| over its limit",
+    Kind.KL: "mean KL over its limit",
+    Kind.SPREAD: "llama.cpp's own spread is not the pinned one",
+    Kind.BITS: "two paths that must agree to the bit do not",
     Kind.NON_FINITE: "not finite",
 }
 

@@ -124,9 +124,10 @@ def plain_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> str
     return "\n".join(lines)
 
 
-def details(summary: str, body: str, *, is_open: bool = False) -> str:
-    """Return a folded block; ``summary`` and ``body`` are markup."""
-    return f"<details{' open' if is_open else ''}><summary>{summary}</summary>{body}</details>"
+def details(summary: str, body: str, *, is_open: bool = False, short: bool = False) -> str:
+    """Return a folded block; ``summary`` and ``body`` are markup. On paper what is ``short`` is printed open."""
+    marks = (' class="short"' if short else "") + (" open" if is_open else "")
+    return f"<details{marks}><summary>{summary}</summary>{body}</details>"
 
 
 def _td(column: Column, cell: str, cards: bool) -> str:

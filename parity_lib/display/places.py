@@ -10,17 +10,17 @@ from parity_lib.display.outcomes import kind_words
 from parity_lib.display.page import Column, Fragment, details, plain_table, table
 from parity_lib.display.position_data import Positions
 from parity_lib.display.position_map import row_anchor
+from parity_lib.display.squares import LONG, kept_rows
 from parity_lib.display.text import NONE, Words, count, escape, margin, number, quoted, signed
 from parity_lib.names import TOP_JUDGED, Kind, Rung
 from parity_lib.verdicts import Divergence
 
+NO_POSITION = "No position was compared."
 WORST = 10
 _LISTED = 20  # divergences with both top-5s; a broken model has one at each position
-_FOLDED = 2_000  # rows in the folded tables; more make a page of many MB
 _CONTEXT = 6  # fed tokens shown before a position
 
 _SHORT_KIND = {
-    Kind.TENSOR: "tensor",
     Kind.TOP1: "top-1",
     Kind.TOP5_SET: "top-5 set",
     Kind.LOGIT_DELTA: "delta over",
@@ -32,8 +32,8 @@ _FULL = (
     Column("position", markup=True),
     Column("fed so far, last token at the end"),
     Column("delta, limit, margin: logits", markup=True),
-    Column("llama.cpp, top-5", markup=True),
-    Column("burn, top-5", markup=True),
+    Column("llama.cpp, top-5: logit, id, text", markup=True),
+    Column("burn, top-5: logit, id, text", markup=True),
 )
 _SHORT = (
     Column("token", numeric=True),
@@ -60,28 +60,33 @@ def position_tables(
         rung: whose divergences are meant.
     """
     words = words or Words()
+    if not len(shown):
+        return Fragment(html=f"<p>{NO_POSITION}</p>", plain=NO_POSITION)
     kinds = _by_place(divergences, rung)
-    order = shown.worst_first()
     n_listed = int(shown.listed.sum())
-    top = order[: min(n_listed, _LISTED) + WORST] if n_listed <= _LISTED else order[:_LISTED]
+    top = _open_rows(shown)
     plural = "" if n_listed == 1 else "s"
-    if not n_listed:
+    if np.isnan(shown.limit).all():
+        caption = f"No limit stands here; the {len(top)} positions with the largest |delta|."
+    elif not n_listed:
         caption = f"No divergence; the {len(top)} worst positions by |delta| over its limit."
     elif n_listed > _LISTED:
-        caption = f"{count(n_listed)} positions with a divergence; the {_LISTED} worst of them."
+        caption = f"{count(n_listed)} positions with a divergence; the first, and the {_LISTED} worst of them."
     else:
         caption = f"{count(n_listed)} position{plural} with a divergence, worst first; then the next worst."
-    rows = [_full_row(shown, int(row), kinds, words) for row in top]
-    attributes = [_attributes(shown, int(row)) for row in top]
+    rows = [_full_row(shown, row, kinds, words) for row in top]
+    attributes = [_attributes(shown, row) for row in top]
     html = table(_FULL, rows, caption=caption, row_attributes=attributes, css="places")
-    html += _folded(shown, {int(row) for row in top}, order, kinds, words)
-    plain = plain_table(_SHORT, [_short_row(shown, int(row), kinds, words) for row in top])
+    html += _folded(shown, set(top), kinds, words)
+    plain = plain_table(_SHORT, [_short_row(shown, row, kinds, words) for row in top])
     return Fragment(html=html, plain=f"{caption}\n{plain}")
 
 
 def around(shown: Positions, words: Words | None = None, *, reach: int = 8) -> Fragment:
     """Return the positions before and after the first divergence, or the worst position where there is none."""
     words = words or Words()
+    if not len(shown):
+        return Fragment(html=f"<p>{NO_POSITION}</p>", plain=NO_POSITION)
     listed = np.flatnonzero(shown.listed)
     centre = int(listed[0]) if len(listed) else int(shown.worst_first()[0])
     prompt = int(shown.prompt_idx[centre])
@@ -96,8 +101,18 @@ def around(shown: Positions, words: Words | None = None, *, reach: int = 8) -> F
 
 def anchors(shown: Positions) -> frozenset[str]:
     """Return the ids of the rows that ``position_tables`` makes, for the map's links."""
-    order = shown.worst_first()[: _FOLDED + _LISTED]
-    return frozenset(row_anchor(int(shown.prompt_idx[row]), int(shown.token_idx[row])) for row in order)
+    rows = {*kept_rows(shown), *_open_rows(shown)}
+    return frozenset(row_anchor(int(shown.prompt_idx[row]), int(shown.token_idx[row])) for row in rows)
+
+
+def _open_rows(shown: Positions) -> list[int]:
+    """Return the rows that stand open, with both top-5s: the first divergence, then the worst."""
+    order = [int(row) for row in shown.worst_first()]
+    listed = np.flatnonzero(shown.listed)
+    if len(listed) <= _LISTED:
+        return order[: len(listed) + WORST]
+    first = int(listed[0])  # the headline names it
+    return [first, *(row for row in order[:_LISTED] if row != first)]
 
 
 def _by_place(divergences: Sequence[Divergence], rung: Rung) -> Mapping[tuple[int, int], list[Divergence]]:
@@ -122,8 +137,8 @@ def _full_row(shown: Positions, row: int, kinds: Mapping[tuple[int, int], list[D
         f"prompt {escape(words.prompt(prompt))}<br>token {token}{classes}",
         _context(shown, row, words),
         _size(shown, row, words),
-        _top_list(ours, theirs, words),
-        _top_list(theirs, ours, words),
+        top_list(ours, theirs, words),
+        top_list(theirs, ours, words),
     ]
 
 
@@ -131,8 +146,9 @@ def _size(shown: Positions, row: int, words: Words) -> str:
     """Return how large the delta of a position is, against what limit, and the reference's own margin."""
     delta, limit = float(shown.delta[row]), float(shown.limit[row])
     over = "not finite" if shown.nonfinite[row] else margin(delta, limit)
+    own = " (its own)" if shown.own_limit[row] else ""
     return (
-        f"delta {signed(delta)}<br>at {words.brief(int(shown.delta_id[row]))}<br>limit {number(limit)}"
+        f"delta {signed(delta)}<br>at {words.brief(int(shown.delta_id[row]))}<br>limit {number(limit)}{own}"
         f"<br><b>{over}</b><br>margin {number(float(shown.margin[row]), 3)}"
     )
 
@@ -141,8 +157,12 @@ def _classes(shown: Positions, row: int, kinds: Mapping[tuple[int, int], list[Di
     """Return what diverged at a position: each flip with its ledger class, then what is over its limit, in one."""
     place = (int(shown.prompt_idx[row]), int(shown.token_idx[row]))
     own = kinds.get(place, [])
-    found = [f"{_SHORT_KIND[d.kind]} {d.ledger}" for d in own if d.ledger is not None]
-    found += [", ".join(_SHORT_KIND[d.kind] for d in own if d.ledger is None)] if len(found) < len(own) else []
+    found = [f"{_SHORT_KIND.get(d.kind, kind_words(d.kind))} {d.ledger}" for d in own if d.ledger is not None]
+    found += (
+        [", ".join(_SHORT_KIND.get(d.kind, kind_words(d.kind)) for d in own if d.ledger is None)]
+        if len(found) < len(own)
+        else []
+    )
     if found:
         return found
     if shown.nonfinite[row]:
@@ -162,7 +182,7 @@ def _tops(shown: Positions, row: int) -> tuple[list[tuple[int, float]], list[tup
     return ours, theirs
 
 
-def _top_list(own: list[tuple[int, float]], other: list[tuple[int, float]], words: Words) -> str:
+def top_list(own: list[tuple[int, float]], other: list[tuple[int, float]], words: Words) -> str:
     """Return a top-5 as a list; bold is what the other side has not in its five, or not in the first place."""
     theirs = {token for token, _ in other}
     items = []
@@ -202,25 +222,24 @@ def _short_row(
     ]
 
 
-def _folded(
-    shown: Positions,
-    done: set[int],
-    order: np.ndarray[tuple[int], np.dtype[np.intp]],
-    kinds: Mapping[tuple[int, int], list[Divergence]],
-    words: Words,
-) -> str:
+def _folded(shown: Positions, done: set[int], kinds: Mapping[tuple[int, int], list[Divergence]], words: Words) -> str:
     """Return the rows that are not in the upper table, one folded table for each prompt, in fed order."""
-    kept = {int(row) for row in order[: _FOLDED + _LISTED]} - done
+    kept = set(kept_rows(shown)) - done
     blocks = []
     for prompt in shown.prompts():
-        rows = [int(row) for row in shown.of_prompt(prompt) if int(row) in kept]
+        own = [int(row) for row in shown.of_prompt(prompt)]
+        rows = [row for row in own if row in kept]
         if rows:
             texts = [_short_row(shown, row, kinds, words) for row in rows]
             body = table(
                 _SHORT, texts, row_attributes=[_attributes(shown, row) for row in rows], css="all", cards=False
             )
-            blocks.append(details(f"prompt {escape(words.prompt(prompt))}: {count(len(rows))} further positions", body))
-    left = len(shown) - len(kept) - len(done)
+            left = len(own) - len(rows) - len(done.intersection(own))
+            which = ", the worst of each square of the map" if len(own) > LONG else ", the worst"
+            some = f" of {count(len(rows) + left)} further positions{which}" if left else " further positions"
+            name = f"prompt {escape(words.prompt(prompt))}: {count(len(rows))}{some}"
+            blocks.append(details(name, body))
+    left = len(shown) - len(kept | done)
     if left:
         blocks.append(f"<p class=note>{count(left)} positions with smaller deltas stand only in the stored traces.</p>")
     return "".join(blocks)

@@ -10,10 +10,10 @@ import numpy.typing as npt
 
 from parity_lib.compare.align import align
 from parity_lib.errors import PinError, TraceMismatchError
-from parity_lib.names import Rung
-from parity_lib.tolerances import FIRST, LATER, BandSet
+from parity_lib.names import Outcome, Rung
+from parity_lib.tolerances import BandSet
 from parity_lib.traces import F64, I32, PairTrace, Position
-from parity_lib.verdicts import Divergence
+from parity_lib.verdicts import Divergence, Verdict
 
 Bools = npt.NDArray[np.bool_]
 
@@ -33,6 +33,7 @@ class Positions:
     top5_flip: Bools  # (n,)
     nonfinite: Bools  # (n,): a value of either row is not finite
     listed: Bools  # (n,): a divergence of the verdict names this position
+    own_limit: Bools  # (n,): the limits of this position are its own, wider ones
 
     def __len__(self) -> int:
         return len(self.delta)
@@ -69,12 +70,28 @@ class Positions:
         return np.lexsort((np.arange(len(self)), -size, -np.nan_to_num(self.share, nan=0.0), ~self.listed))
 
 
-def positions(pair: PairTrace, bands: BandSet, divergences: Sequence[Divergence] = ()) -> Positions:
+def judged_positions(verdict: Verdict, pair: PairTrace, bands: BandSet) -> Positions:
+    """Return the positions of rung T4 as it judged them: without limits where it only reports (``compute="bf16"``).
+
+    Args:
+        verdict: of the cell.
+        pair: that T4 stands on.
+        bands: of the cell's model and quant, for f32.
+
+    Raises:
+        TraceMismatchError: a divergence names a position that the traces do not have.
+    """
+    twin = verdict.rung(Rung.T4)
+    gated = twin is not None and twin.outcome is not Outcome.REPORTED
+    return positions(pair, bands if gated else None, verdict.divergences if gated else ())
+
+
+def positions(pair: PairTrace, bands: BandSet | None, divergences: Sequence[Divergence] = ()) -> Positions:
     """Return what the displays need of a pair of traces.
 
     Args:
         pair: reference and candidate on the same fed tokens.
-        bands: ``delta_over_std`` and ``position_rms_over_std``, for first and later rows.
+        bands: ``delta_over_std`` and ``position_rms_over_std``, for first and later rows; None where nothing is gated.
         divergences: of the verdict; only those of the bands' rung are marked.
 
     Raises:
@@ -84,27 +101,31 @@ def positions(pair: PairTrace, bands: BandSet, divergences: Sequence[Divergence]
     places = zip(reference.prompt_idx.tolist(), reference.token_idx.tolist(), strict=True)
     seen = align(pair, [Position(*place) for place in places])
     top = reference.topk_logits.astype(np.float64)
+    own = frozenset() if bands is None else bands.sensitive
     with np.errstate(divide="ignore", invalid="ignore"):
         rms = pair.rms / reference.std
     return Positions(
         pair=pair,
         delta=seen.delta,
         delta_id=seen.delta_id,
-        limit=_limits(bands, "delta_over_std", seen.first) * reference.std,
+        limit=_limits(bands, "delta_over_std", seen.positions, seen.first) * reference.std,
         rms_over_std=rms,
-        rms_limit=_limits(bands, "position_rms_over_std", seen.first),
+        rms_limit=_limits(bands, "position_rms_over_std", seen.positions, seen.first),
         margin=top[:, 0] - top[:, 1],
         top1_flip=~seen.top1_equal,
         top5_flip=~seen.top5_equal,
         nonfinite=~seen.finite,
-        listed=_listed(seen.positions, divergences, bands.rung),
+        listed=_listed(seen.positions, divergences, Rung.T4 if bands is None else bands.rung),
+        own_limit=np.array([place in own for place in seen.positions], bool),
     )
 
 
-def _limits(bands: BandSet, metric: str, first: Bools) -> F64:
+def _limits(bands: BandSet | None, metric: str, places: Sequence[Position], first: Bools) -> F64:
     """Return the limit of each row; NaN where there is no band: the verdict says so, and pictures go without."""
+    if bands is None:
+        return np.full(len(first), np.nan)
     try:
-        return np.where(first, bands.band(metric, FIRST).limit, bands.band(metric, LATER).limit)
+        return np.array(bands.at(metric, places, first.tolist()))
     except PinError:
         return np.full(len(first), np.nan)
 

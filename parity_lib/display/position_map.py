@@ -1,4 +1,4 @@
-"""Every position as one square: |delta| over its limit, its words under the pointer, a link to its row."""
+"""The map of positions: |delta| over its limit as squares, words under the pointer, a link to the row of the table."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from parity_lib.display.figures import DPI, LIGHT, Palette, png
 from parity_lib.display.page import Picture
 from parity_lib.display.position_data import Positions
+from parity_lib.display.squares import Square, squares_of
 from parity_lib.display.text import Words, count, escape, number, quoted
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ _NAME = 26  # characters of a prompt's name
 _GAP = 8  # between prompts, px
 _EDGES = (0.01, 0.1, 0.5, 1.0)  # shares of the limit
 _LABELS = ("≤ 1 %", "≤ 10 %", "≤ 50 %", "≤ limit", "over", "not finite")
+_FLIP = "top-1 or top-5 set differs"
 _OVER, _LOST = 4, 5
 # Colours come from the page where there is one; alone, in JupyterLab, the second ones hold.
 _STYLE = (
@@ -36,11 +38,13 @@ _STYLE = (
 
 
 @dataclass(frozen=True, slots=True)
-class _Square:
-    row: int  # of the traces
+class _Placed:
+    square: Square
     x: int
     y: int
     bin: int
+    flip: bool  # at one of its positions
+    starts: bool  # generation starts in it
 
 
 def row_anchor(prompt_idx: int, token_idx: int) -> str:
@@ -59,39 +63,44 @@ def heatmap(shown: Positions, words: Words | None = None, linked: Collection[str
     words = words or Words()
     squares, labels, height = _layout(shown)
     width = _LEFT + ACROSS * _W + 2
-    n_over = sum(square.bin >= _OVER for square in squares)
+    n_over = int((shown.share > 1).sum())
     worst = float(np.nanmax(shown.share, initial=0.0))
     alt = (
         f"Map of {count(len(shown))} positions by |delta| as a share of its limit: {count(n_over)} over the limit, "
         f"{count(int(shown.top1_flip.sum()))} with another top-1. Worst share {number(worst)}."
     )
-    paint = _painter(squares, labels, shown, words, (width, height))
+    paint = _painter(squares, labels, words, (width, height))
     flat = png(paint, (width / DPI, height / DPI), LIGHT)  # for JupyterLab; the page shows the SVG
+    binned = max((len(placed.square.rows) for placed in squares), default=1)
+    several = f", up to {binned} in a square of a long prompt, which shows its worst" if binned > 1 else ""
     caption = (
-        "Each square is one scored position, prompt from the left, a black line where generation starts. "
+        f"Each square is one scored position{several}; prompt from the left, a black line where generation starts. "
         "Outlined: top-1 or top-5 set differs. Point at a square for its words; follow it to its row."
     )
     svg = _svg(squares, labels, shown, words, frozenset(linked), (width, height), alt)
     return Picture(png=flat, png_dark=b"", alt=alt, caption=caption, svg=svg)
 
 
-def _layout(shown: Positions) -> tuple[list[_Square], list[tuple[int, int]], int]:
+def _layout(shown: Positions) -> tuple[list[_Placed], list[tuple[int, int]], int]:
     """Return the squares, (prompt, y) of each name, and the height."""
     share, bins = shown.share, np.searchsorted(_EDGES, shown.share, side="left")
     bins = np.where(np.isnan(share), 0, np.where(shown.nonfinite, _LOST, bins))
-    squares, labels, y = [], [], _TOP
+    flip = shown.top1_flip | shown.top5_flip
+    placed, labels, y = [], [], _TOP
     for prompt in shown.prompts():
-        rows = shown.of_prompt(prompt)
+        squares = squares_of(shown, prompt)
         labels.append((prompt, y))
-        for place, row in enumerate(rows):
+        for place, square in enumerate(squares):
             line, column = divmod(place, ACROSS)
-            squares.append(_Square(int(row), _LEFT + column * _W, y + line * _H, int(bins[row])))
-        y += _H * (1 + (len(rows) - 1) // ACROSS) + _GAP
-    return squares, labels, y
+            rows = list(square.rows)
+            colour, has_flip, starts = int(bins[square.worst]), bool(flip[rows].any()), shown.token_idx[rows[0]] == 0
+            placed.append(_Placed(square, _LEFT + column * _W, y + line * _H, colour, has_flip, bool(starts)))
+        y += _H * (1 + (len(squares) - 1) // ACROSS) + _GAP
+    return placed, labels, y
 
 
 def _svg(
-    squares: list[_Square],
+    squares: list[_Placed],
     labels: list[tuple[int, int]],
     shown: Positions,
     words: Words,
@@ -108,34 +117,39 @@ def _svg(
     )
 
 
-def _square(square: _Square, shown: Positions, words: Words, linked: frozenset[str]) -> str:
-    row, x, y = square.row, square.x, square.y
-    prompt, token = int(shown.prompt_idx[row]), int(shown.token_idx[row])
-    mark = f'<rect class="b{square.bin}" x="{x}" y="{y}" width="9" height="14"/>'
-    if square.bin >= _OVER:  # a second sign besides the colour
+def _square(placed: _Placed, shown: Positions, words: Words, linked: frozenset[str]) -> str:
+    row, x, y = placed.square.worst, placed.x, placed.y
+    mark = f'<rect class="b{placed.bin}" x="{x}" y="{y}" width="9" height="14"/>'
+    if placed.bin >= _OVER:  # a second sign besides the colour
         mark += f'<rect class="dot" x="{x + 3}" y="{y + 5}" width="3" height="4"/>'
-    if shown.top1_flip[row] or shown.top5_flip[row]:
+    if placed.flip:
         mark += f'<rect class="flip" x="{x}" y="{y}" width="9" height="14"/>'
-    if token == 0:
+    if placed.starts:
         mark += f'<path class="edge" d="M{x - 0.5} {y - 2}v18"/>'
-    mark = f"<title>{escape(_title(row, shown, words))}</title>{mark}"
-    anchor = row_anchor(prompt, token)
-    return f'<a href="#{anchor}">{mark}</a>' if anchor in linked else f"<g>{mark}</g>"
+    mark = f"<title>{escape(_title(placed.square, shown, words))}</title>{mark}"
+    anchor = row_anchor(int(shown.prompt_idx[row]), int(shown.token_idx[row]))
+    # Out of the tab order: the same rows stand in the tables, and nobody tabs through a thousand squares.
+    return f'<a href="#{anchor}" tabindex="-1">{mark}</a>' if anchor in linked else f"<g>{mark}</g>"
 
 
-def _title(row: int, shown: Positions, words: Words) -> str:
+def _title(square: Square, shown: Positions, words: Words) -> str:
+    row, rows = square.worst, list(square.rows)
     fed = words.tokens.get(int(shown.pair.reference.fed_id[row]))
     after = "" if fed is None else f" after {quoted(fed)}"
     share = shown.share[row]
     size = "no limit" if np.isnan(share) else f"{number(float(share))}x limit" if np.isfinite(share) else "not finite"
-    flip = " top-1 differs" if shown.top1_flip[row] else " top-5 set differs" if shown.top5_flip[row] else ""
-    return f"prompt {shown.prompt_idx[row]} token {shown.token_idx[row]}{after}: {size}{flip}"
+    flip = " top-1 differs" if shown.top1_flip[rows].any() else ""
+    flip = flip or (" top-5 set differs" if shown.top5_flip[rows].any() else "")
+    place = f"prompt {shown.prompt_idx[row]} token {shown.token_idx[row]}{after}: {size}{flip}"
+    if len(rows) == 1:
+        return place
+    return f"tokens {shown.token_idx[rows[0]]} to {shown.token_idx[rows[-1]]}, the worst: {place}"
 
 
 def _legend() -> str:
     parts = ['<text x="0" y="14">|delta| over its limit</text>']
     classes = [*(f"b{bin_}" for bin_ in range(len(_LABELS))), "flip"]
-    for place, (css, label) in enumerate(zip(classes, (*_LABELS, "top-1 or top-5 set differs"), strict=True)):
+    for place, (css, label) in enumerate(zip(classes, (*_LABELS, _FLIP), strict=True)):
         x = _LEFT + 100 * place
         dot = f'<rect class="dot" x="{x + 3}" y="8" width="3" height="4"/>' if css in ("b4", "b5") else ""
         square = f'<rect class="{css}" x="{x}" y="3" width="9" height="14"/>'
@@ -144,7 +158,7 @@ def _legend() -> str:
 
 
 def _painter(
-    squares: list[_Square], labels: list[tuple[int, int]], shown: Positions, words: Words, size: tuple[int, int]
+    squares: list[_Placed], labels: list[tuple[int, int]], words: Words, size: tuple[int, int]
 ) -> Callable[[Figure, Palette], None]:
     """Return a function that draws the same map into a figure, for where SVG is not shown."""
 
@@ -158,18 +172,16 @@ def _painter(
         axes.set_xlim(0, size[0])
         axes.set_ylim(size[1], 0)
         colours = (*ink.steps, ink.orange, "#000000")
-        flips = [bool(shown.top1_flip[s.row] or shown.top5_flip[s.row]) for s in squares]
         patches = PatchCollection(
             [Rectangle((s.x, s.y), 9, 14) for s in squares],
             facecolors=[colours[s.bin] for s in squares],
-            edgecolors=[ink.ink if flip else "none" for flip in flips],
+            edgecolors=[ink.ink if s.flip else "none" for s in squares],
         )
         axes.add_collection(patches)
         dots = [(s.x + 4.5, s.y + 7) for s in squares if s.bin >= _OVER]
         axes.plot([x for x, _ in dots], [y for _, y in dots], "s", color=ink.face, markersize=2)
-        for square in squares:
-            if shown.token_idx[square.row] == 0:
-                axes.plot([square.x - 0.5] * 2, [square.y - 2, square.y + 16], color=ink.ink, linewidth=1.5)
+        for start in (s for s in squares if s.starts):
+            axes.plot([start.x - 0.5] * 2, [start.y - 2, start.y + 16], color=ink.ink, linewidth=1.5)
         for prompt, y in labels:
             axes.text(0, y + 12, words.prompt(prompt)[:_NAME])
         axes.text(0, 14, "|delta| over its limit")
@@ -177,5 +189,8 @@ def _painter(
             x = _LEFT + 100 * bin_
             axes.add_patch(Rectangle((x, 3), 9, 14, facecolor=colours[bin_]))
             axes.text(x + 15, 14, label)
+        x = _LEFT + 100 * len(_LABELS)
+        axes.add_patch(Rectangle((x, 3), 9, 14, facecolor="none", edgecolor=ink.ink))
+        axes.text(x + 15, 14, _FLIP)
 
     return draw

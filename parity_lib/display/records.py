@@ -56,7 +56,7 @@ def record_verdict(verdict: Verdict) -> None:
     record("cell", verdict.cell)
     names = ("outcome", "expected", "compared", "worst", "limit", "margin", "unit")
     record("rungs", {r.rung.value: {name: getattr(r, name) for name in names} for r in verdict.rungs})
-    record("literal", {key: verdict.literal[key] for key in ("all", "generated") if key in verdict.literal})
+    record("literal", {key: verdict.literal[key] for key in ("all", "generated", "power") if key in verdict.literal})
     record("lines", verdict.lines()[:_LINES])
 
 

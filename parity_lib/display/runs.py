@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -13,6 +13,7 @@ from parity_lib.verdicts import Verdict
 
 _ORDER = ("reference", "reference-twin", "candidate")
 _NESTED = ("build", "settings", "isa_evidence")
+_ALWAYS = ("started_at", "seconds", "peak_rss_bytes")  # differ in every pair of runs: bold would say nothing
 _SHORTENED = ("commit", "model_sha256", "lock_sha256")
 _UNITS = {"seconds": lambda value: duration(float(value)), "peak_rss_bytes": lambda value: size(int(value))}
 _LABELS = {
@@ -36,26 +37,31 @@ def run_table(verdict: Verdict) -> Fragment:
         text = "No engine ran: the cell ended before one was started."
         return Fragment(html=f"<p>{text}</p>", plain=text)
     names = [f.name for f in fields(RunInfo) if f.name not in _NESTED]
-    html, plain = _compare(runs, [[_label(name), *(_value(run, name) for run in runs.values())] for name in names])
+    values = [[_label(name), *(_value(run, name) for run in runs.values())] for name in names]
+    html, plain = _compare(runs, values, [name in _ALWAYS for name in names])
     for name in _NESTED:
         flat = {side: _flat(getattr(run, name)) for side, run in runs.items()}
         keys = list(dict.fromkeys(key for values in flat.values() for key in values))
         if keys:
             rows = [[key, *(values.get(key, NONE) for values in flat.values())] for key in keys]
-            html += details(f"{_label(name)}: {len(keys)} entries", _compare(runs, rows)[0])
+            html += details(f"{_label(name)}: {len(keys)} entries", _compare(runs, rows, [False] * len(rows))[0])
     return Fragment(html=html, plain=plain)
 
 
-def _compare(runs: Mapping[str, RunInfo], rows: list[list[str]]) -> tuple[str, str]:
-    """Return the rows as markup, with bold differences, and as text."""
+def _compare(runs: Mapping[str, RunInfo], rows: list[list[str]], plainly: Sequence[bool]) -> tuple[str, str]:
+    """Return the rows as markup, with bold differences but where they say nothing, and as text."""
     heads = [f"{side} ({run.engine})" for side, run in runs.items()]
     columns = [Column("what"), *(Column(head, markup=True) for head in heads)]
-    marked = [[row[0], escape(row[1]), *(_marked(row[1], value) for value in row[2:])] for row in rows]
+    marked = [
+        [row[0], escape(row[1]), *(escape(value) if plain else _marked(row[1], value) for value in row[2:])]
+        for row, plain in zip(rows, plainly, strict=True)
+    ]
     return table(columns, marked, css="runs"), plain_table(columns, rows)
 
 
 def _marked(reference: str, value: str) -> str:
-    return escape(value) if value == reference else f"<b>{escape(value)}</b>"
+    # The engines write F32 and f32 for the same thing.
+    return escape(value) if value.casefold() == reference.casefold() else f"<b>{escape(value)}</b>"
 
 
 def _value(run: RunInfo, name: str) -> str:

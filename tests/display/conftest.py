@@ -8,12 +8,20 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
+from parity_lib.compare.align import align
+from parity_lib.compare.consistency import RELATIONS, judge_self
 from parity_lib.compare.logits import judge_twin
 from parity_lib.compare.metrics import RowStatistics, pair_statistics, row_digests
+from parity_lib.compare.native import judge_native
+from parity_lib.compare.power import power_statement, text_numbers
+from parity_lib.compare.spread import measured
+from parity_lib.compare.token_differences import load_differences
+from parity_lib.compare.tokens import BytesResult, TextResult, TokenizerPair, judge_tokens
 from parity_lib.display.position_data import Positions, positions
 from parity_lib.display.text import Words
 from parity_lib.names import Kind, LedgerClass, Outcome, Rung
 from parity_lib.night.record import CellRecord, Night, PageRecord
+from parity_lib.spreads import AGAINST, DEFAULT, DEFAULT_DECODE, FLASH_F16, TWIN, SelfSpread, with_copies_marked
 from parity_lib.tolerances import FIRST, LATER, METRICS, Band, BandSet, ToleranceTable
 from parity_lib.traces import F32, LogitTrace, PairTrace, RunInfo, expected_positions
 from parity_lib.verdicts import CellId, Divergence, RungResult, Verdict
@@ -279,3 +287,84 @@ def red_verdict(red_pair: PairTrace, bands: BandSet, make_verdict: Callable[...,
 @pytest.fixture(scope="session")
 def red(red_pair: PairTrace, bands: BandSet, red_verdict: Verdict) -> Positions:
     return positions(red_pair, bands, red_verdict.divergences)
+
+
+# --- records with everything that a cell of today leaves, made by the judges themselves
+
+
+def noisy(seed: int, size: float, lengths: Sequence[tuple[int, int]] = LENGTHS) -> PairTrace:
+    """The deployed file against another way to compute it: noise of ``size`` of the rows' std."""
+    reference, _, places, fed = make_rows(lengths)
+    noise = np.random.default_rng(seed).normal(0, 7.6 * size, reference.shape)
+    return pair_of(reference, (reference + noise).astype(np.float32), places, fed)
+
+
+def self_spread(size: float = 0.03) -> SelfSpread:
+    expected = expected_positions([p for p, _ in LENGTHS], [g for _, g in LENGTHS])
+
+    def variant(name: str, seed: int) -> object:
+        seen = align(noisy(seed, size), expected)
+        return measured(name, AGAINST.get(name, "strict"), seen, expected, asked=len(expected), run={"leg": "avx512"})
+
+    names = (DEFAULT, FLASH_F16, DEFAULT_DECODE)
+    variants = tuple(variant(name, seed) for seed, name in enumerate(names, start=11))
+    info = run_info("llama.cpp")
+    return SelfSpread(
+        model_sha256=info.model_sha256,
+        prompts_sha256="ab" * 32,
+        isa="avx512",
+        machine_class=info.machine_class,
+        commit=info.commit,
+        prompt_idx=np.array([p.prompt_idx for p in expected], np.int32),
+        token_idx=np.array([p.token_idx for p in expected], np.int32),
+        variants=with_copies_marked(variants, {name: name.encode() for name in names}),
+        absent={"other_build": "no other build is there"},
+        twin=variant(TWIN, 21),
+    )
+
+
+def token_pair(*, differs: bool) -> TokenizerPair:
+    texts = [TextResult(name, "prompts", (1, 2, 3), (1, 2, 3)) for name in PROMPTS]
+    texts += [TextResult("digits-7", "digits", (4, 5, 6), (4, 5, 7) if differs else (4, 5, 6))]
+    facts = {"pre": "smollm", "n_merges": 48900}
+    return TokenizerPair("cd" * 32, {"prompts": 10, "digits": 1}, texts, BytesResult(49152, 49152, ()), facts)
+
+
+@pytest.fixture(scope="session")
+def full_verdict(make_verdict: Callable[..., Verdict]) -> Callable[..., Verdict]:
+    """Return a function that gives a verdict with every key of today; ``red``: T1, T5 and T6 diverge."""
+    expected = expected_positions([p for p, _ in LENGTHS], [g for _, g in LENGTHS])
+    rows = {position: bytes([position.prompt_idx]) * 32 for position in expected}
+
+    def make(*, red: bool = False) -> Verdict:
+        wanted = dict.fromkeys(RELATIONS, expected[:40])
+        again = {name: {p: rows[p] for p in positions} for name, positions in wanted.items()}
+        if red:
+            again["restored"] = {**again["restored"], expected[3]: b"x" * 32, expected[4]: b"y" * 32}
+        t1 = judge_tokens(token_pair(differs=red), load_differences())
+        t5 = judge_native(noisy(5, 0.09 if red else 0.02), expected, self_spread(), None)
+        t6 = judge_self(rows, wanted, again)
+        sequences = [list(range(prompt + generated - 1)) for prompt, generated in LENGTHS]
+        sequences[2] = [n % 40 for n in sequences[2]]
+        text = text_numbers(sequences, [prompt for prompt, _ in LENGTHS])
+        literal = {
+            **t5[2],
+            "tokens": t1[2],
+            "self": {**t6[2], "full": False, "threads": "2 and 1", "rows": len(rows)},
+            "text": text,
+            "power": power_statement(sum(numbers["effective_positions"] for numbers in text)),
+            "cache": {"reference": "computed again, bit-equal", "twin": "cached", "notes": ["the disk is full"]},
+            "seconds": {"check_pins": 0.4, "compare_tokens": 2.0, "capture_reference": 21.0, "judge": 3.0},
+        }
+        base = make_verdict()
+        found = [r for r in base.rungs if r.rung is not Rung.T5]
+        own = tuple(sorted((*found, t1[0], t5[0], t6[0]), key=lambda r: r.rung.value))
+        return dataclasses.replace(
+            base,
+            outcome=Outcome.DIVERGED if red else Outcome.PARITY,
+            rungs=own,
+            divergences=(*t1[1], *t5[1], *t6[1]),
+            literal=literal,
+        )
+
+    return make

@@ -5,18 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from parity_lib.display import night as module
+from parity_lib.display import nights as module
 from parity_lib.display.night import (
     NO_NIGHT,
     cost_table,
     gap_table,
     night_header,
     night_lines,
-    night_matrix,
-    open_night,
 )
+from parity_lib.display.night_squares import night_matrix
+from parity_lib.display.night_sure import sure_table
+from parity_lib.display.nights import open_night
 from parity_lib.errors import RecordError
-from parity_lib.names import Outcome
 from parity_lib.night.record import Night
 
 
@@ -33,43 +33,42 @@ def test_header_says_outcome_counts_holes_control_and_what_next(night: Night) ->
     )
 
 
-def test_matrix_orders_quants_by_bits_and_names_what_differs(night: Night) -> None:
-    lines = night_matrix(night).plain.splitlines()
-    assert lines[0].split() == ["model", "Q4_1", "Q4_K_M", "Q8_0", "BF16"]
-    assert "ok 4.5x" in lines[1]
-    assert "DIVERGED 340x over at T4" in lines[1]
-    assert "ok | DIVERGED, as expected 1,000x over at T4 (overlay)" in lines[3]
-    assert lines[4].split()[:4] == ["llama-3-8b", "–", "hole", "hole"]
-    assert "caught 10,000x over at T4" in lines[5]
-
-
-def test_squares_link_to_their_page_and_holes_say_why(night: Night) -> None:
-    html = night_matrix(night).html
-    assert html.count("02_logits.html") == 7
-    assert html.count("<small>the file is not staged</small>") == 2
-    assert "<small>the notebook&#x27;s process ended with SIGABRT</small>" in html
-
-
 def test_gaps_have_all_their_reasons_failing_first(night: Night) -> None:
     plain = gap_table(night).plain
-    assert plain.splitlines()[1].startswith("smollm2-135m · Q8_0")
+    assert plain.splitlines()[1].startswith("smollm2-135m Q8_0")
     assert "lowest broken rung T4 340x over" in plain
     assert "SIGABRT; cell 8 broke off: the kernel died" in plain
     assert plain.count("parity models stage llama-3-8b") == 2
 
 
-def test_a_lost_expectation_is_no_plain_ok(night: Night) -> None:
-    gone = dataclasses.replace(night.cells[5], outcome=Outcome.PARITY, good=False, causes=("it is gone",))
-    text = night_matrix(dataclasses.replace(night, cells=(gone,))).plain
-    assert "ok, a divergence was expected" in text
-
-
 def test_costs_sum_to_the_night(night: Night) -> None:
     lines = cost_table(night).plain.splitlines()
     assert "2 min 11 s" in lines[1]
-    assert lines[-1].split()[-3:] == ["s", "100%", "–"]
+    assert lines[-1].split()[-5:] == ["s", "100%", "–", "812.0", "MB"]
     shares = [int(word.rstrip("%")) for line in lines[1:-1] for word in line.split() if word.endswith("%")]
     assert 97 <= sum(shares) <= 103
+
+
+def test_cells_side_by_side_take_more_seconds_than_the_night_and_leave_no_rest(night: Night) -> None:
+    plain = cost_table(dataclasses.replace(night, seconds=200.0)).plain
+    assert "start-up" not in plain
+    assert "the whole night" in plain
+
+
+def test_a_night_that_is_not_of_one_piece_says_so(night: Night) -> None:
+    kept = dataclasses.replace(night.cells[0], kept=True)
+    resumed = dataclasses.replace(
+        night, cells=(kept, *night.cells[1:]), resumed=("2026-11-23T04:15:00+00:00",), interrupted=True
+    )
+    marks = night_header(resumed).plain.splitlines()[1]
+    assert marks.startswith("interrupted · resumed at 04:15 UTC, 1 cells kept from before · ")
+    assert "· kept from before" in cost_table(resumed).plain
+
+
+def test_what_programs_read_is_linked_where_it_is(night: Night, tmp_path: Path) -> None:
+    assert "junit.xml" not in night_header(night, tmp_path).html
+    (tmp_path / "junit.xml").write_text("<testsuites/>")
+    assert '<a href="junit.xml">JUnit</a>' in night_header(night, tmp_path).html
 
 
 def test_lines_of_all_cells_are_there(night: Night) -> None:
@@ -81,7 +80,7 @@ def test_without_a_night_the_pages_say_what_to_do(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(module, "RUNS", tmp_path)
     assert open_night() is None
     assert night_header(None).plain == NO_NIGHT
-    assert [f(None).plain for f in (night_matrix, gap_table, cost_table)] == ["", "", ""]
+    assert [f(None).plain for f in (night_matrix, gap_table, cost_table, sure_table)] == [""] * 4
     assert night_lines(None) == []
 
 

@@ -9,7 +9,7 @@ import pytest
 from parity_lib import store
 from parity_lib.display.figures import Gallery
 from parity_lib.display.page import Fragment
-from parity_lib.display.trend_plot import HISTORY, trend
+from parity_lib.display.trend_plot import HISTORY, _steps, trend
 from parity_lib.errors import RecordError
 from parity_lib.names import Outcome
 from parity_lib.night.record import Night
@@ -35,9 +35,11 @@ def run_dir(night: Night, tmp_path: Path, make_verdict: Callable[..., Verdict]) 
 def test_each_cell_of_tonight_with_a_past_gets_a_picture(night: Night, run_dir: Path) -> None:
     shown = trend(night, run_dir)
     assert isinstance(shown, Gallery)
-    assert [p.alt for p in shown.pictures] == [
-        "smollm2-135m Q8_0 over 5 nights: 1 diverged; tonight DIVERGED, margin 0.0029."
-    ]
+    (picture,) = shown.pictures
+    assert picture.alt == (
+        "smollm2-135m Q8_0 over 5 nights: 1 diverged; tonight DIVERGED, margin 0.0029. "
+        "Steps: margin from 11-23, flips from 11-23."
+    )
     assert shown.pictures[0].png.startswith(b"\x89PNG")
     assert night.machine_class in shown.caption
 
@@ -57,3 +59,12 @@ def test_no_history_is_said_and_a_damaged_one_is_an_error(night: Night, tmp_path
     (tmp_path / HISTORY).write_text('{"schema": "parity/history/1"}\n')
     with pytest.raises(RecordError):
         trend(night, tmp_path / "run")
+
+
+def test_a_step_is_marked_where_it_starts_and_one_odd_night_is_none() -> None:
+    assert _steps("margin", [4.5, 4.5, 2.2, 2.2, 2.2]) == [2]
+    assert _steps("margin", [4.5, 4.5, 2.2, 4.5, 4.5]) == []
+    assert _steps("margin", [4.5, 4.6, 4.4, 4.5]) == []
+    assert _steps("flips", [0, 0, 0, 3]) == [3]
+    assert _steps("minutes", [1.0, 1.3, 1.1, 1.4]) == []
+    assert _steps("KL", [None, 0.002, None, 0.004, 0.004]) == [3]
