@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from parity_lib.commands.faults import command as faults
+from parity_lib.commands.spread import command as spread
 from parity_lib.errors import ParityError
 
 STATUS_OK, STATUS_DIVERGED, STATUS_USAGE, STATUS_INCOMPLETE, STATUS_INTERRUPTED = 0, 1, 2, 3, 130
@@ -148,6 +150,10 @@ def bands(model: str, quant: str, isa: str, prompts: str, threads: int, write: b
     if write:
         click.echo(f"written: {write_bands(found)}", err=True)
     return STATUS_OK
+
+
+cli.add_command(faults)
+cli.add_command(spread)
 
 
 @cli.group()

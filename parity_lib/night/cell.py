@@ -1,51 +1,47 @@
-"""What a night asks of one cell's folder: its key, whether its record is sound, and its lines."""
+"""What a night asks of one cell's folder: whether its record is sound, and its lines."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from parity_lib import store
 from parity_lib.capture.cell import REQUIRED
 from parity_lib.errors import ParityError
-from parity_lib.fixture_file import fixture_path
-from parity_lib.names import Outcome
+from parity_lib.names import Outcome, Rung
 from parity_lib.night.plan import PlanCell
 from parity_lib.verdicts import CellId, Verdict, conclude
 
-FIXTURES = ("gguf_parity.toml", "prompts.toml", "tolerances.toml")
 
-
-def cell_key(cell: PlanCell, isa: str, notebooks: Path) -> str:
-    """Return the cell's name with the leg filled in, and 8 digits over everything that can change its result.
-
-    That is the entry of the plan, the fixtures and the notebook; engines and machine are in the record itself.
-    """
-    digest = hashlib.sha256(f"{cell.content()} {isa}".encode())
-    prompts = [fixture_path(cell.prompts)] if cell.prompts else []
-    for path in [*map(fixture_path, FIXTURES), *prompts, notebooks / f"{cell.notebook}.ipynb"]:
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return f"{replace(cell, isa=isa).name}-{digest.hexdigest()[:8]}"
-
-
-def sound_verdict(folder: Path, identity: CellId, cell: PlanCell) -> tuple[Verdict | None, list[str]]:
+def sound_verdict(
+    folder: Path, identity: CellId, cell: PlanCell, *, has_vocabulary: bool, since: datetime
+) -> tuple[Verdict | None, list[str]]:
     """Return the record in a cell's folder if it is this cell's own and follows from its rungs, else None and why not.
 
     The night trusts no word that it can check: the outcome is concluded again from the rungs, with those that a cell
-    must have climbed; cell, control and fault are compared with what the plan asked for.
+    must have climbed; cell, control, fault and time are compared with what the plan asked for, and when.
+
+    Args:
+        folder: the cell's.
+        identity: the cell that must stand in the record.
+        cell: what the plan says of it.
+        has_vocabulary: whether its file has one; without, there is no tokenizer to compare (T1).
+        since: when its notebook was started; an older record is one that was left in place.
     """
     try:
         verdict = store.load_verdict(folder)
     except ParityError as error:
         return None, [f"no verdict record: {error}"]
     wrong = verdict.contradictions()
-    outcome, causes = conclude(verdict.rungs, required=REQUIRED)
+    required = [rung for rung in REQUIRED if rung is not Rung.T1 or has_vocabulary]
+    outcome, causes = conclude(verdict.rungs, required=required)
     if verdict.outcome is Outcome.PARITY and outcome is not Outcome.PARITY:
         wrong += causes
     if verdict.cell != identity or verdict.control != cell.control:
         wrong.append(f"the verdict is of another cell: {verdict.cell}")
+    if _written(verdict) < since.replace(microsecond=0):
+        wrong.append(f"the verdict is older than this run: written {verdict.created_at}, started {since:%Y-%m-%dT%TZ}")
     if verdict.outcome is not Outcome.INCOMPLETE:
         candidate = verdict.runs.get("candidate")
         if candidate is None:
@@ -53,6 +49,15 @@ def sound_verdict(folder: Path, identity: CellId, cell: PlanCell) -> tuple[Verdi
         elif (candidate.fault or "") != cell.fault:
             wrong.append(f"the candidate ran with fault {candidate.fault!r}, the plan says {cell.fault!r}")
     return (None if wrong else verdict), wrong
+
+
+def _written(verdict: Verdict) -> datetime:
+    """Return when a record was written; one that does not say it is older than everything."""
+    try:
+        when = datetime.fromisoformat(verdict.created_at)
+    except ValueError:
+        return datetime.min.replace(tzinfo=UTC)
+    return when if when.tzinfo is not None else when.replace(tzinfo=UTC)
 
 
 def rename_inside(partial: Path, final: Path) -> None:

@@ -11,12 +11,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from parity_lib.errors import UsageError
+from parity_lib.errors import EngineError, UsageError
 
 REPLY_KEY = "parity_reply"  # cell metadata: the status of the kernel's reply, written when it arrived
 CELL_RAISED = 10  # exit statuses of the child; 1 stays Python's own, for an error that nobody expected
@@ -24,6 +24,7 @@ USAGE = 2
 POLL_SECONDS = 0.1
 DUMP_SECONDS = 8.0  # after the limit: time for the kernel's stack, and for papermill to save the notebook
 TOKEN = "PARITY_NOTEBOOK"  # noqa: S105 - names the environment variable that marks every descendant
+CHILD = (sys.executable, "-P", "-m", "parity_lib.night.notebook")
 SOCKET_PATH_MAX = 60  # a kernel's socket has 107 characters at most, of which its own name takes about 45
 
 
@@ -37,6 +38,7 @@ class NotebookJob:
     log: Path  # everything that the child and its kernel print, appended
     limit_s: float  # wall clock of the whole notebook, seconds
     cell_limit_s: int | None = None  # of one cell, seconds
+    cpus: tuple[int, ...] = ()  # cores of the run, all of its processes included; empty: every core of this process
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ def run_notebook(job: NotebookJob, on_tick: Callable[[], None] | None = None) ->
 
     Args:
         job: what to run.
-        on_tick: called about ten times a second while the notebook runs.
+        on_tick: called about ten times a second while the notebook runs; what it raises ends the run and is passed on.
 
     Raises:
         UsageError: a parameter is unknown or has the wrong type; no kernel was started.
@@ -85,6 +87,30 @@ def run_notebook(job: NotebookJob, on_tick: Callable[[], None] | None = None) ->
     return NotebookEnd(job, child.returncode, timed_out, time.monotonic() - started, crash)
 
 
+def check_notebooks(wanted: Iterable[tuple[Path, Mapping[str, Any]]]) -> None:
+    """Check the parameters of (notebook, parameters) pairs as a run would, without starting a kernel.
+
+    Raises:
+        UsageError: a notebook is missing or unreadable, or a parameter is unknown or has the wrong type.
+    """
+    pairs = [(str(source.resolve()), dict(parameters)) for source, parameters in wanted]
+    with _scratch() as scratch:
+        request = {"check": pairs, "usage_file": str(scratch / "usage.json")}
+        done = subprocess.run(
+            CHILD, input=json.dumps(request) + "\n", capture_output=True, text=True, env=_environment(), check=False
+        )
+        _raise_usage(scratch / "usage.json", done.returncode)
+    if done.returncode:
+        last = (done.stderr or done.stdout).strip().rpartition("\n")[2]
+        raise EngineError(
+            "the notebook tools do not work",
+            place="papermill",
+            expected="exit status 0",
+            found=f"{describe_status(done.returncode)}: {last}",
+            next_step="parity doctor; make setup",
+        )
+
+
 def describe_status(status: int | None) -> str:
     """Return an exit status, as ``subprocess`` gives it, in words."""
     if status is None:
@@ -108,12 +134,9 @@ def _scratch() -> Iterator[Path]:
 
 
 def _spawn(job: NotebookJob, scratch: Path, token: str, log: IO[bytes]) -> subprocess.Popen[bytes]:
-    root = str(Path(__file__).resolve().parents[2])
-    env = dict(os.environ)
-    env |= {
+    env = _environment() | {
         TOKEN: token,
         "PARITY_CRASH_LOG": str(scratch / "crash.log"),
-        "PYTHONPATH": os.pathsep.join(p for p in (root, env.get("PYTHONPATH")) if p),
         "PYTHONUNBUFFERED": "1",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         # The user's own start-up files, history and kernels have no say in a night.
@@ -127,10 +150,11 @@ def _spawn(job: NotebookJob, scratch: Path, token: str, log: IO[bytes]) -> subpr
         "parameters": dict(job.parameters),
         "cwd": str(job.source.resolve().parent),
         "cell_limit_s": job.cell_limit_s,
+        "cpus": list(job.cpus),
         "usage_file": str(scratch / "usage.json"),
     }
     child = subprocess.Popen(
-        [sys.executable, "-P", "-m", "parity_lib.night.notebook"],
+        CHILD,
         stdin=subprocess.PIPE,
         stdout=log,
         stderr=subprocess.STDOUT,
@@ -143,6 +167,12 @@ def _spawn(job: NotebookJob, scratch: Path, token: str, log: IO[bytes]) -> subpr
         child.stdin.write(json.dumps(request).encode() + b"\n")
         child.stdin.flush()
     return child
+
+
+def _environment() -> dict[str, str]:
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
+    return os.environ | {"PYTHONPATH": path}
 
 
 def _watch(child: subprocess.Popen[bytes], deadline: float, token: str, on_tick: Callable[[], None]) -> bool:

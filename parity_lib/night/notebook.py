@@ -215,14 +215,20 @@ def main() -> int:
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, _terminate)
     request = _read_request()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if "check" not in request:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        check_parameters(Path(request["source"]), request["parameters"])
+        for source, parameters in request.get("check") or [(request["source"], request["parameters"])]:
+            check_parameters(Path(source), parameters)
     except ParityError as error:
         fields = {k: getattr(error, k) for k in ("what", "place", "expected", "found", "next_step")}
         Path(request["usage_file"]).write_text(json.dumps(fields), encoding="utf-8")
         sys.stderr.write(f"{error}\n")
         return USAGE
+    if "check" in request:
+        return 0
+    if request["cpus"] and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, request["cpus"])  # inherited by the kernel and its workers, who count their cores
     try:
         execute(request)
     except PapermillExecutionError as error:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from parity_lib.errors import FixtureError, UsageError
@@ -60,6 +60,8 @@ class Plan:
     cells: tuple[PlanCell, ...]
     sha256: str  # of the file's bytes
     path: Path
+    complete: bool = False  # refused as a whole where a required cell cannot run
+    stacks: Mapping[str, str] = field(default_factory=dict)  # wanted, not pinned by this version: id -> what it is
 
     def only(self, glob: str) -> tuple[PlanCell, ...]:
         """Return the cells whose name matches a shell pattern; a plain word matches anywhere in the name.
@@ -106,7 +108,8 @@ def load_plan(path: Path | str, notebooks: Path = NOTEBOOKS) -> Plan:
 
     Raises:
         FixtureError: unreadable, another version, an unknown or missing key, no cell, a cell twice, an expected
-            divergence without its reason, a control without a fault, or a notebook that is not there.
+            divergence without its reason, a control without a fault, a notebook that is not there, or a stack
+            that no cell wants.
     """
     path = Path(path)
     table, sha256 = read_toml(path)
@@ -115,11 +118,15 @@ def load_plan(path: Path | str, notebooks: Path = NOTEBOOKS) -> Plan:
     defaults = table.table("defaults", {})
     shared = _Defaults(defaults)
     cells = tuple(_cell(entry, shared, notebooks) for entry in table.tables("cell", []))
+    complete, stacks = table.boolean("complete", False), table.strings("stacks", {})
     table.done()
     if not cells:
         raise FixtureError("the plan is empty", place=path, expected="at least one [[cell]]", found="none")
     _check_unique(cells, path)
-    return Plan(path.stem, title, headline, cells, sha256, path)
+    unused = sorted(set(stacks) - {cell.stack for cell in cells})
+    if unused:
+        raise FixtureError("declares a stack that no cell wants", place=path, found=", ".join(unused))
+    return Plan(path.stem, title, headline, cells, sha256, path, complete, stacks)
 
 
 class _Defaults:

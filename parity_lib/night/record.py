@@ -10,7 +10,7 @@ from typing import Any
 
 from parity_lib.errors import RecordError
 from parity_lib.json_text import decode, encode
-from parity_lib.names import Outcome, Rung
+from parity_lib.names import Kind, Outcome, Rung
 from parity_lib.night.plan import DIVERGED, PlanCell
 from parity_lib.record_file import load_record, save_record
 from parity_lib.verdicts import CellId, Verdict
@@ -18,6 +18,7 @@ from parity_lib.verdicts import CellId, Verdict
 SCHEMA = "parity/night/1"
 FILE_NAME = "night.json"
 # What may catch a red control. T0 would only see that a file was exchanged, T7 which kernels ran.
+# SPREAD accuses the reference's own settings, which know nothing of the fault.
 NUMERIC_RUNGS = (Rung.T2, Rung.T3, Rung.T4, Rung.T5, Rung.T6)
 STATUS_PARITY, STATUS_DIVERGED, STATUS_INCOMPLETE = 0, 1, 3
 
@@ -44,6 +45,8 @@ class CellRecord:
     verdict: str  # "" where none was written
     seconds: float
     peak_rss_bytes: int
+    fresh: bool = False  # the reference was computed again and held to the stored bits
+    kept: bool = False  # finished before the night was interrupted, and not run again
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,7 @@ class Night:
     interrupted: bool
     cells: tuple[CellRecord, ...]
     pages: tuple[PageRecord, ...] = ()
+    resumed: tuple[str, ...] = ()  # when the night was gone on with, UTC, ISO 8601
     schema: str = SCHEMA
 
     @property
@@ -122,6 +126,7 @@ def load_night(folder: Path | str) -> Night:
     stated = (data.pop("outcome"), data.pop("exit_status"))
     data["cells"] = tuple(_cell(decode(cell)) for cell in data["cells"])
     data["pages"] = tuple(_page(page) for page in data["pages"])
+    data["resumed"] = tuple(data.get("resumed", ()))
     night = Night(**data | {"seconds": decode(data["seconds"])})
     if (night.outcome.value, night.exit_status) != stated:
         raise RecordError(
@@ -175,7 +180,8 @@ def _control(
     cell: PlanCell, verdict: Verdict | None, outcome: Outcome, why: list[str]
 ) -> tuple[Outcome, bool, tuple[str, ...]]:
     """A red control is good if a numeric rung caught it, INVALID if the comparison was made and none did."""
-    caught = verdict is not None and any(d.rung in NUMERIC_RUNGS for d in verdict.divergences)
+    found = () if verdict is None else verdict.divergences
+    caught = any(d.rung in NUMERIC_RUNGS and d.kind is not Kind.SPREAD for d in found)
     if outcome is Outcome.DIVERGED and caught:
         return outcome, True, tuple(why)
     if outcome is Outcome.INCOMPLETE:

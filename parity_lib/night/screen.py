@@ -1,87 +1,127 @@
-"""What a running night shows: one moving line in a terminal, a few plain lines in a file. Also keeps the log."""
+"""What a running night shows: a bar in a terminal, a few plain lines in a file. Also keeps the log."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import sys
+import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 PROGRESS_FILE = "progress.json"  # written by a running cell: {"step": .., "done": .., "total": ..}
 REDRAW_SECONDS = 0.2
 PLAIN_SECONDS = 30.0  # between two lines about the same cell, where nobody watches
-BAR_WIDTH = 24
+BAR = "{n_fmt}/{total_fmt} |{bar:24}| {elapsed} {desc}"
+
+
+@dataclass(slots=True)
+class _Running:
+    """One cell under way."""
+
+    started: float
+    next: float  # time of the next line or redraw
+    text: str = "starting"
 
 
 class Screen:
     """Writes each line to the log and to the stream; draws a bar under them if the stream is a terminal.
 
+    Cells that run side by side call it from threads of their own: each call is whole.
+
     Args:
         log: file that gets every line, as it is: a divergence stays greppable at the start of its line.
         n_cells: how many cells the night has.
         stream: where people look; the process's standard output by default.
+
+    Raises:
+        OSError: the log cannot be written.
     """
 
     def __init__(self, log: Path, n_cells: int, stream: TextIO | None = None) -> None:
         self._log = log.open("a", encoding="utf-8", buffering=1)
         self._stream = sys.stdout if stream is None else stream
-        self._live = self._stream.isatty()
-        self._n_cells = n_cells
-        self._next = 0.0
-        self._started = time.monotonic()
-        self._shown = ""
+        self._n_cells, self._n_done = n_cells, 0
+        self._lock = threading.RLock()
+        self._running: dict[str, _Running] = {}
+        self._bar = _bar(n_cells, self._stream) if self._stream.isatty() else None
 
     def note(self, line: str) -> None:
         """Write one line into the log only."""
-        self._log.write(line + "\n")
+        with self._lock:
+            self._log.write(line + "\n")
 
-    def say(self, line: str) -> None:
-        """Write one line for good, into the log and to the stream."""
-        self.note(line)
-        self._clear()
-        self._put(line + "\n")
+    def say(self, *lines: str) -> None:
+        """Write lines for good, into the log and to the stream, with nothing in between."""
+        with self._lock:
+            for line in lines:
+                self.note(line)
+            self._clear()
+            self._put("".join(line + "\n" for line in lines))
 
-    def tick(self, number: int, name: str, folder: Path) -> None:
-        """Show where cell ``number`` (from 1) stands; called many times a second, draws when it is time."""
-        now = time.monotonic()
-        if now < self._next:
-            return
-        self._next = now + (REDRAW_SECONDS if self._live else PLAIN_SECONDS)
-        text = f"{number}/{self._n_cells} {read_progress(folder)}, {now - self._started:.0f} s: {name}"
-        if not self._live:
-            if now - self._started > PLAIN_SECONDS:
-                self._put(f"  {text}\n")
-            return
-        filled = round(BAR_WIDTH * (number - 1) / max(self._n_cells, 1))
-        line = f"[{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {text}"
-        line = line[: shutil.get_terminal_size().columns - 1]
-        if line != self._shown:
-            self._put(f"\r{line}\x1b[K")
-            self._shown = line
-
-    def begin(self) -> None:
+    def begin(self, name: str) -> None:
         """Start the clock of a cell."""
-        self._started = time.monotonic()
-        self._next = 0.0
+        with self._lock:
+            now = time.monotonic()
+            self._running[name] = _Running(now, now if self._bar is not None else now + PLAIN_SECONDS)
+
+    def end(self, name: str, *, counts: bool = True) -> None:
+        """Stop the clock of a cell; ``counts``: the bar moves on."""
+        with self._lock:
+            self._running.pop(name, None)
+            self._n_done += counts
+
+    def tick(self, name: str, folder: Path) -> None:
+        """Show where a cell stands; called many times a second, draws when it is time."""
+        with self._lock:
+            now, cell = time.monotonic(), self._running[name]
+            if now < cell.next:
+                return
+            cell.next = now + (PLAIN_SECONDS if self._bar is None else REDRAW_SECONDS)
+            cell.text = f"{name}: {read_progress(folder)}, {now - cell.started:.0f} s"
+            if self._bar is None:
+                self._put(f"  {self._n_done}/{self._n_cells} {cell.text}\n")
+            else:
+                self._draw(self._bar)
 
     def close(self) -> None:
         """Remove the bar and close the log."""
-        self._clear()
-        self._log.close()
+        with self._lock:
+            if self._bar is not None:
+                with contextlib.suppress(OSError):
+                    self._bar.close()
+            with contextlib.suppress(OSError):  # a full disk: what did not fit into the log was shown
+                self._log.close()
+
+    def _draw(self, bar: tqdm[None]) -> None:
+        bar.n = self._n_done
+        bar.set_description_str(" | ".join(cell.text for cell in self._running.values()), refresh=False)
+        with contextlib.suppress(OSError):
+            bar.refresh()
 
     def _clear(self) -> None:
-        if self._shown:
-            self._put("\r\x1b[K")
-            self._shown = ""
+        if self._bar is not None:
+            with contextlib.suppress(OSError):
+                self._bar.clear()
 
     def _put(self, text: str) -> None:
         # `parity nightly | head` must not end a night: the log has every line.
         with contextlib.suppress(BrokenPipeError):
             self._stream.write(text)
             self._stream.flush()
+
+
+def _bar(n_cells: int, stream: TextIO) -> tqdm[None]:
+    from tqdm import tqdm
+
+    tqdm.set_lock(threading.RLock())  # the default one is shared between processes, which nobody needs here
+    tqdm.monitor_interval = 0  # no thread of its own
+    return tqdm(total=n_cells, file=stream, bar_format=BAR, leave=False, dynamic_ncols=True, mininterval=0)
 
 
 def read_progress(folder: Path) -> str:

@@ -1,0 +1,59 @@
+"""Draw executed notebooks as pages, and run the night's own notebooks, which judge nothing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from parity_lib.display.html import Banner, export
+from parity_lib.errors import RecordError, UsageError
+from parity_lib.names import Outcome
+from parity_lib.night.job import NotebookEnd, NotebookJob, run_notebook
+from parity_lib.night.record import PageRecord
+from parity_lib.night.result import NotebookResult, evidence, inspect_run, repair
+
+Say = Callable[[str], None]
+
+LIMIT_S = 300
+
+
+def draw(notebook: Path, html: Path, end: NotebookEnd, result: NotebookResult, say: Say) -> Path | None:
+    """Write the page of an executed notebook, with a banner where the run broke off; None if it cannot be written."""
+    banner = None
+    if result.causes:
+        first, *more = result.causes
+        banner = Banner(title=first, text=". ".join(more), log_tail=evidence(end))
+    try:
+        with contextlib.suppress(RecordError):
+            return export(notebook, html, banner=banner)
+    except Exception as error:  # noqa: BLE001 - a page that cannot be drawn must not end the night
+        say(f"INCOMPLETE page={html.name} cause={type(error).__name__}: {error}")
+    return None
+
+
+def missing_page(name: str) -> PageRecord:
+    """Return the gap that a page leaves which could not be written."""
+    return PageRecord(name, "", Outcome.INCOMPLETE, ("its page could not be written",))
+
+
+def run_page(
+    source: Path, html: Path, parameters: Mapping[str, str], say: Say, on_tick: Callable[[], None]
+) -> PageRecord:
+    """Run a notebook that judges nothing, and draw it beside; a failure is a gap of the night, never its end."""
+    folder = html.parent
+    job = NotebookJob(source, folder / source.name, parameters, folder / f"{source.stem}.log", LIMIT_S)
+    try:
+        end = run_notebook(job, on_tick)
+    except UsageError as error:
+        say(f"INCOMPLETE page={source.stem} cause={error}")
+        return PageRecord(source.stem, "", Outcome.INCOMPLETE, (str(error),))
+    result = inspect_run(end)
+    repair(end, result)
+    page = draw(job.output, html, end, result, say)
+    causes = result.causes + (("the assert cell raised",) if result.asserted else ())
+    causes += missing_page(source.stem).causes if page is None else ()
+    for cause in causes:
+        say(f"INCOMPLETE page={source.stem} cause={cause}")
+    outcome = Outcome.INCOMPLETE if causes else Outcome.PARITY
+    return PageRecord(source.stem, html.name if page is not None else "", outcome, causes)

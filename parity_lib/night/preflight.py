@@ -1,0 +1,149 @@
+"""Before anything runs: is every word of the plan known, and what does this machine lack for it?"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from parity_lib.capture.model_cache import models_dir
+from parity_lib.engines import machine
+from parity_lib.engines.burn import load
+from parity_lib.errors import EngineError, PinError
+from parity_lib.fixture_file import fixture_path
+from parity_lib.night.content import installed_reference
+from parity_lib.night.faults import check_faults
+from parity_lib.night.job import check_notebooks
+from parity_lib.night.plan import HOST, Plan, PlanCell
+from parity_lib.pins import Pins
+from parity_lib.tolerances import load_tolerances
+
+STAGED = "staged"
+
+
+@dataclass(frozen=True, slots=True)
+class Lack:
+    """One thing that this machine does not have, and what to do about it."""
+
+    what: str  # one sentence
+    next_step: str
+
+    def __str__(self) -> str:
+        return f"{self.what}; next: {self.next_step}"
+
+
+def check_plan(plan: Plan, cells: Sequence[PlanCell], pins: Pins, notebooks: Path) -> None:
+    """Refuse what no machine could run: an unknown id, fault or prompts file, a notebook that takes other parameters.
+
+    Raises:
+        UsageError: the first thing that is unknown, with what there is instead.
+    """
+    for cell in cells:
+        pins.model(cell.model, cell.quant)
+        if cell.stack not in plan.stacks:
+            pins.stack(cell.stack)
+        if cell.prompts:
+            fixture_path(cell.prompts)
+        if cell.isa != HOST:
+            pins.llama_cpp.leg(cell.isa)
+    check_faults((cell.fault, cell.stack, f"{plan.path.name}: {cell.name}") for cell in cells if cell.fault)
+    sources = {cell.notebook: notebooks / f"{cell.notebook}.ipynb" for cell in cells}
+    check_notebooks(
+        (path, cell_parameters(cells[0], HOST, path, Path("out"), fresh=False)) for path in sources.values()
+    )
+
+
+def cell_parameters(cell: PlanCell, isa: str, notebook: Path, out_dir: Path, *, fresh: bool) -> dict[str, Any]:
+    """Return what a cell's notebook is given: the plan's words; ``fresh`` only where the notebook knows it."""
+    parameters: dict[str, Any] = {
+        "model": cell.model,
+        "quant": cell.quant,
+        "isa": isa,
+        "stack": cell.stack,
+        "compute": cell.compute,
+        "prompts": cell.prompts and str(fixture_path(cell.prompts)),
+        "fault": cell.fault,
+        "control": cell.control,
+        "out_dir": str(out_dir),
+    }
+    return parameters | ({"fresh": fresh} if "fresh" in declared_names(notebook) else {})
+
+
+def declared_names(notebook: Path) -> frozenset[str]:
+    """Return the names that a notebook's parameters cell assigns; empty where it cannot be read.
+
+    Whether values fit is papermill's to say, in a process of its own (``check_notebooks``).
+    """
+    try:
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+        lines = ast.parse("".join(tagged[0]["source"])).body if tagged else []
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SyntaxError):
+        return frozenset()
+    targets = [line.target for line in lines if isinstance(line, ast.AnnAssign)]
+    targets += [target for line in lines if isinstance(line, ast.Assign) for target in line.targets]
+    return frozenset(target.id for target in targets if isinstance(target, ast.Name))
+
+
+def machine_lacks(cell: PlanCell, isa: str, plan: Plan, pins: Pins) -> list[Lack]:
+    """Return what keeps a cell from running here: instructions, the reference's build, the stack, a staged file."""
+    return [*_leg_lacks(isa, pins), *_stack_lacks(cell.stack, plan, pins), *_file_lacks(cell, pins)]
+
+
+def _leg_lacks(isa: str, pins: Pins) -> list[Lack]:
+    missing = machine.missing_flags(pins.llama_cpp.leg(isa).cpu_flags)
+    if missing:
+        what = f"this machine cannot run the leg {isa}: it lacks {', '.join(missing)}"
+        return [Lack(what, f"run these cells on a machine of that leg: parity nightly --only '*-{isa}-*'")]
+    receipt = installed_reference()
+    if receipt is None or receipt.leg != isa:
+        found = f"the installed one is {receipt.leg}" if receipt is not None else "none is installed"
+        step = f"python -m parity_lib.reference_build --leg {isa}"
+        return [Lack(f"llama.cpp is not built for the leg {isa}: {found}", step)]
+    return []
+
+
+def _stack_lacks(stack: str, plan: Plan, pins: Pins) -> list[Lack]:
+    if stack not in pins.stacks:
+        step = "pin it in fixtures/gguf_parity.toml and build it; until then leave its cells out"
+        return [Lack(f"the stack {stack} is not pinned ({plan.stacks[stack]})", step)]
+    try:
+        load(stack)
+    except (EngineError, PinError) as error:
+        found = error.found or error.what
+        return [Lack(f"the stack {stack} is not what is built here: {error.what}, found {found}", "make setup")]
+    return []
+
+
+def _file_lacks(cell: PlanCell, pins: Pins) -> list[Lack]:
+    pin = pins.model(cell.model, cell.quant)
+    path = models_dir() / pin.file_name
+    if pin.recipe.kind != STAGED or path.exists():  # what is made or fetched is no lack: the night does it
+        return []
+    what = f"{pin.file_name} is not staged on this machine ({pin.file.bytes / 1e9:.1f} GB, {pin.recipe.repository})"
+    return [Lack(what, f"parity models stage {pin.id} {pin.quant} FILE")]
+
+
+def limits_lack(cell: PlanCell) -> list[Lack]:
+    """Return that nobody derived the limits of a cell's model, if so."""
+    if any((band.model, band.quant) == (cell.model, cell.quant) for band in load_tolerances().bands):
+        return []
+    return [Lack(f"{cell.model} {cell.quant} has no limits", f"parity bands {cell.model} {cell.quant} --write")]
+
+
+def listing(lacks: Mapping[str, Sequence[Lack]]) -> list[str]:
+    """Return one list of everything that is missing, each thing once, with how many cells wait for it.
+
+    Args:
+        lacks: cell name -> what it lacks.
+    """
+    waiting: dict[Lack, int] = {}
+    for found in lacks.values():
+        for lack in found:
+            waiting[lack] = waiting.get(lack, 0) + 1
+    n_cells = sum(bool(found) for found in lacks.values())
+    lines = [f"refused: {n_cells} of {len(lacks)} required cells cannot run on this machine. What is missing:"]
+    return lines + [f"  - {lack} ({count} cell{'s' if count > 1 else ''})" for lack, count in waiting.items()]
