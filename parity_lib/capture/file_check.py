@@ -12,6 +12,7 @@ import numpy as np
 
 from parity_lib import store
 from parity_lib.capture import cell_pins
+from parity_lib.capture.cell import recorded
 from parity_lib.capture.cell_judge import Finding
 from parity_lib.capture.cell_request import Cell
 from parity_lib.capture.tokenization import compare_vocabulary_cases
@@ -58,6 +59,7 @@ class Pieces:
     tokens: tuple[tuple[int, bytes], ...]
 
 
+@recorded
 def check_cases(cell: Cell) -> Finding:
     """Hold both tokenizers to llama.cpp's own vocabulary cases; they belong to the build, not to the cell's file."""
     cell.progress.step("vocabulary cases")
@@ -65,6 +67,7 @@ def check_cases(cell: Cell) -> Finding:
     return Finding(rung, tuple(divergences), {"cases": literal})
 
 
+@recorded
 def judge_file(
     cell: Cell, pins: Sequence[PinCheck], tokens: Finding | None, cases: Finding, weights: Finding
 ) -> Verdict:

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from parity_lib.capture import tokenization_cases
 from parity_lib.capture.cell_judge import Finding
 from parity_lib.capture.cell_pins import file_checks
 from parity_lib.capture.cell_request import Cell, open_cell
-from parity_lib.capture.file_check import cut_prompts, judge_file, measure_tensors, save_file_verdict
+from parity_lib.capture.file_check import check_cases, cut_prompts, judge_file, measure_tensors, save_file_verdict
+from parity_lib.errors import PinError
 from parity_lib.model_file import read_tensors
 from parity_lib.names import Kind, Outcome, Rung
 from parity_lib.store import load_verdict
@@ -63,3 +65,17 @@ def test_every_tensor_is_measured(cell: Cell) -> None:
     assert found[name].absmax == float(np.abs(values).max())
     assert (found[name].layer, found[name].kind, found[name].n_nonfinite) == (2, "ffn_down.weight", 0)
     assert found["output_norm.weight"].layer is None
+
+
+def test_a_spoiled_sdist_leaves_an_incomplete_verdict(
+    cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoiled = tmp_path / "llama_cpp_python-0.3.36.tar.gz"
+    spoiled.write_bytes(b"not an archive")
+    monkeypatch.setenv("PARITY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(tokenization_cases, "_sdist", lambda *_: spoiled)
+    with pytest.raises(PinError, match="does not hold the vocabulary"):
+        check_cases(cell)
+    verdict = load_verdict(cell.out_dir)
+    assert verdict.outcome is Outcome.INCOMPLETE
+    assert "check_cases" in verdict.causes[0]
