@@ -15,6 +15,7 @@ class ParityError(Exception):
     """
 
     exit_status = 3
+    hint: str | None = None  # the next step where an error names none
 
     def __init__(
         self,
@@ -29,7 +30,7 @@ class ParityError(Exception):
         self.place = None if place is None else str(place)
         self.expected = None if expected is None else str(expected)
         self.found = None if found is None else str(found)
-        self.next_step = next_step
+        self.next_step = self.hint if next_step is None else next_step
         super().__init__(self._text())
 
     def _text(self) -> str:
@@ -65,7 +66,9 @@ class UsageError(ParityError):
 
 
 class FixtureError(UsageError):
-    """A file under ``fixtures/`` cannot be read or contradicts itself."""
+    """A file under ``fixtures/``, or one of the user's own in its place, cannot be read or contradicts itself."""
+
+    hint = "correct the file"
 
 
 class PinError(ParityError):

@@ -41,9 +41,15 @@ def read_toml(path: Path) -> tuple[Table, str]:
         raw = path.read_bytes()
         data = tomllib.loads(raw.decode("utf-8"))
     except OSError as error:
-        raise FixtureError("cannot be read", place=path, found=error.strerror or error) from error
+        raise FixtureError(
+            "cannot be read",
+            place=path,
+            expected="a TOML file",
+            found=error.strerror or error,
+            next_step="correct the path or its permissions",
+        ) from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise FixtureError("is not valid TOML in UTF-8", place=path, found=error) from error
+        raise FixtureError("is not valid TOML in UTF-8", place=path, expected="TOML", found=error) from error
     return Table(data, str(path)), hashlib.sha256(raw).hexdigest()
 
 

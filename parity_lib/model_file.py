@@ -107,6 +107,7 @@ def facts_of(file: ModelFile) -> ModelFacts:
             place=f"{file.path}: general.architecture",
             expected=" or ".join(ARCHITECTURES),
             found=arch,
+            next_step="use a model of one of these",
         )
     _refuse_unsupported(file, arch)
     number = _number_reader(file, arch)
@@ -117,6 +118,7 @@ def facts_of(file: ModelFile) -> ModelFacts:
             place=f"{file.path}: {arch}.attention.head_count",
             expected=f"a divisor of {n_embd}",
             found=n_head,
+            next_step="fetch or convert the model again",
         )
     key_length = int(number("attention.key_length", n_embd // n_head))
     names = file.tensors
@@ -178,6 +180,7 @@ def _refuse_unsupported(file: ModelFile, arch: str) -> None:
                 place=f"{file.path}: {key}",
                 expected=f"{neutral!r} or nothing",
                 found=repr(value),
+                next_step="use a model without it",
             )
 
 
@@ -217,6 +220,14 @@ def expected_shapes(facts: ModelFacts) -> dict[str, tuple[int, ...]]:
 
 
 def _check_tensors(file: ModelFile, facts: ModelFacts) -> None:
+    if facts.n_layer > len(file.tensors):  # before the names of so many blocks are made: the number may be absurd
+        raise ModelFileError(
+            "the file has fewer tensors than its metadata has blocks",
+            place=f"{file.path}: {facts.arch}.block_count",
+            expected=f"at most {len(file.tensors)}",
+            found=facts.n_layer,
+            next_step="compare the file's SHA-256 with the source's, and copy it again",
+        )
     expected = expected_shapes(facts)
     optional = {"output.weight", "rope_freqs.weight"}
     for name, shape in expected.items():
@@ -229,6 +240,7 @@ def _check_tensors(file: ModelFile, facts: ModelFacts) -> None:
                 place=f"{file.path}: {name}",
                 expected=shape,
                 found="no such tensor" if tensor is None else tensor.shape,
+                next_step="fetch or convert the model again",
             )
     for name, tensor in file.tensors.items():
         if name not in expected or tensor.type not in TYPES:
@@ -237,6 +249,7 @@ def _check_tensors(file: ModelFile, facts: ModelFacts) -> None:
                 place=f"{file.path}: {name}",
                 expected=f"a tensor of the {facts.arch} architecture, of type {', '.join(TYPES)}",
                 found=f"{tensor.type} {tensor.shape}",
+                next_step="use a model without it, or quantise it to one of these types",
             )
     if facts.n_head % facts.n_head_kv or facts.rope_dim % 2 or facts.rope_dim > facts.key_length:
         raise ModelFileError(
@@ -244,6 +257,7 @@ def _check_tensors(file: ModelFile, facts: ModelFacts) -> None:
             place=file.path,
             expected="n_head a multiple of n_head_kv, rotary dimension even and at most the key length",
             found=f"n_head {facts.n_head}, n_head_kv {facts.n_head_kv}, rope_dim {facts.rope_dim}",
+            next_step="fetch or convert the model again",
         )
 
 
@@ -274,7 +288,13 @@ def sha256_file(path: Path, *, fresh: bool = False) -> str:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise ModelFileError("the file cannot be read", place=path, found=error.strerror or error) from error
+        raise ModelFileError(
+            "the file cannot be read",
+            place=path,
+            expected="a file that can be read",
+            found=error.strerror or error,
+            next_step="correct the path or its permissions",
+        ) from error
     if started_ns - max(before.st_mtime_ns, before.st_ctime_ns) > 2_000_000_000:
         _remember(entry, {"path": str(path), "stamp": stamp, "sha256": digest})
     return digest

@@ -31,7 +31,7 @@ def run_model(tmp_path: Path, prompts: Path, *words: str, name: str = "run") -> 
     return status, out
 
 
-COMMANDS = [[], ["doctor"], ["nightly"], ["run"], ["compare"], ["bands"], ["models"]]
+COMMANDS = [[], ["doctor"], ["nightly"], ["run"], ["compare"], ["bands"], ["spread"], ["faults"], ["models"]]
 COMMANDS += [["models", name] for name in ("list", "prepare", "verify", "stage")]
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from parity_lib import store
-from parity_lib.capture import bands, cell_judge, cell_pins, consistency
+from parity_lib.capture import bands, cell_judge, cell_pins, consistency, folder
 from parity_lib.capture.bf16 import capture_plain
 from parity_lib.capture.cell_judge import REQUIRED, Bf16Rows, Finding, Judgement, incomplete, positions, required_rungs
 from parity_lib.capture.cell_request import Cell, CellRequest, open_cell
@@ -65,6 +65,7 @@ def recorded(step: Callable[Concatenate[Cell, P], R]) -> Callable[Concatenate[Ce
         except ParityError as error:
             shutil.rmtree(cell.spools, ignore_errors=True)
             store.save_verdict(incomplete(cell, f"{step.__name__}: {error}"), cell.out_dir)
+            folder.let_go(cell.out_dir)
             raise
         finally:
             cell.diary.seconds[step.__name__] = time.monotonic() - began
@@ -217,6 +218,7 @@ def save(cell: Cell, judgement: Judgement) -> Verdict:
     store.save_verdict(judgement.verdict, cell.out_dir)
     store.save_divergences(judgement.verdict, cell.out_dir / "divergences.jsonl")
     shutil.rmtree(cell.spools, ignore_errors=True)
+    folder.let_go(cell.out_dir)
     return judgement.verdict
 
 
@@ -238,10 +240,13 @@ def run_cell(request: CellRequest) -> Verdict:
         itself = check_self(cell, reference, candidate)
         rows = (reference, twin, candidate)
         return save(cell, judge(cell, pins, weights, *rows, spread=spread, tokens=tokens, itself=itself))
-    except ParityError:
+    except ParityError as error:
+        if not (cell.out_dir / store.VERDICT).exists():
+            raise error from error.__cause__  # the disk is full: what could not be written is the thing to say
         return store.load_verdict(cell.out_dir)
     finally:
         shutil.rmtree(cell.spools, ignore_errors=True)
+        folder.let_go(cell.out_dir)
 
 
 def _open_burn(cell: Cell) -> Worker:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from parity_lib.capture import models
+from parity_lib.capture import folder, models
 from parity_lib.capture.progress import CellProgress
-from parity_lib.errors import RecordError, UsageError
+from parity_lib.errors import UsageError
 from parity_lib.model_file import ModelFacts, read_facts
 from parity_lib.names import Compute, Rung
 from parity_lib.pins import ModelPin, Pins, load_pins
@@ -20,10 +20,6 @@ from parity_lib.tolerances import BandSet, load_tolerances
 from parity_lib.verdicts import CellId
 
 Wish = Any  # the fields of a request, each of its own type
-RECORDS = (
-    *("verdict.json", "divergences.jsonl", "bands.toml", "spread.json"),
-    *("twin.npz", "twin.json", "native.npz", "native.json"),
-)
 HOST = "host"  # as ``isa``: the widest leg that this machine can run
 
 
@@ -97,10 +93,10 @@ def open_cell(request: CellRequest | None = None, /, **wishes: Wish) -> Cell:
     Raises:
         UsageError: an unknown model, quant, leg, stack, policy or prompts file.
         PinError, ModelFileError: a file is another one, cannot be made, or is not supported.
+        RecordError: the output folder cannot be written.
     """
     request = CellRequest(**wishes) if request is None else request
     out_dir = Path(request.out_dir)
-    _clear(out_dir)
     progress = CellProgress(out_dir)
     pins = load_pins()
     suite = load_prompts(request.prompts or None)
@@ -118,6 +114,7 @@ def open_cell(request: CellRequest | None = None, /, **wishes: Wish) -> Cell:
     name = pin.id if pin is not None else path.stem
     quant = pin.quant if pin is not None else facts.quant
     twin = models.ensure_twin(path, pins)
+    folder.take(out_dir)  # last: a request that is refused leaves the folder, and the record in it, as they were
     return Cell(
         request=replace(request, out_dir=out_dir),
         id=CellId(name, quant, isa, request.stack, request.compute),
@@ -135,26 +132,6 @@ def open_cell(request: CellRequest | None = None, /, **wishes: Wish) -> Cell:
         started=time.monotonic(),
         progress=progress,
     )
-
-
-def _clear(out_dir: Path) -> None:
-    """Make the output folder, without the record of an earlier run: it must never be taken for this one's.
-
-    Raises:
-        RecordError: the folder cannot be made or written.
-    """
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        for name in RECORDS:
-            (out_dir / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise RecordError(
-            "the output folder cannot be written",
-            place=out_dir,
-            expected="a folder of one's own",
-            found=error.strerror or error,
-            next_step="give another --out",
-        ) from error
 
 
 def _model(request: CellRequest, pins: Pins) -> tuple[ModelPin | None, Path]:

@@ -19,6 +19,7 @@ from parity_lib import store
 from parity_lib.capture import cell as steps
 from parity_lib.capture.cell import Cell, CellRequest, Finding, Judgement, Reference
 from parity_lib.capture.cell_judge import Bf16Rows
+from parity_lib.capture.folder import let_go
 from parity_lib.capture.logits import Rows
 from parity_lib.compare.kills import ENGINE, RECORD, Drill, Kill, KillMatrix, judge_kill, load_drills
 from parity_lib.compare.pins import PinCheck
@@ -130,6 +131,7 @@ def seed_faults(baseline: Baseline, say: Say) -> KillMatrix:
     )
     save_record(matrix.to_json(), baseline.cell.out_dir / KILLS, "kills")
     shutil.rmtree(baseline.cell.spools, ignore_errors=True)
+    let_go(baseline.cell.out_dir)
     return matrix
 
 

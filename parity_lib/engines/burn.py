@@ -69,7 +69,11 @@ class Burn:
         check_isa(self._isa, self._evidence["expected_kernel"])
         if not self._path.is_file():
             raise ModelFileError(
-                "there is no such model file", place=self._path, expected="a GGUF file", next_step="correct the path"
+                "there is no such model file",
+                place=self._path,
+                expected="a GGUF file",
+                found="something else" if self._path.exists() else "nothing",
+                next_step="correct the path",
             )
         self._sha256 = sha256_file(self._path)
         with self._translated():

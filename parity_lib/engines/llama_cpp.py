@@ -192,7 +192,11 @@ class LlamaCpp:
         api, log = self._api, self._library.log
         if not self._path.is_file():
             raise ModelFileError(
-                "there is no such model file", place=self._path, expected="a GGUF file", next_step="correct the path"
+                "there is no such model file",
+                place=self._path,
+                expected="a GGUF file",
+                found="something else" if self._path.exists() else "nothing",
+                next_step="correct the path",
             )
         self._sha256 = sha256_file(self._path)
         log.mark()

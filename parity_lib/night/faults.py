@@ -44,8 +44,9 @@ def check_fault(fault: str, forms: Iterable[str], place: str) -> None:
 
 
 def check_faults(faults: Iterable[tuple[str, str, str]]) -> None:
-    """Refuse the unknown ones among (fault, stack, place). An extension that does not load is not this check's gap:
-    the cells that need it cannot run, and say why.
+    """Refuse the unknown ones among (fault, stack, place).
+
+    An extension that does not load is not this check's gap: the cells that need it cannot run, and say why.
 
     Raises:
         UsageError: as ``check_fault``.

@@ -159,6 +159,7 @@ def _check_type(source: Path, name: str, value: object, declared: Mapping[str, s
 
 def execute(request: Mapping[str, Any]) -> None:
     """Run the notebook that the request describes; raises what papermill raises when a cell failed."""
+    scratch = Path(request["usage_file"]).parent
     papermill_io.register("local", AtomicHandler())
     papermill_engines.register(ENGINE, CrashVisibleEngine)
     papermill.execute_notebook(
@@ -176,8 +177,9 @@ def execute(request: Mapping[str, Any]) -> None:
         raise_on_iopub_timeout=True,
         coalesce_streams=True,
         extra_arguments=[f"--IPKernelApp.exec_lines={CRASH_LINE}"],
-        # Sockets in the scratch folder: no port can be taken by another run, and no network has to be up.
-        config=Config({"KernelManager": {"transport": "ipc"}}),
+        # Sockets in the scratch folder: no port can be taken by another run, and no network has to be up. Without an
+        # address of their own all kernels would be called kernel-ipc-1 in one working folder, and meet there.
+        config=Config({"KernelManager": {"transport": "ipc", "ip": str(scratch / "kernel")}}),
     )
 
 

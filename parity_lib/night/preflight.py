@@ -83,7 +83,7 @@ def declared_names(notebook: Path) -> frozenset[str]:
         lines = ast.parse("".join(tagged[0]["source"])).body if tagged else []
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SyntaxError):
         return frozenset()
-    targets = [line.target for line in lines if isinstance(line, ast.AnnAssign)]
+    targets: list[ast.expr] = [line.target for line in lines if isinstance(line, ast.AnnAssign)]
     targets += [target for line in lines if isinstance(line, ast.Assign) for target in line.targets]
     return frozenset(target.id for target in targets if isinstance(target, ast.Name))
 

@@ -121,7 +121,8 @@ def _bar(n_cells: int, stream: TextIO) -> tqdm[None]:
 
     tqdm.set_lock(threading.RLock())  # the default one is shared between processes, which nobody needs here
     tqdm.monitor_interval = 0  # no thread of its own
-    return tqdm(total=n_cells, file=stream, bar_format=BAR, leave=False, dynamic_ncols=True, mininterval=0)
+    bar: tqdm[None] = tqdm(total=n_cells, file=stream, bar_format=BAR, leave=False, dynamic_ncols=True, mininterval=0)
+    return bar
 
 
 def read_progress(folder: Path) -> str:

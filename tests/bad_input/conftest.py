@@ -11,6 +11,7 @@ import gguf
 import pytest
 
 from parity_lib.capture.synthetic import Shape, build
+from parity_lib.cli import main
 from parity_lib.engines.burn import Burn
 from parity_lib.errors import ModelFileError
 from parity_lib.model_file import read_facts
@@ -19,7 +20,6 @@ from parity_lib.reference_recipe import host_leg
 
 PROMPTS = Path(__file__).parents[1] / "two_prompts.toml"
 SMALL = Shape(n_layer=1, n_vocab=256, n_ff=256, n_ctx_train=64, rope_freqs=1)
-N_TENSORS_AT, N_KEYS_AT, FIRST_KEY_AT = 8, 16, 24  # bytes of a GGUF file: counts, then the first key's length
 
 Edit = Callable[["Spoiled"], None]
 
@@ -100,15 +100,43 @@ def spoil(sound: Path, tmp_path: Path) -> Callable[[Edit], Path]:
     return make
 
 
-def refusal_of_python(path: Path) -> str:
-    """Return what the Python reader says."""
-    with pytest.raises(ModelFileError) as caught:
-        read_facts(path)
-    return str(caught.value)
+def check_clear(text: str, place: str) -> None:
+    """Assert that a refusal is one paragraph that names its place, what is right, what was found, and a next step."""
+    assert place in text
+    for word in ("expected ", "found ", "next: "):
+        assert word in text, f"no {word!r} in {text}"
+    assert "Traceback" not in text
+    assert len(text.strip().splitlines()) == 1
 
 
-def refusal_of_rust(path: Path, leg: str) -> str:
-    """Return what the Rust reader says."""
-    with pytest.raises(ModelFileError) as caught:
-        Burn(path, isa=leg, n_threads=1)
-    return str(caught.value)
+@pytest.fixture
+def clear() -> Callable[[str, str], None]:
+    """Return the function that asserts that a refusal, given with its place, is clear."""
+    return check_clear
+
+
+@pytest.fixture
+def refused(leg: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[[Path], tuple[str, str]]:
+    """Return a function that gives a file to the front door and to both readers, and returns what these say.
+
+    The front door says what the Python reader says, with status 3, and leaves an earlier record as it was.
+    """
+
+    def give(path: Path) -> tuple[str, str]:
+        out = tmp_path / f"out-{path.stem}"
+        out.mkdir()
+        (out / "verdict.json").write_text("the record of an earlier run")
+        status = main(["run", str(path), "--prompts", str(PROMPTS), "--out", str(out), "--threads", "1"])
+        said = capsys.readouterr().err
+        with pytest.raises(ModelFileError) as of_python:
+            read_facts(path)
+        with pytest.raises(ModelFileError) as of_rust:
+            Burn(path, isa=leg, n_threads=1)
+        for text in (said, str(of_python.value), str(of_rust.value)):
+            check_clear(text, path.name)
+        assert str(of_python.value) in said
+        assert status == 3
+        assert [file.read_text() for file in out.iterdir()] == ["the record of an earlier run"]
+        return str(of_python.value), str(of_rust.value)
+
+    return give

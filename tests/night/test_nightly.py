@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import signal
 import subprocess
@@ -11,7 +10,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,57 +19,8 @@ from parity_lib.names import Outcome
 from parity_lib.night.record import Night, load_night
 from parity_lib.nightly import NightOptions, run_night
 
-MODEL = 'model = "synthetic-llama"\nquant = "Q8_0"\n'
-PRODUCTION = 'model = "llama-3-8b"\nquant = "Q4_K_M"\n'
-FOREIGN = "neon" if os.uname().machine == "x86_64" else "avx2"
-PARAMETERS = """model: str = ""  # id
-quant: str = ""  # quant
-isa: str = ""  # leg
-stack: str = ""  # stack
-compute: str = ""  # policy
-prompts: str = ""  # file
-fault: str = ""  # fault
-control: bool = False  # control
-out_dir: str = ""  # folder"""
-# A record as a real cell leaves it; ``outcome`` is set by the line before it.
-RECORD = """from parity_lib import store
-from parity_lib.names import Kind, Outcome, Rung
-from parity_lib.traces import RunInfo
-from parity_lib.verdicts import CellId, Divergence, RungResult, Verdict, conclude
-run = RunInfo("burn", "0", "0", {}, "m.gguf", "0" * 64, {}, isa, "unproven", {}, 1, "F32", compute, stack, "0" * 64,
-              "class", "host", seeded or None, "2026-11-23T00:00:00+00:00", 1.0, 1000)
-bad = [Divergence(Rung.T4, Kind.TOP1, 0.5, 3, 17, delta=0.75, delta_id=7)] if broken else []
-ok = Outcome.PARITY
-rungs = [RungResult(rung, ok, 5, 5, None, None, "pins") for rung in (Rung.T0, Rung.T2)]
-worst = 0.75 if broken else 0.25
-rungs += [RungResult(Rung.T4, Outcome.DIVERGED if broken else ok, 5, compared, worst, 0.5, "logits", note=note)]
-outcome, causes = conclude(rungs, required=(Rung.T4,))
-verdict = Verdict(CellId(model, quant, isa, stack, compute), outcome, tuple(rungs), tuple(bad), {"candidate": run},
-                  False, False, causes, control=control, created_at="2026-11-23T00:00:00+00:00")
-store.save_verdict(verdict, out_dir)"""
-SETUP = "broken, compared, seeded, note = bool(fault), 5, fault, ''"
-ASSERT = "verdict.require_parity()"
-SOUND = [SETUP, RECORD, ASSERT]
+from .conftest import ASSERT, FOREIGN, MODEL, PRODUCTION, RECORD, SETUP, SOUND, make_books, notebook, plan
 
-
-def notebook(path: Path, cells: list[str], parameters: str = PARAMETERS) -> None:
-    found: list[dict[str, Any]] = [{"cell_type": "markdown", "id": "title", "metadata": {}, "source": "# Test"}]
-    for number, source in enumerate([parameters, *cells]):
-        tags = ["parameters"] if number == 0 else ["raises-exception"] if source.startswith(ASSERT) else []
-        cell = {"cell_type": "code", "id": f"c{number}", "metadata": {"tags": tags}, "source": source}
-        found.append(cell | {"outputs": [], "execution_count": None})
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    content = {"cells": found, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
-    path.write_text(json.dumps(content), encoding="utf-8")
-
-
-PAGES = {
-    "00_machine_and_pins": (["1"], 'x: str = ""  # nothing'),
-    "06_night": (
-        ["from parity_lib.night.record import load_night\nprint(load_night(run_dir).outcome)"],
-        'run_dir: str = ""  # folder',
-    ),
-}
 DIVERGING = [SETUP.replace("bool(fault)", "True"), RECORD, ASSERT, "print('drill-down')"]
 LYING = ASSERT + "\nfrom parity_lib.errors import ParityFailure\nraise ParityFailure('no')"
 # Name of a notebook -> its cells, and what the cause must name. Each would be green if one check were missing.
@@ -84,34 +33,24 @@ FALSE_GREENS = {
     "other_cell": ([SETUP, RECORD.replace("CellId(model", "CellId('another'"), ASSERT], "of another cell"),
     "fault": ([SETUP.replace("fault, ''", "'eps', ''"), RECORD, ASSERT], "ran with fault 'eps'"),
     "dropped": ([SETUP.replace("5, fault, ''", "4, fault, ''"), RECORD, ASSERT], "compared 4 of 5"),
-    "rung": ([SETUP, RECORD.replace("(Rung.T0, Rung.T2)", "(Rung.T0,)"), ASSERT], "T2 weights: did not run"),
+    "rung": ([SETUP, RECORD.replace("Rung.T0, Rung.T2,", "Rung.T0,"), ASSERT], "T2 weights: did not run"),
+    "stale": (
+        [SETUP, RECORD.replace("datetime.now(UTC)", "datetime(2026, 1, 1, tzinfo=UTC)"), ASSERT],
+        "older than this run",
+    ),
+    "contradicting": (
+        [SETUP.replace("bool(fault)", "True"), RECORD.replace("= conclude(", "= Outcome.PARITY, () or conclude("), "1"],
+        "RecordError",
+    ),
     "damaged": ([SETUP, RECORD + "\nopen(out_dir + '/verdict.json', 'a').write('x')", ASSERT], "verdict.json"),
     "lying": ([SETUP, RECORD, LYING], "assert cell raised"),
     "slow": (["import time\ntime.sleep(600)", *SOUND], "wall-clock limit of 8 s"),
 }
 
 
-def make_books(folder: Path, **cells: list[str]) -> Path:
-    """Write the notebooks of a night: two pages, ``02_logits``, and others by name."""
-    books = folder / "notebooks"
-    books.mkdir()
-    for name, (page, parameters) in PAGES.items():
-        notebook(books / f"{name}.ipynb", page, parameters)
-    for name, sources in {"02_logits": SOUND, **cells}.items():
-        notebook(books / f"{name}.ipynb", sources)
-    return books
-
-
 @pytest.fixture
 def books(tmp_path: Path) -> Path:
     return make_books(tmp_path)
-
-
-def plan(folder: Path, *cells: str) -> str:
-    path = folder / "plan.toml"
-    head = 'schema = "parity/plan/1"\ntitle = "a test"\nheadline = "crates.io burn"\n'
-    path.write_text(head + "".join(f"[[cell]]\n{cell}" for cell in cells), encoding="utf-8")
-    return str(path)
 
 
 def night(books: Path, *cells: str, require_all: bool = False, only: str = "") -> tuple[Night, Path, str]:
@@ -143,14 +82,16 @@ def test_night_at_parity_is_zero_and_leaves_everything(books: Path) -> None:
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Night, Path, str]:
     """Return a night with a divergence, a caught control, an expected divergence and one that broke off later."""
     late = [SETUP.replace("bool(fault)", "True"), RECORD, "import os\nos.abort()"]
-    books = make_books(tmp_path_factory.mktemp("mixed"), diverging=DIVERGING, late=late)
+    swallowed = [*DIVERGING[:2], f"try:\n    {ASSERT}\nexcept Exception:\n    print('all is well')"]
+    books = make_books(tmp_path_factory.mktemp("mixed"), diverging=DIVERGING, late=late, swallowed=swallowed)
     return night(
         books,
         MODEL + 'notebook = "diverging"\n',
-        MODEL + 'control = true\nfault = "eps x10"\n',
+        MODEL + 'control = true\nfault = "eps_x10@all"\n',
         MODEL.replace("Q8_0", "Q4_K_M") + 'notebook = "diverging"\nexpect = "diverged"\nreason = "known"\n',
         MODEL + 'notebook = "late"\n',
         MODEL + f'isa = "{FOREIGN}"\nrequired = false\n',
+        MODEL + 'notebook = "swallowed"\n',
     )
 
 
@@ -182,6 +123,11 @@ def test_divergence_that_broke_off_later_stays_a_divergence(mixed: tuple[Night, 
     assert any(line.startswith("INCOMPLETE") and "SIGABRT" in line for line in text.splitlines())
 
 
+def test_notebook_that_swallows_the_alarm_is_no_parity(mixed: tuple[Night, Path, str]) -> None:
+    cell = mixed[0].cells[5]
+    assert (cell.outcome, cell.good) == (Outcome.DIVERGED, False)
+
+
 def test_leg_that_the_machine_lacks_is_a_hole_that_names_it(mixed: tuple[Night, Path, str]) -> None:
     assert mixed[0].cells[4].outcome is Outcome.HOLE
     assert f"cannot run the leg {FOREIGN}: it lacks" in mixed[0].cells[4].causes[0]
@@ -211,11 +157,11 @@ def test_control_not_caught_is_three_and_a_finding_that_went_away_is_named(tmp_p
     books = make_books(tmp_path, blind=[seen, RECORD, ASSERT])
     blind = 'notebook = "blind"\n'
     gone = MODEL.replace("Q8_0", "Q4_K_M") + blind + 'expect = "diverged"\nreason = "a known finding"\n'
-    record, _, text = night(books, MODEL + blind, MODEL + blind + 'control = true\nfault = "eps x10"\n', gone)
+    record, _, text = night(books, MODEL + blind, MODEL + blind + 'control = true\nfault = "eps_x10@all"\n', gone)
     assert [cell.outcome for cell in record.cells] == [Outcome.DIVERGED, Outcome.INVALID, Outcome.PARITY]
     assert [cell.good for cell in record.cells] == [False, False, False]
     assert (record.outcome, record.exit_status) == (Outcome.INVALID, 3)
-    assert any(line.startswith("INVALID model=") and "eps x10" in line for line in text.splitlines())
+    assert any(line.startswith("INVALID model=") and "eps_x10@all" in line for line in text.splitlines())
     assert any(line.startswith("UNEXPECTED model=") and "a known finding" in line for line in text.splitlines())
 
 

@@ -23,8 +23,8 @@ class Terminal(io.StringIO):
 def test_plain_stream_and_log_hold_the_same_lines(tmp_path: Path) -> None:
     stream = io.StringIO()
     screen = Screen(tmp_path / "night.log", 3, stream)
-    screen.begin()
-    screen.tick(1, "a-cell", tmp_path)
+    screen.begin("a-cell")
+    screen.tick("a-cell", tmp_path)
     screen.say(LINE)
     screen.note("only in the log")
     screen.close()
@@ -37,21 +37,32 @@ def test_slow_cell_gets_a_plain_line_now_and_then(tmp_path: Path, monkeypatch: p
     stream = io.StringIO()
     screen = Screen(tmp_path / "night.log", 3, stream)
     (tmp_path / PROGRESS_FILE).write_text(json.dumps({"step": "burn scores", "done": 1200, "total": 1452}))
-    screen.tick(2, "a-cell", tmp_path)
+    for name in ("first", "second"):
+        screen.begin(name)
+    screen.tick("first", tmp_path)
+    screen.end("first")
+    screen.tick("second", tmp_path)
     screen.close()
-    assert "2/3 burn scores 1,200 of 1,452" in stream.getvalue()
+    first, second = stream.getvalue().splitlines()
+    assert first.startswith("  0/3 first: burn scores 1,200 of 1,452, ")
+    assert second.startswith("  1/3 second: burn scores 1,200 of 1,452, ")
     assert "\r" not in stream.getvalue()
 
 
-def test_terminal_gets_a_moving_line_that_leaves_no_trace(tmp_path: Path) -> None:
+def test_terminal_gets_a_bar_that_moves_and_leaves_no_trace(tmp_path: Path) -> None:
     stream = Terminal()
     screen = Screen(tmp_path / "night.log", 4, stream)
-    screen.begin()
-    screen.tick(3, "a-cell", tmp_path)
-    assert stream.getvalue().startswith("\r[############............] 3/4 starting")
+    screen.begin("a-cell")
+    screen.tick("a-cell", tmp_path)
+    assert "0/4 |" in stream.getvalue()
+    assert "a-cell: starting" in stream.getvalue()
+    screen.end("a-cell")
+    screen.begin("b-cell")
+    screen.tick("b-cell", tmp_path)
+    assert "1/4 |" in stream.getvalue()
     screen.say(LINE)
     screen.close()
-    assert stream.getvalue().endswith(f"\r\x1b[K{LINE}\n")
+    assert [line.rpartition("\r")[2].strip() for line in stream.getvalue().splitlines()][-1:] in ([LINE], [""])
     assert (tmp_path / "night.log").read_text() == f"{LINE}\n"
 
 
