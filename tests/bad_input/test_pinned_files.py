@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ from parity_lib.cli import main
 from parity_lib.model_file import sha256_file
 from parity_lib.names import Outcome
 from parity_lib.night.record import load_night
+from parity_lib.nightly import NightOptions, run_night
 from parity_lib.pins import load_pins
 
 PROMPTS = Path(__file__).parents[1] / "two_prompts.toml"
@@ -81,14 +84,33 @@ def test_wrong_hash_of_a_staged_file(cache: Path, capsys: pytest.CaptureFixture[
     assert not list(cache.glob("llama-3-8b*.gguf"))
 
 
-def test_wrong_hash_in_a_night(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def make_notebooks(folder: Path) -> Path:
+    """Write the three notebooks of a night, each as small as it can be: the cell's one must not even start."""
+    names = "model quant isa stack compute prompts fault out_dir".split()
+    parameters = {
+        "00_machine_and_pins": "x: str = ''",
+        "02_logits": "\n".join([*(f"{name}: str = ''" for name in names), "control: bool = False"]),
+        "06_night": "run_dir: str = ''",
+    }
+    folder.mkdir()
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    for name, source in parameters.items():
+        cell = {"cell_type": "code", "id": "a", "metadata": {"tags": ["parameters"]}, "source": source}
+        cell |= {"outputs": [], "execution_count": None}
+        content = {"cells": [cell], "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+        (folder / f"{name}.ipynb").write_text(json.dumps(content))
+    return folder
+
+
+def test_wrong_hash_in_a_night(cache: Path, tmp_path: Path) -> None:
     """It is no hole, although the cell is not required: a file that is there and is another one is a finding."""
     found = flip(next(cache.glob("*.gguf")))
-    plan, out = tmp_path / "plan.toml", tmp_path / "out"
+    plan, said = tmp_path / "plan.toml", io.StringIO()
     plan.write_text(PLAN + 'quant = "Q8_0"\nrequired = false\n')
-    assert main(["nightly", "--plan", str(plan), "--out", str(out)]) == 3
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("INCOMPLETE model="))
+    options = NightOptions(str(plan), tmp_path / "out", notebooks=make_notebooks(tmp_path / "notebooks"))
+    record, folder = run_night(options, said)
+    assert record.exit_status == 3
+    line = next(line for line in said.getvalue().splitlines() if line.startswith("INCOMPLETE model="))
     assert "not the pinned one" in line
     assert found in line
-    record = load_night(next(path.parent for path in out.glob("*/night.json")))
-    assert [cell.outcome for cell in record.cells] == [Outcome.INCOMPLETE]
+    assert [cell.outcome for cell in load_night(folder).cells] == [Outcome.INCOMPLETE]
