@@ -280,7 +280,12 @@ def main(arguments: list[str] | None = None) -> int:
         # A full disk or a lost folder; anything else is a defect of this program and shows its traceback.
         if "--debug" in words:
             traceback.print_exc()
-        click.echo(f"parity: {error.filename or 'input or output'}: {error.strerror or error}", err=True)
+        place, found = error.filename or "a file or a stream", error.strerror or error
+        click.echo(
+            f"parity: {place}: cannot be read or written; expected room and permission; found {found}; "
+            "next: free some space, or give another --out",
+            err=True,
+        )
         return STATUS_INCOMPLETE
     return status if isinstance(status, int) else STATUS_OK
 

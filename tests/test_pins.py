@@ -77,6 +77,8 @@ def test_default_files_have_twins_and_tokenizers(pins: Pins) -> None:
     for pin in pins.models:
         if pin.role == DEFAULT:
             assert pin.twin is not None, pin.file_name
+            assert pin.bf16_twin is not None, pin.file_name
+            assert pin.bf16_twin.bytes < pin.twin.bytes, pin.file_name
             assert pin.tokenizer_sha256, pin.file_name
     tokenizers = {pin.tokenizer_sha256 for pin in pins.models if pin.id == "smollm2-135m"}
     assert len(tokenizers) == 1, "quantising does not touch the tokenizer"
@@ -127,6 +129,11 @@ def test_the_digest_of_the_file_is_of_its_bytes(tmp_path: Path, pins: Pins) -> N
         ("bytes = 98362432", 'bytes = 98362432\nmd5 = "x"', "unknown key 'md5'"),
         ("bytes = 98362432", "bytes = 98362432\nmade = {}", ""),
         ('source_quant = "Q4_1"', 'source_quant = "Q5_1"', "starts from a file that is not pinned"),
+        ('source_id = "smollm2-135m-wide"', 'source_id = "smollm2-135m-qwen2-wide"', "not pinned before it"),
+        ('quant = "F32"', 'quant = "Q8_0"', "a transplant writes F32"),
+        ("n_embd = 768", "n_embd = 0", "too small"),
+        ("bias = 0.05", 'bias = "small"', "a number"),
+        ("bf16_twin =", "bf16twin =", "unknown key 'bf16twin'"),
         ('kind = "wheel"', 'kind = "wheels"', "did you mean wheel"),
         ('quant = "Q8_0"', 'quant = "Q4_1"', "pinned twice"),
         ('id = "smollm2-135m"', 'id = "../smollm2"', "no plain word"),

@@ -182,12 +182,12 @@ def _seed(baseline: Baseline, drill: Drill) -> Kill:
     folder.mkdir(parents=True)
     fault = "" if drill.at == RECORD else drill.fault
     request = replace(baseline.cell.request, fault=fault, out_dir=folder)
-    # Limits of the sound cell: derived again from a reference that is stale, they would be wide enough for it.
+    # Limits of the sound cell: nothing that a fault has touched may measure them again.
     cell = replace(baseline.cell, request=request, out_dir=folder, started=began, bands=baseline.judgement.bands)
     changed = None
     try:
         if drill.at == RECORD:
-            twin, candidate, itself = _stale(baseline, drill.fault, folder), baseline.candidate, baseline.itself
+            twin, candidate, itself = stale_rows(baseline, drill.fault, folder), baseline.candidate, baseline.itself
         else:
             twin, candidate = baseline.twin, steps.capture_candidate(cell, baseline.reference)
             itself = steps.check_self(cell, baseline.reference, candidate)
@@ -220,7 +220,7 @@ def _rows_changed(sound: Judgement, faulty: Judgement) -> int | None:
     return int((ours != theirs).any(axis=1).sum()) if ours.shape == theirs.shape else None
 
 
-def _stale(baseline: Baseline, fault: str, folder: Path) -> Rows:
+def stale_rows(baseline: Baseline, fault: str, folder: Path) -> Rows:
     """Return rows of the reference's twin that are not what they are taken for."""
     twin = baseline.twin
     if fault == "stale_trace=file":

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from parity_lib.capture.model_cache import Say, check_digest, lock, models_dir, part_of, quiet
+from parity_lib.capture.model_cache import Say, check_digest, lock, models_dir, need_space, part_of, quiet
 from parity_lib.capture.model_makers import Job, make, receipt_equalities
 from parity_lib.capture.model_twins import ensure_twin, twin_path
 from parity_lib.capture.transplant import Equality
 from parity_lib.errors import ModelFileError, PinError
 from parity_lib.model_file import read_facts
-from parity_lib.pins import ModelPin, Pins
+from parity_lib.pins import BY_LLAMA_CPP, TRANSPLANTS, ModelPin, Pins
 
-__all__ = ["Equality", "ModelStatus", "ensure", "ensure_twin", "list_models", "models_dir", "prepare_all", "stage"]
+__all__ = [
+    "Equality",
+    "ModelStatus",
+    "ensure",
+    "ensure_twin",
+    "equalities",
+    "list_models",
+    "models_dir",
+    "prepare_all",
+    "stage",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +69,59 @@ def prepare_all(
     models: Iterable[tuple[str, str]], pins: Pins, *, twins: bool = True, say: Say = quiet
 ) -> dict[tuple[str, str], Path]:
     """Make or find every (id, quant) and its twin; return the paths. Idempotent. Raises as ``ensure``."""
+    wanted = tuple(dict.fromkeys(models))
+    missing = [pin for key in wanted if not (models_dir() / (pin := pins.model(*key)).file_name).exists()]
+    need_space(models_dir(), bytes_to_make(missing, pins, twins=twins))
     paths: dict[tuple[str, str], Path] = {}
-    for model_id, quant in dict.fromkeys(models):
+    for model_id, quant in wanted:
         paths[model_id, quant] = ensure(model_id, quant, pins, say=say)
         if twins:
             ensure_twin(paths[model_id, quant], pins, say=say)
     return paths
+
+
+def bytes_to_make(missing: Sequence[ModelPin], pins: Pins, *, twins: bool) -> int:
+    """Return the bytes that making these files needs on the disk, with their twins and what exists only meanwhile.
+
+    A transplanted F32 source is made for one file at a time and removed, so the largest chain of them counts, once.
+    """
+    stay = sum(pin.file.bytes + (pin.twin.bytes if twins and pin.twin else 0) for pin in missing)
+    return stay + max((_meanwhile(pin, pins) for pin in missing), default=0)
+
+
+def _meanwhile(pin: ModelPin, pins: Pins) -> int:
+    if pin.recipe.kind not in BY_LLAMA_CPP:
+        return 0
+    source = pins.model(pin.recipe.source_id, pin.recipe.source_quant)
+    if source.recipe.kind not in TRANSPLANTS or (models_dir() / source.file_name).exists():
+        return 0
+    return source.file.bytes + _meanwhile(source, pins)
+
+
+def equalities(pins: Pins, *, fresh: bool = False, say: Say = quiet) -> list[tuple[ModelPin, Equality]]:
+    """Return how far each derived model is from its source, one record for each step that led to a file.
+
+    Args:
+        pins: the pins.
+        fresh: make each transplanted F32 file again, in a folder that is removed, and measure it now; it must come out
+            as pinned. Otherwise what the receipts of the files on this machine say.
+        say: called with a line before something slow.
+
+    Raises:
+        PinError, ModelFileError: as ``ensure``, with ``fresh`` only.
+    """
+    if not fresh:
+        here = [(pin, models_dir() / pin.file_name) for pin in pins.models]
+        return [(pin, one) for pin, path in here if path.exists() for one in receipt_equalities(path)]
+    found = []
+    models_dir().mkdir(parents=True, exist_ok=True)
+    for pin in (pin for pin in pins.models if pin.recipe.kind in TRANSPLANTS):
+        with tempfile.TemporaryDirectory(".part", ".equalities.", models_dir()) as folder:
+            path = Path(folder) / pin.file_name
+            make(Job(pin, path, pins, say, lambda other, its: ensure(other, its, pins, say=say)))
+            check_digest(path, pin.file, f"{pin.id} {pin.quant}", pin.recipe.kind)
+            found.append((pin, receipt_equalities(path)[-1]))  # those before it belong to the files before it
+    return found
 
 
 def list_models(pins: Pins, *, verify: bool = False) -> list[ModelStatus]:

@@ -8,6 +8,7 @@ trace needs anyway. What does not hold is refused by name, removed, and computed
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -22,7 +23,7 @@ import numpy as np
 
 from parity_lib.capture.logits import Rows
 from parity_lib.capture.model_cache import lock
-from parity_lib.errors import ModelFileError, ParityError, UsageError
+from parity_lib.errors import EngineError, ModelFileError, ParityError, UsageError
 from parity_lib.json_text import dump_line, encode
 from parity_lib.model_file import cache_dir
 from parity_lib.traces import Position, RunInfo
@@ -32,6 +33,7 @@ LIMIT = "PARITY_TRACES_GB"  # environment variable: how much may be kept; 0 keep
 DEFAULT_GB = 30.0
 KEEP_FREE = 4 << 30  # bytes of the disk that are not for keeping: a night writes its rows there first
 RECORD, ROWS, REFUTED = "record.json", "rows.f32", "refuted"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of the disk that is written to, never of the cache
 ENTRY = re.compile(r"[a-z0-9]+-[0-9a-f]{32}")
 
 
@@ -73,11 +75,16 @@ class Slot:
         """Return what is kept here, its rows linked to ``rows_at``; None where there is nothing or it does not hold.
 
         Every row is hashed and compared with the digest that was stored beside it.
+
+        Raises:
+            EngineError: there is no room for the rows at ``rows_at``, which is not the entry's fault: it stays.
         """
         if not self.folder.exists():
             return None
         try:
             kept = _load(self.folder, self.fields, rows_at)
+        except EngineError:
+            raise
         except (OSError, ValueError, KeyError, TypeError, ParityError) as error:
             self.notes.append(f"the cached {self.fields['part']} was refused, removed and computed again: {error}")
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -190,9 +197,7 @@ def _load(folder: Path, fields: Mapping[str, Any], rows_at: Path) -> Kept:
     if record["rows"] is None:
         return Kept(record["data"])
     found = record["rows"]
-    rows_at.parent.mkdir(parents=True, exist_ok=True)
-    rows_at.unlink(missing_ok=True)
-    _link(folder / ROWS, rows_at)
+    _bring(folder / ROWS, rows_at)
     positions = tuple(Position(*p) for p in found["positions"])
     expected, size = 4 * found["n_vocab"] * len(positions), rows_at.stat().st_size
     if size != expected:
@@ -206,6 +211,26 @@ def _load(folder: Path, fields: Mapping[str, Any], rows_at: Path) -> Kept:
         n = f"{len(damaged)} of {len(positions)} rows"
         raise ValueError(f"{n} do not have their digest, the first is prompt {prompt_idx} token {token_idx}")
     return Kept(record["data"], rows)
+
+
+def _bring(source: Path, rows_at: Path) -> None:
+    """Put the rows where the cell wants them. Raises ``EngineError`` where nothing more can be written there."""
+    try:
+        rows_at.parent.mkdir(parents=True, exist_ok=True)
+        rows_at.unlink(missing_ok=True)
+        _link(source, rows_at)
+    except OSError as error:
+        with contextlib.suppress(OSError):  # half of the rows would keep a full disk full
+            rows_at.unlink(missing_ok=True)
+        if error.errno not in NO_ROOM:
+            raise
+        raise EngineError(
+            "the spool of logit rows cannot be written",
+            place=rows_at,
+            expected="room and permission for the rows",
+            found=error.strerror or error,
+            next_step="free space, or choose another output folder",
+        ) from error
 
 
 def _link(source: Path, target: Path) -> None:

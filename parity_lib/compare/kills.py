@@ -204,7 +204,7 @@ def judge_kill(drill: Drill, verdict: Verdict, rows_changed: int | None, seconds
     lines = verdict.lines()
     said = next((line for line in lines if all(word in line for word in drill.words)), None)
     broken = verdict.lowest_broken
-    margins = [result.margin for result in verdict.rungs if result.margin is not None]
+    margins = [result.margin for result in verdict.rungs if result.margin]  # one of 0 says only that equality was asked
     # A worst case that is not finite has no margin, and is outside of any limit.
     endless = any(result.worst is not None and not math.isfinite(result.worst) for result in verdict.rungs)
     return Kill(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections import deque
 
@@ -26,7 +27,8 @@ class Log:
         if self._level == 1:  # debug: thousands of lines for each context
             return
         words = text.decode("utf-8", "replace")
-        sys.stderr.write(words)
+        with contextlib.suppress(OSError):  # a full disk; what follows is read back, and must not be lost with it
+            sys.stderr.write(words)
         if self._open and self._lines:
             last, start = self._lines.pop()
             self._lines.append((max(last, self._level), start + words.rstrip("\n")))

@@ -86,7 +86,7 @@ def test_wrong_hash_of_a_staged_file(cache: Path, capsys: pytest.CaptureFixture[
 
 def make_notebooks(folder: Path) -> Path:
     """Write the three notebooks of a night, each as small as it can be: the cell's one must not even start."""
-    names = "model quant isa stack compute prompts fault out_dir".split()
+    names = ["model", "quant", "isa", "stack", "compute", "prompts", "fault", "out_dir"]
     parameters = {
         "00_machine_and_pins": "x: str = ''",
         "02_logits": "\n".join([*(f"{name}: str = ''" for name in names), "control: bool = False"]),

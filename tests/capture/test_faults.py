@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from parity_lib import store
+from parity_lib.capture import cell as steps
 from parity_lib.capture.cell import CellRequest
-from parity_lib.capture.faults import FOLDER, KILLS, capture_baseline, seed_faults
+from parity_lib.capture.faults import FOLDER, KILLS, capture_baseline, seed_faults, stale_rows
 from parity_lib.cli import main
 from parity_lib.commands.faults import report_baseline
 from parity_lib.compare.kills import Kill, KillMatrix
-from parity_lib.errors import UsageError
+from parity_lib.errors import EngineError, UsageError
 from parity_lib.model_file import read_tensors
 from parity_lib.names import Outcome, Rung
 from parity_lib.record_file import load_record
@@ -85,6 +86,30 @@ def test_the_other_architecture(tmp_path: Path) -> None:
     matrix = seed_faults(replace(baseline, drills=chosen), lambda _: None)
     assert [(kill.fault, kill.problem) for kill in matrix.problems] == []
     assert not matrix.survivors
+
+
+def test_a_stale_reference_does_not_widen_its_own_limits(tmp_path: Path) -> None:
+    """Limits of one's own prompts are measured by the reference: rows that are not its own must not measure them."""
+    baseline = capture_baseline(request(tmp_path, "synthetic-llama"), "stale")
+    for name in ("stale_spool=row", "stale_trace=file"):
+        folder = tmp_path / name
+        folder.mkdir()
+        cell = replace(baseline.cell, out_dir=folder)
+        assert cell.bands is None
+        with pytest.raises(EngineError, match="no limit can be derived"):
+            steps.judge(
+                cell,
+                baseline.pins,
+                baseline.weights,
+                baseline.reference,
+                stale_rows(baseline, name, folder),
+                baseline.candidate,
+                spread=baseline.spread,
+                itself=baseline.itself,
+            )
+        verdict = store.load_verdict(folder)
+        assert verdict.outcome is Outcome.INCOMPLETE
+        assert "prompt " in verdict.causes[0]
 
 
 def flipped(folder: Path) -> Path:

@@ -10,6 +10,7 @@ import textwrap
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,7 +82,7 @@ def pins(wheel: Path) -> Pins:
     return replace(load_pins(), models=(fetched, made))
 
 
-def changed(pins: Pins, quant: str, **fields: object) -> Pins:
+def changed(pins: Pins, quant: str, **fields: Any) -> Pins:
     """Return the pins with other fields for one file."""
     return replace(pins, models=tuple(replace(p, **fields) if p.quant == quant else p for p in pins.models))
 
@@ -251,6 +252,17 @@ def test_a_bf16_twin_is_the_source_rounded_to_nearest_even(quant: str, tmp_path:
         assert np.array_equal(theirs[name].dequantize(), expected.astype(np.float32))
     assert ensure_twin(source, kind="BF16") == twin
     assert ensure_twin(source) != twin
+
+
+def test_a_bf16_twin_of_a_pinned_file_is_the_pinned_one() -> None:
+    pins = load_pins()
+    path = ensure("synthetic-qwen2", "Q8_0", pins)
+    pin = pins.model("synthetic-qwen2", "Q8_0")
+    assert pin.bf16_twin is not None
+    assert sha256_file(ensure_twin(path, pins, kind="BF16")) in pin.bf16_twin.known
+    wrong = replace(pin, bf16_twin=FilePin(1, made={machine_class(): "4" * 64}))
+    with pytest.raises(PinError, match=r"BF16 twin of synthetic-qwen2.*4444"):
+        ensure_twin(path, replace(pins, models=(wrong,)), kind="BF16")
 
 
 def test_there_are_two_kinds_of_twins(tmp_path: Path) -> None:

@@ -9,9 +9,14 @@ import numpy as np
 import pytest
 
 from parity_lib.capture.synthetic import CALM, FILE_TYPES, Shape, build
+from parity_lib.capture.tokens import made_up_tokens
+from parity_lib.engines.burn import Burn
+from parity_lib.engines.llama_cpp import quantize_file, worker_env
+from parity_lib.engines.worker import Worker
 from parity_lib.errors import ModelFileError
 from parity_lib.model_file import TYPES, read_facts, read_tensors, sha256_file
 from parity_lib.pins import load_pins
+from parity_lib.reference_recipe import host_leg
 
 SMALL = Shape(n_layer=2, n_vocab=256)
 
@@ -121,3 +126,34 @@ def test_what_cannot_be_built_is_refused(arch: str, quant: str, shape: Shape, wo
     with pytest.raises(ModelFileError, match=word):
         build(arch, quant, tmp_path / "m.gguf", shape)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_of_every_type_runs_through_both_engines(tmp_path: Path) -> None:
+    """llama.cpp has a product on the CPU for each of the eleven types; burn reads each; both agree on the F32 twin."""
+    pin = load_pins().model("synthetic-types", "MIXED")
+    path = build(pin.arch, "MIXED", tmp_path / "mixed.gguf", Shape(**pin.recipe.shape), seed=pin.recipe.seed)
+    twin = tmp_path / "twin.gguf"
+    quantize_file(path, twin, "F32", n_threads=1)
+    tokens = [made_up_tokens("each kind of matrix in each type", 1024)]
+    leg = str(host_leg(load_pins().llama_cpp))
+    kwargs = {"settings": "strict", "isa": leg, "n_threads": 1}
+    rows = {}
+    for name, file in (("native", path), ("twin", twin)):
+        with Worker("llama_cpp", {"path": str(file), **kwargs}, env=worker_env("strict")) as worker:
+            worker.call("score", tokens, str(tmp_path / name))
+        rows[name] = np.fromfile(tmp_path / name, "<f4").astype(np.float64)
+    Burn(path, isa=leg, n_threads=1).score(tokens, tmp_path / "burn", progress=lambda _done, _total: None)
+    rows["burn"] = np.fromfile(tmp_path / "burn", "<f4").astype(np.float64)
+    unit = rows["twin"].std()
+    assert 1e-8 < np.sqrt(np.mean((rows["burn"] - rows["twin"]) ** 2)) / unit < 1e-5
+    assert 1e-4 < np.sqrt(np.mean((rows["native"] - rows["twin"]) ** 2)) / unit < 0.1  # 8-bit activations, no more
+
+
+def test_each_kind_of_matrix_has_each_type(tmp_path: Path) -> None:
+    pin = load_pins().model("synthetic-types", "MIXED")
+    shape = Shape(**pin.recipe.shape)
+    tensors = read_tensors(build(pin.arch, "MIXED", tmp_path / "mixed.gguf", shape, seed=pin.recipe.seed))
+    kinds = {name.split(".", 2)[2] for name, t in tensors.items() if name.startswith("blk.") and len(t.shape) > 1}
+    assert len(kinds) == 7
+    for kind in kinds:
+        assert {tensors[f"blk.{i}.{kind}"].type for i in range(shape.n_layer)} == set(TYPES), kind

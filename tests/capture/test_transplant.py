@@ -12,7 +12,7 @@ import pytest
 
 from parity_lib.capture import transplant, transplant_qwen2, transplant_widen
 from parity_lib.capture.model_makers import Job, make, receipt_equalities
-from parity_lib.capture.models import ensure
+from parity_lib.capture.models import bytes_to_make, ensure, equalities, prepare_all
 from parity_lib.capture.synthetic import Shape, build
 from parity_lib.capture.tokens import made_up_tokens
 from parity_lib.capture.transplant import LIMIT, TEXT, Equality, derive, prove
@@ -170,28 +170,71 @@ def test_a_quantised_source_is_refused(tmp_path: Path) -> None:
         transplant.derive(WIDEN, source, tmp_path / "target.gguf", "s Q8_0", PINS)
 
 
-def test_a_quantised_transplant_is_made_through_its_proof_and_keeps_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """llama -> wide -> qwen2 -> Q4_K_M; the F32 files in between are made beside it and do not stay."""
+@pytest.fixture
+def chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pins:
+    """Pins of llama -> wide -> qwen2 -> Q4_K_M, small, in a cache of their own."""
     monkeypatch.setenv("PARITY_CACHE", str(tmp_path))
     real = load_pins()
     start = real.model("synthetic-llama", "Q8_0")
     shape = {"n_layer": 1, "n_vocab": 256, "key_length": 64, "n_ff": 256}
-    made = FilePin(1, made={"another-class": "0" * 64})
+    made = FilePin(1000, made={"another-class": "0" * 64})
     start = replace(start, id="s", recipe=replace(start.recipe, shape=shape), twin=None)
     probe = build("llama", "Q8_0", tmp_path / "probe.gguf", Shape(**shape))
     start = replace(start, file=FilePin(1, made={"any": sha256_file(probe)}))
     wide = replace(start, id="w", quant="F32", file=made, recipe=replace(WIDEN, source_quant="Q8_0", n_embd=512))
     moved = replace(wide, id="q", recipe=replace(QWEN2, source_id="w"))
     final = replace(moved, quant="Q4_K_M", recipe=Recipe("quantize", source_id="q", source_quant="F32", ftype="Q4_K_M"))
-    pins = Pins(real.llama_cpp, (start, wide, moved, final), real.stacks, real.prompts_sha256, real.sha256)
-    path = ensure("q", "Q4_K_M", pins)
+    return Pins(real.llama_cpp, (start, wide, moved, final), real.stacks, real.prompts_sha256, real.sha256)
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.endswith((".lock", ".receipt.json")))
+
+
+def test_a_quantised_transplant_is_made_through_its_proof_and_keeps_it(chain: Pins, tmp_path: Path) -> None:
+    """The F32 files in between are made beside it and do not stay."""
+    path = ensure("q", "Q4_K_M", chain)
     assert [(e.step, e.source) for e in receipt_equalities(path)] == [("widen", "s Q8_0"), ("qwen2", "w F32")]
     assert all(0 < e.rms_over_std < e.limit for e in receipt_equalities(path))
-    left = sorted(p.name for p in (tmp_path / "models").iterdir() if p.is_file() and p.suffix == ".gguf")
-    assert left == ["q.Q4_K_M.gguf", "s.Q8_0.gguf"]
+    assert files(tmp_path / "models") == ["q.Q4_K_M.gguf", "s.Q8_0.gguf"]
     assert read_facts(path).has_qkv_bias
     again = path.with_name("again.gguf")
-    make(Job(final, again, pins, lambda _line: None, lambda other, its: ensure(other, its, pins)))
+    make(Job(chain.models[-1], again, chain, lambda _line: None, lambda other, its: ensure(other, its, chain)))
     assert again.read_bytes() == path.read_bytes()
+
+
+def test_equalities_are_read_from_receipts_or_measured_anew(chain: Pins, tmp_path: Path) -> None:
+    assert equalities(chain) == []
+    path = ensure("q", "Q4_K_M", chain)
+    kept = equalities(chain)
+    assert [(pin.id, pin.quant, one.step) for pin, one in kept] == [("q", "Q4_K_M", "widen"), ("q", "Q4_K_M", "qwen2")]
+    before = files(tmp_path / "models")
+    fresh = equalities(chain, fresh=True)
+    assert [(pin.id, pin.quant, one.step) for pin, one in fresh] == [("w", "F32", "widen"), ("q", "F32", "qwen2")]
+    assert [one for _, one in fresh] == [one for _, one in kept], "the reference gives the same bits each time"
+    assert files(tmp_path / "models") == before
+    path.unlink()
+    assert equalities(chain) == [], "a receipt without its file speaks of nothing that is here"
+
+
+def test_a_proof_that_is_not_in_the_receipt_is_made_again(chain: Pins) -> None:
+    """A kept F32 file whose receipt has lost its measurement is not taken at its word."""
+    wide = ensure("w", "F32", chain)
+    assert len(receipt_equalities(wide)) == 1
+    receipt = wide.with_name(f"{wide.name}.receipt.json")
+    receipt.write_text(receipt.read_text().replace('"max_abs"', '"largest"'))
+    assert receipt_equalities(wide) == ()
+    said: list[str] = []
+    assert len(receipt_equalities(ensure("q", "F32", chain, say=said.append))) == 2
+    assert [line.split(" ")[1] for line in said if "comparing its logits" in line] == ["w.F32.gguf", "q.F32.gguf"]
+
+
+def test_space_for_what_exists_only_meanwhile_is_asked_for_first(chain: Pins, tmp_path: Path) -> None:
+    """The disk is asked once, before anything is made: sources of 1 EB each do not fit anywhere."""
+    final = chain.models[-1]
+    assert bytes_to_make([final], chain, twins=True) == 3 * 1000
+    huge = FilePin(1 << 60, made={"another-class": "0" * 64})
+    pins = replace(chain, models=tuple(replace(p, file=huge) if p.id == "w" else p for p in chain.models))
+    with pytest.raises(ModelFileError, match=r"not enough space.*PARITY_CACHE"):
+        prepare_all([("q", "Q4_K_M")], pins)
+    assert files(tmp_path / "models") == []

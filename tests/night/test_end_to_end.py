@@ -32,6 +32,7 @@ def test_tiny_plan_is_at_parity(sound: tuple[int, Path]) -> None:
     status, folder = sound
     night = load_night(folder)
     assert (status, night.exit_status, night.outcome) == (0, 0, Outcome.PARITY)
+    assert [(cell.control, cell.good) for cell in night.cells] == [(False, True), (True, True)]
     verdict = store.load_verdict(folder / night.cells[0].verdict)
     assert not verdict.unpinned
     for rung in (Rung.T0, Rung.T2, Rung.T4, Rung.T5):
@@ -39,6 +40,16 @@ def test_tiny_plan_is_at_parity(sound: tuple[int, Path]) -> None:
         assert result is not None
         assert result.compared == result.expected > 0
     assert len(store.load_pair(folder / night.cells[0].folder / "twin.npz")) == verdict.rung(Rung.T4).expected  # type: ignore[union-attr]
+
+
+def test_red_control_of_the_tiny_plan_is_caught_by_t4_and_adds_no_divergence(sound: tuple[int, Path]) -> None:
+    _, folder = sound
+    control = load_night(folder).cells[1]
+    assert (control.outcome, control.lowest_broken) == (Outcome.DIVERGED, Rung.T4)
+    log = (folder / "night.log").read_text(encoding="utf-8").splitlines()
+    assert any(line.startswith("CONTROL model=synthetic-llama quant=Q8_0") and "rung=T4" in line for line in log)
+    assert any("red control 1/1 caught" in line for line in log)
+    assert not [line for line in log if line.startswith("DIVERGED")]
 
 
 def test_pages_are_small_and_need_nothing_from_elsewhere(sound: tuple[int, Path]) -> None:
@@ -54,7 +65,7 @@ def test_pages_are_small_and_need_nothing_from_elsewhere(sound: tuple[int, Path]
 
 def test_values_are_readable_by_scrapbook(sound: tuple[int, Path]) -> None:
     _, folder = sound
-    scraps = scrapbook.read_notebook(str(next(folder.glob("cells/*/02_logits.ipynb")))).scraps
+    scraps = scrapbook.read_notebook(str(folder / load_night(folder).cells[0].folder / "02_logits.ipynb")).scraps
     assert scraps["outcome"].data == "PARITY"
 
 
