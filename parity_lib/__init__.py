@@ -29,6 +29,7 @@ _HOME = {
     "judge": "capture.cell",
     "save": "capture.cell",
     "run_cell": "capture.cell",
+    "trace_token": "capture.trace",
     # records
     "load_verdict": "store",
     "load_pair": "store",

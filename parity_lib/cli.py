@@ -12,6 +12,7 @@ import click
 
 from parity_lib.commands.faults import command as faults
 from parity_lib.commands.spread import command as spread
+from parity_lib.commands.trace import command as trace
 from parity_lib.errors import ParityError
 
 STATUS_OK, STATUS_DIVERGED, STATUS_USAGE, STATUS_INCOMPLETE, STATUS_INTERRUPTED = 0, 1, 2, 3, 130
@@ -62,13 +63,23 @@ def doctor() -> int:
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder in which the run's folder is made.")
 @click.option("--only", default="", metavar="GLOB", help="Only the cells whose name matches.")
 @click.option("--require-all", is_flag=True, help="A cell that cannot run makes the night incomplete; no holes.")
-def nightly(plan: str, out: Path | None, only: str, require_all: bool) -> int:
+@click.option("--jobs", default=1, show_default=True, metavar="N", help="Cells at once, each on cores of its own.")
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value="newest",
+    default="",
+    metavar="[NIGHT]",
+    help="Go on with the newest unfinished night of this plan, or with the one named; finished cells are kept.",
+)
+def nightly(plan: str, out: Path | None, only: str, require_all: bool, jobs: int, resume: str) -> int:
     """Run a plan: each cell a notebook in its own process, verdicts, pages, index, one exit status."""
     from parity_lib.nightly import NightOptions, run_night
 
     # A cancelled job is an interrupted night: what was finished is kept, and no process is left behind.
     signal.signal(signal.SIGTERM, _as_interrupt)
-    night, _ = run_night(NightOptions(plan=plan, out=out, only=only, require_all=require_all))
+    options = NightOptions(plan=plan, out=out, only=only, require_all=require_all, jobs=jobs, resume=resume)
+    night, _ = run_night(options)
     return night.exit_status
 
 
@@ -93,7 +104,9 @@ def run(
 ) -> int:
     """Compare one cell: MODEL is an id of the pins or the path of any GGUF file; then QUANT is read from it."""
     from parity_lib.capture.cell import CellRequest, run_cell
+    from parity_lib.night.faults import check_faults
 
+    check_faults([(fault, stack, "--fault")] if fault else [])
     request = CellRequest(
         model=model,
         quant=quant,
@@ -154,6 +167,7 @@ def bands(model: str, quant: str, isa: str, prompts: str, threads: int, write: b
 
 cli.add_command(faults)
 cli.add_command(spread)
+cli.add_command(trace)
 
 
 @cli.group()
@@ -215,12 +229,17 @@ def _show_models(*, verify: bool, everything: bool) -> int:
     worst = STATUS_OK
     for status in list_models(load_pins(), verify=verify):
         pin = status.pin
-        if pin.role != DEFAULT and status.state == "not staged" and not everything:
+        if pin.role != DEFAULT and status.state in ("not staged", "absent") and not everything:
             continue
         twin = "with its F32 twin" if status.twin else "no F32 twin yet"
         click.echo(
             f"{pin.id:20} {pin.quant:7} {pin.file.bytes / 1e6:9,.1f} MB  {status.state:10}  {twin}  {status.path}"
         )
+        if status.types:
+            click.echo("    " + ", ".join(f"{n} {kind}" for kind, n in status.types.items()))
+        for one in status.equalities:
+            same = f"{one.rms_over_std:.1e} of std over {one.positions} positions, limit {one.limit:g}"
+            click.echo(f"    {one.step} of {one.source}: {same}")
         if status.note:
             click.echo(f"    {status.note}")
             worst = STATUS_INCOMPLETE

@@ -82,6 +82,7 @@ class Kind(StrEnum):
     """What kind of divergence a line reports."""
 
     TENSOR = "TENSOR"
+    OP = "OP"  # one op on the reference's own inputs
     TOKENS = "TOKENS"  # another list of ids for the same text
     TOP1 = "TOP1"
     TOP5_SET = "TOP5_SET"

@@ -168,6 +168,8 @@ class _Run:
             own = "; ".join(map(str, lacks.get(cell.name, [])))
             reason = own or "not run: the plan is refused as a whole while another of its cells cannot run"
             self.records[number] = self.cells.not_run(cell, reason, hole=False).record
+            for line in self.records[number].lines:
+                self.screen.note(line)
         return True
 
     def _fresh(self, chosen: Sequence[PlanCell]) -> PlanCell | None:

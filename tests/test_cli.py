@@ -31,7 +31,8 @@ def run_model(tmp_path: Path, prompts: Path, *words: str, name: str = "run") -> 
     return status, out
 
 
-COMMANDS = [[], ["doctor"], ["nightly"], ["run"], ["compare"], ["bands"], ["spread"], ["faults"], ["models"]]
+NAMES = ("doctor", "nightly", "run", "compare", "bands", "faults", "spread", "trace", "models")
+COMMANDS = [[], *([name] for name in NAMES)]
 COMMANDS += [["models", name] for name in ("list", "prepare", "verify", "stage")]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from pathlib import Path
 
 import nbformat
@@ -74,6 +75,28 @@ def test_a_seeded_fault_raises_the_alarm_after_the_record_and_the_drill_down_sti
     alarm = next(cell for cell in cells if "assert" in cell["metadata"].get("tags", []) and cell["cell_type"] == "code")
     assert alarm["outputs"][0]["ename"] == "ParityFailure"
     assert "INCOMPLETE: cell" not in page
+
+
+def test_a_trace_runs_from_any_folder_and_its_page_opens_with_the_sentence(tmp_path: Path) -> None:
+    prompts = str(Path(__file__).parent / "two_prompts.toml")
+    asked = {"prompts": prompts, "prompt": "second", "token": 1, "out_dir": str(tmp_path / "trace")}
+    path, page = execute("03_trace", tmp_path, **asked)
+    top = page[: page.index("<h2")]
+    assert "PARITY at prompt 1 (second), token 1: nothing over its limit" in top
+    assert "Nothing is over its limit at token 1: all 237 ops are right on llama.cpp's own inputs" in top
+    assert "nobody's fault" in top
+    assert read_records(path)["outcome"] == "PARITY"
+    for words in (
+        "Map of the total error",
+        "Errors layer by layer",
+        "Waterfall, ",
+        "Keys and values",
+        "Traced: token 1.",
+    ):
+        assert re.search(f'(alt|aria-label)="[^"]*{words}', page), words
+    assert not re.search(r'(src|href)="(?!data:|#)|url\(|@import', page)
+    assert len(page.encode()) <= html.MAX_BYTES
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["03_trace.html", "03_trace.ipynb", "trace"]
 
 
 def test_an_unknown_model_ends_in_a_page_that_says_so(tmp_path: Path) -> None:

@@ -20,6 +20,9 @@ FORBIDDEN = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, as
 PARAMETERS = {
     "01_tokens_and_weights": {"model", "quant", "isa", "stack", "compute", "prompts", "fault", "control", "out_dir"},
     "02_logits": {"model", "quant", "isa", "stack", "compute", "prompts", "fault", "control", "fresh", "out_dir"},
+    "03_trace": {
+        *("model", "quant", "isa", "stack", "compute", "prompts", "prompt", "token", "fault", "out_dir"),
+    },
     "06_night": {"run_dir"},
     "00_machine_and_pins": {"verify"},
 }

@@ -21,7 +21,7 @@ from parity_lib.capture.cell import Cell, CellRequest, Finding, Judgement, Refer
 from parity_lib.capture.cell_judge import Bf16Rows
 from parity_lib.capture.folder import let_go
 from parity_lib.capture.logits import Rows
-from parity_lib.compare.kills import ENGINE, RECORD, Drill, Kill, KillMatrix, judge_kill, load_drills
+from parity_lib.compare.kills import ENGINE, RECORD, Drill, Kill, KillMatrix, gate_margin, judge_kill, load_drills
 from parity_lib.compare.pins import PinCheck
 from parity_lib.engines.machine import machine_class
 from parity_lib.errors import ParityError, UsageError
@@ -122,7 +122,7 @@ def seed_faults(baseline: Baseline, say: Say) -> KillMatrix:
         cell=baseline.cell.id,
         positions=len(baseline.candidate.positions),
         rungs=tuple(r.rung for r in baseline.verdict.rungs if r.outcome is Outcome.PARITY),
-        baseline_margin=min((r.margin for r in baseline.verdict.rungs if r.margin is not None), default=None),
+        baseline_margin=gate_margin(baseline.verdict),
         kills=tuple(kills),
         not_seeded=dict(baseline.not_seeded),
         machine_class=machine_class(),

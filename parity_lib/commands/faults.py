@@ -65,7 +65,7 @@ def _show(kill: Kill) -> None:
     changed = "-" if kill.rows_changed is None else f"{kill.rows_changed:,}"
     click.echo(
         f"{kill.word:10} {kill.fault:24} {kill.outcome:10} {kill.lowest or '-':3} rows changed {changed:>6}"
-        f"  worst {_margin(kill.worst_margin):14} {kill.seconds:5.1f} s"
+        f"  T4 {_margin(kill.worst_margin):14} {kill.seconds:5.1f} s"
     )
     if kill.problem:
         click.echo(f"           {kill.problem}")
@@ -88,7 +88,7 @@ def _summary(matrix: KillMatrix) -> None:
     click.echo(
         f"{n - len(survivors)} of {n} faults were caught, each judged at {matrix.positions:,} positions; seen as a "
         f"divergence by {', '.join(f'{rung} {count}' for rung, count in matrix.caught().items())}; "
-        f"margin without a fault: {_margin(matrix.baseline_margin)}; {matrix.seconds:.0f} s"
+        f"T4 without a fault: {_margin(matrix.baseline_margin)}; {matrix.seconds:.0f} s"
     )
     click.echo(f"survivors: {', '.join(unknown) or 'none'}; known blind spots: {', '.join(known) or 'none'}")
     others = [f"{kill.fault} ({kill.problem})" for kill in matrix.problems if not kill.survived]

@@ -62,7 +62,7 @@ class Kill:
     rows_changed: int | None  # rows of the candidate whose bits are others than without the fault; None: not compared
     lowest: str  # the lowest rung that was not at parity; empty where the comparison was not reached
     line: str  # the line that says what was expected, else the first one, else nothing
-    worst_margin: float | None  # limit over worst, the smallest of all rungs; below 1 is outside
+    worst_margin: float | None  # of T4, limit over worst: below 1 is outside; None where T4 was not reached
     problem: str  # why this is not how it has to end; empty if it is
     blind: str  # the reason of a known blind spot
     seconds: float
@@ -94,7 +94,7 @@ class KillMatrix:
     cell: CellId
     positions: int  # that each fault was judged at
     rungs: tuple[Rung, ...]  # that judged; a rung that only reports is none of them
-    baseline_margin: float | None  # of the cell without a fault
+    baseline_margin: float | None  # of T4, without a fault
     kills: tuple[Kill, ...]
     not_seeded: Mapping[str, str]  # fault -> why it does not fit this model
     machine_class: str
@@ -204,9 +204,6 @@ def judge_kill(drill: Drill, verdict: Verdict, rows_changed: int | None, seconds
     lines = verdict.lines()
     said = next((line for line in lines if all(word in line for word in drill.words)), None)
     broken = verdict.lowest_broken
-    margins = [result.margin for result in verdict.rungs if result.margin]  # one of 0 says only that equality was asked
-    # A worst case that is not finite has no margin, and is outside of any limit.
-    endless = any(result.worst is not None and not math.isfinite(result.worst) for result in verdict.rungs)
     return Kill(
         fault=drill.fault,
         what=drill.what,
@@ -217,11 +214,22 @@ def judge_kill(drill: Drill, verdict: Verdict, rows_changed: int | None, seconds
         rows_changed=rows_changed,
         lowest=broken.rung.value if broken is not None else "",
         line=said if said is not None else next(iter(lines), ""),
-        worst_margin=0.0 if endless else min(margins, default=None),
+        worst_margin=gate_margin(verdict),
         problem=_problem(drill, verdict.outcome, said is not None, rows_changed),
         blind=drill.blind,
         seconds=seconds,
     )
+
+
+def gate_margin(verdict: Verdict) -> float | None:
+    """Return how far a cell is inside of the whole-model gate (T4), limit over worst: the one scale of a matrix.
+
+    A worst case that is not finite is outside of any limit: 0. None where T4 was not reached or nothing differed.
+    """
+    gate = verdict.rung(Rung.T4)
+    if gate is None:
+        return None
+    return 0.0 if gate.worst is not None and not math.isfinite(gate.worst) else gate.margin
 
 
 def _problem(drill: Drill, outcome: Outcome, said: bool, rows_changed: int | None) -> str:

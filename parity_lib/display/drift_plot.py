@@ -34,8 +34,10 @@ _KEY = (
 _SPAN = 1e7  # decades below the limit that are worth showing; smaller deltas lie on the axis
 
 
-def drift(shown: Positions, words: Words | None = None) -> Gallery:
+def drift(shown: Positions, words: Words | None = None, token: int | None = None) -> Gallery:
     """Return one picture for each prompt: |delta| and rms against the limit, over the token's place.
+
+    With ``token``, that token is marked in every picture, and each picture has a line of its own.
 
     Both are shares of the row's standard deviation. What is exactly zero lies on the lower edge,
     what is not finite on the upper one.
@@ -43,8 +45,8 @@ def drift(shown: Positions, words: Words | None = None) -> Gallery:
     words = words or Words()
     axis = _axis(shown)
     prompts = shown.prompts()
-    pictures = tuple(_panel(shown, prompt, axis, words) for prompt in prompts)
-    wide = frozenset(i for i, prompt in enumerate(prompts) if len(shown.of_prompt(prompt)) > LONG)
+    wide = frozenset(i for i, prompt in enumerate(prompts) if token is not None or len(shown.of_prompt(prompt)) > LONG)
+    pictures = tuple(_panel(shown, prompt, axis, words, token, i in wide) for i, prompt in enumerate(prompts))
     against = shown.pair.reference.run.model_path
     caption = (
         f"burn against llama.cpp on {against}. Horizontal: token; 0 chooses the first generated one, what is negative "
@@ -53,7 +55,7 @@ def drift(shown: Positions, words: Words | None = None) -> Gallery:
     n_own = int(shown.own_limit.sum())
     if n_own:
         caption += f" Positions with a wider limit of their own: {count(n_own)}."
-    return Gallery(pictures, caption, wide, _KEY)
+    return Gallery(pictures, caption, wide, _KEY if token is None else (*_KEY, ("┃", "the traced token")))
 
 
 def _axis(shown: Positions) -> tuple[float, float]:
@@ -64,7 +66,9 @@ def _axis(shown: Positions) -> tuple[float, float]:
     return max(low, high / _SPAN / 100), high
 
 
-def _panel(shown: Positions, prompt: int, axis: tuple[float, float], words: Words) -> Picture:
+def _panel(
+    shown: Positions, prompt: int, axis: tuple[float, float], words: Words, token: int | None, is_wide: bool
+) -> Picture:
     rows = shown.of_prompt(prompt)
     place = np.lexsort((-np.abs(shown.delta[rows]), -np.nan_to_num(shown.share[rows], nan=0.0)))[0]
     worst = rows[int(place)]
@@ -72,18 +76,20 @@ def _panel(shown: Positions, prompt: int, axis: tuple[float, float], words: Word
     title = f"{words.prompt(prompt)}: {'no limit' if size == NONE else size}"
     flips = "; ".join(_flip_words(shown, rows)) or "no flip"
     limit = "no limit" if size == NONE else f"limit {number(float(shown.limit[worst]))}"
-    inches = _WIDE_INCHES if len(rows) > LONG else _INCHES
+    inches = _WIDE_INCHES if is_wide else _INCHES
 
     def draw(figure: Figure, ink: Palette) -> None:
         figure.set_layout_engine("none")  # the same margins in all, so that the axes stand under one another
         left, bottom, right, top = (m / inches[i % 2] for i, m in enumerate(_MARGINS))
         _draw(figure.add_axes((left, bottom, 1 - left - right, 1 - bottom - top)), shown, rows, axis, ink)
         figure.axes[0].set_title(title)
+        if token is not None:
+            figure.axes[0].axvline(token, color=ink.orange, linewidth=4, alpha=0.45, zorder=1.5)
 
     alt = (
         f"Prompt {words.prompt(prompt)}: drift over {count(len(rows))} positions. Largest |delta| "
         f"{number(abs(float(shown.delta[worst])))} logits at token {shown.token_idx[worst]}, "
-        f"{limit}; {flips}."
+        f"{limit}; {flips}." + ("" if token is None else f" Traced: token {token}.")
     )
     return picture(draw, inches=inches, alt=alt)
 

@@ -215,20 +215,21 @@ class LlamaCpp:
         self._n_ctx_train = int(api.llama_model_n_ctx_train(self._model))
 
     def _open_context(self, n_ctx: int) -> None:
-        # Taps come in here: cb_eval and its user data are fields of these parameters. A callback must be kept
-        # alive on our side, swallow every exception and return True: False cancels the graph, and llama_decode
-        # still returns 0, with all logits zero.
         api, log = self._api, self._library.log
         if self._context is not None:
             api.llama_free(self._context)
         log.mark()
         params = context_params(self._library, self._settings, n_ctx, self._n_threads)
+        self._prepare(params)
         self._context = api.llama_init_from_model(self._model, params)
         if not self._context:
             self._context = None
             raise self._failed("llama.cpp could not make a context", "context", f"{n_ctx} positions", "none")
         self._taken = read_back(self._library, self._context, self._settings, log.text())
         self._memory = api.llama_get_memory(self._context)
+
+    def _prepare(self, params: Ctypes) -> None:
+        """Add to a context's parameters before it is made; taps come in here."""
 
     def _grow(self, n_positions: int) -> None:
         if n_positions > self._taken["n_ctx"]:

@@ -169,26 +169,47 @@ class Oracle:
         """Write every row's logits as little-endian float64, else as ``score``."""
         return self._score(sequences, Path(spool), np.dtype("<f8"), progress)
 
+    def taps(self, sequence: Sequence[int], folder: Path, *, progress: Progress) -> None:
+        """Write one sequence's ``l_out.f64``, ``(n_layer, n, n_embd)``, and ``logits.f64``, ``(n, n_vocab)``.
+
+        Both are raw little-endian float64; ``l_out`` is the residual stream after each block.
+        """
+        folder = Path(folder)
+        shape = (self._facts.n_layer * len(sequence), self._facts.n_embd)
+        with _new_rows(folder / "l_out.f64", shape, np.dtype("<f8")) as rows:
+            streams = rows.reshape(self._facts.n_layer, len(sequence), -1)
+            self._score([sequence], folder / "logits.f64", np.dtype("<f8"), progress, streams)
+
     def close(self) -> None:
         """Let go of the file. Every other call is refused from now on."""
         self._file = None
 
     def _score(
-        self, sequences: Sequence[Sequence[int]], spool: Path, dtype: np.dtype[Any], progress: Progress
+        self,
+        sequences: Sequence[Sequence[int]],
+        spool: Path,
+        dtype: np.dtype[Any],
+        progress: Progress,
+        streams: F64 | None = None,
     ) -> list[int]:
         file = self._open()
         self._check(sequences)
         began = time.perf_counter()
         n_rows = sum(len(tokens) for tokens in sequences)
         with _new_rows(spool, (n_rows, self._facts.n_vocab), dtype) as rows:
-            hidden = self._forward(file, sequences, progress)
+            hidden = self._forward(file, sequences, progress, streams)
             linear(file.tensors["token_embd.weight" if self._facts.tied_output else "output.weight"], hidden, rows)
         self._seconds += time.perf_counter() - began
         progress(n_rows, n_rows)
         return [len(tokens) for tokens in sequences]
 
-    def _forward(self, file: ModelFile, sequences: Sequence[Sequence[int]], progress: Progress) -> F64:
-        """Return the normed residual stream after the last layer, ``(rows, n_embd)``; all sequences at once."""
+    def _forward(
+        self, file: ModelFile, sequences: Sequence[Sequence[int]], progress: Progress, streams: F64 | None = None
+    ) -> F64:
+        """Return the normed residual stream after the last layer, ``(rows, n_embd)``; all sequences at once.
+
+        ``streams``, ``(n_layer, rows, n_embd)``, gets the residual stream after each layer.
+        """
         facts, tensors = self._facts, file.tensors
         tokens = np.concatenate([np.asarray(tokens, dtype=np.int64) for tokens in sequences])
         embedding = tensors["token_embd.weight"]
@@ -201,6 +222,8 @@ class Oracle:
             normed = rms_norm(x, part["ffn_norm.weight"].dequantize().astype(np.float64), facts.rms_eps)
             gated = swiglu(linear(part["ffn_gate.weight"], normed), linear(part["ffn_up.weight"], normed))
             x = x + linear(part["ffn_down.weight"], gated)
+            if streams is not None:
+                streams[layer] = x
         return rms_norm(x, tensors["output_norm.weight"].dequantize().astype(np.float64), facts.rms_eps)
 
     def _attend(self, file: ModelFile, part: dict[str, Tensor], x: F64, sequences: Sequence[Sequence[int]]) -> F64:

@@ -24,9 +24,12 @@ from parity_lib.errors import EngineError, ParityError
 
 ENGINES = {
     "llama_cpp": "parity_lib.engines.llama_cpp:LlamaCpp",
+    "llama_taps": "parity_lib.engines.llama_taps:LlamaTaps",
     "llama_quantize": "parity_lib.engines.llama_quantize:Quantizer",
     "llama_vocabulary": "parity_lib.engines.llama_vocabulary:LlamaVocabulary",
     "burn": "parity_lib.engines.burn:Burn",
+    "burn_follow": "parity_lib.engines.burn_follow:BurnFollow",
+    "burn_replay": "parity_lib.engines.burn_replay:BurnReplay",
     "oracle": "parity_lib.engines.oracle:Oracle",
 }
 Untyped = Any  # an engine, what it is given and what it answers: any picklable thing

@@ -9,7 +9,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Never, TextIO
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -98,7 +98,7 @@ class Screen:
             with contextlib.suppress(OSError):  # a full disk: what did not fit into the log was shown
                 self._log.close()
 
-    def _draw(self, bar: tqdm[None]) -> None:
+    def _draw(self, bar: tqdm[Never]) -> None:
         bar.n = self._n_done
         bar.set_description_str(" | ".join(cell.text for cell in self._running.values()), refresh=False)
         with contextlib.suppress(OSError):
@@ -116,12 +116,12 @@ class Screen:
             self._stream.flush()
 
 
-def _bar(n_cells: int, stream: TextIO) -> tqdm[None]:
+def _bar(n_cells: int, stream: TextIO) -> tqdm[Never]:
     from tqdm import tqdm
 
     tqdm.set_lock(threading.RLock())  # the default one is shared between processes, which nobody needs here
     tqdm.monitor_interval = 0  # no thread of its own
-    bar: tqdm[None] = tqdm(total=n_cells, file=stream, bar_format=BAR, leave=False, dynamic_ncols=True, mininterval=0)
+    bar: tqdm[Never] = tqdm(total=n_cells, file=stream, bar_format=BAR, leave=False, dynamic_ncols=True, mininterval=0)
     return bar
 
 

@@ -7,19 +7,19 @@
 //! padded key has exactly the weight 0, so a row's bits depend neither on the rows beside it nor on whether later keys
 //! exist: prefill equals decode bit for bit.
 
+mod task;
+
 use burn_tensor::activation::softmax;
 use rayon::prelude::*;
 
+use self::task::{gather_heads, place_all, scatter_heads, tasks, Gathered, Task};
 use crate::backend::{tensor, values};
 use crate::matrix::{transpose, Matrix};
 use crate::refusal::{Refusal, Result};
+use crate::tap::Tap;
 
 /// Keys are padded to a multiple of this on every path. A multiple of 8, the width in which ndarray sums.
 pub const KEY_PAD: usize = 32;
-
-/// Query positions of one task: enough for the product to be worth it, few enough that little is computed above the
-/// diagonal.
-const QUERY_BLOCK: usize = 64;
 
 /// Head counts and sizes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,52 +107,54 @@ impl SequenceRows {
 
 /// `kqv_out`: `(n, n_head * value)` by rows, for all sequences of a batch. `cache[sequence]` already holds these rows.
 pub fn attention(q: &Matrix, batch: &[SequenceRows], cache: &[KeyValues], heads: Heads, scale: f32) -> Matrix {
-    let mut tasks = Vec::new();
-    for sequence in batch {
-        // A block also multiplies values that some of its rows do not see, with 0; but 0 times NaN is NaN.
-        let finite = cache[sequence.sequence].values.iter().all(|value| value.is_finite());
-        for block in sequence.rows.chunks(if finite { QUERY_BLOCK } else { 1 }) {
-            tasks.extend((0..heads.n_head_kv).map(|kv| (sequence.sequence, block, kv)));
-        }
-    }
-    let results: Vec<Vec<f32>> = tasks
-        .par_iter()
-        .with_max_len(1)
-        .map(|&(sequence, block, kv)| attend(q, block, &cache[sequence], kv, heads, scale))
-        .collect();
-    let width = heads.n_head * heads.value;
-    let mut out = Matrix::from_rows(q.n_positions, width, vec![0.0; q.n_positions * width]);
-    for ((_, block, kv), result) in tasks.iter().zip(&results) {
-        place(&mut out, block, *kv, heads, result);
-    }
-    out
+    let tasks = tasks(batch, cache, heads);
+    let attend = |task: &Task| {
+        let Gathered { queries, keys, values, visible, n_keys } = task.gather(q, cache, heads);
+        let weights = soft_max(&scores(queries, &keys, heads.key), n_keys, &visible, scale);
+        weighted_values(weights, values, n_keys)
+    };
+    let results: Vec<Vec<f32>> = tasks.par_iter().with_max_len(1).map(attend).collect();
+    place_all(q.n_positions, &tasks, heads, &results)
 }
 
-/// One block of query positions against one key head: `(group * n, value)`, query heads outermost.
-fn attend(q: &Matrix, block: &[(usize, usize)], cache: &KeyValues, kv: usize, heads: Heads, scale: f32) -> Vec<f32> {
-    let visible: Vec<usize> = block.iter().map(|(_, position)| position + 1).collect();
-    let n_keys = visible.last().map_or(0, |last| last.next_multiple_of(KEY_PAD));
-    let known = visible.last().copied().unwrap_or(0);
-    let keys = padded(&cache.keys, heads.n_head_kv * heads.key, kv * heads.key, heads.key, known, n_keys);
-    let vals = padded(&cache.values, heads.n_head_kv * heads.value, kv * heads.value, heads.value, known, n_keys);
-    let mut queries = Vec::with_capacity(heads.group() * block.len() * heads.key);
-    for head in kv * heads.group()..(kv + 1) * heads.group() {
-        for (row, _) in block {
-            queries.extend_from_slice(&q.row(*row)[head * heads.key..][..heads.key]);
-        }
-    }
-    let kq = scores(queries, &keys, heads.key);
-    let weights = soft_max(&kq, n_keys, &visible, scale);
-    weighted_values(weights, vals, n_keys)
-}
+/// Given a step's name and result; what it returns takes the result's place.
+pub type See<'a> = dyn FnMut(&str, Tap) -> Result<Option<Vec<f32>>> + 'a;
 
-/// The first `known` rows of one head of a cache, `(n_keys, width)`, the rest zeros.
-fn padded(cache: &[f32], stride: usize, first: usize, width: usize, known: usize, n_keys: usize) -> Vec<f32> {
-    let mut rows = vec![0.0f32; n_keys * width];
-    for (row, source) in rows.chunks_exact_mut(width).zip(cache.chunks_exact(stride)).take(known) {
-        row.copy_from_slice(&source[first..first + width]);
+/// [`attention`] of one sequence, step by step: `see` is given each step's result for all query heads and may return
+/// another one, which the next step then gets.
+///
+/// `kq` and `kq_soft_max` are `(n_head * n, n_keys)`, `kqv` is `(n_head * n, value)`, query heads outermost.
+pub fn attention_observed(
+    q: &Matrix,
+    batch: &[SequenceRows],
+    cache: &[KeyValues],
+    heads: Heads,
+    scale: f32,
+    see: &mut See,
+) -> Result<Matrix> {
+    if batch.len() != 1 {
+        let (what, expected) = ("sequences of a pass whose attention is looked into".into(), "1".into());
+        return Err(Refusal::OutOfRange { what, expected, found: batch.len().to_string() });
     }
-    rows
+    let tasks = tasks(batch, cache, heads);
+    let gathered: Vec<Gathered> = tasks.iter().map(|task| task.gather(q, cache, heads)).collect();
+    let n_keys = gathered.iter().map(|task| task.n_keys).max().unwrap_or(0);
+    let mut shown = |name: &str, results: Vec<Vec<f32>>, width: usize| -> Result<Vec<Vec<f32>>> {
+        let widths: Vec<usize> = gathered.iter().map(|task| if name == "kqv" { width } else { task.n_keys }).collect();
+        let whole = gather_heads(q.n_positions, &tasks, heads, &results, &widths, width);
+        let shape = [heads.n_head * q.n_positions, width];
+        let replaced = see(name, Tap { shape, data: whole })?;
+        Ok(replaced.map_or(results, |whole| scatter_heads(q.n_positions, &tasks, heads, &whole, &widths, width)))
+    };
+    let kq = gathered.par_iter().map(|task| scores(task.queries.clone(), &task.keys, heads.key)).collect();
+    let kq: Vec<Vec<f32>> = shown("kq", kq, n_keys)?;
+    let pairs = kq.par_iter().zip(&gathered);
+    let weights = pairs.map(|(kq, task)| soft_max(kq, task.n_keys, &task.visible, scale)).collect();
+    let weights: Vec<Vec<f32>> = shown("kq_soft_max", weights, n_keys)?;
+    let pairs = weights.into_par_iter().zip(&gathered);
+    let kqv = pairs.map(|(weights, task)| weighted_values(weights, task.values.clone(), task.n_keys)).collect();
+    let kqv = shown("kqv", kqv, heads.value)?;
+    Ok(place_all(q.n_positions, &tasks, heads, &kqv))
 }
 
 /// `kq`: queries `(r, d)` times keys `(n, d)` transposed; unscaled, `(r, n)`.
@@ -187,14 +189,4 @@ pub fn soft_max(kq: &[f32], n_keys: usize, visible: &[usize], scale: f32) -> Vec
 pub fn weighted_values(weights: Vec<f32>, vals: Vec<f32>, n: usize) -> Vec<f32> {
     let (r, d) = (weights.len() / n, vals.len() / n);
     values(tensor(weights, r, n).matmul(tensor(vals, n, d)))
-}
-
-/// Copy the result of one task to its rows and heads.
-fn place(out: &mut Matrix, block: &[(usize, usize)], kv: usize, heads: Heads, result: &[f32]) {
-    let mut lines = result.chunks_exact(heads.value);
-    for head in kv * heads.group()..(kv + 1) * heads.group() {
-        for ((row, _), line) in block.iter().zip(&mut lines) {
-            out.row_mut(*row)[head * heads.value..][..heads.value].copy_from_slice(line);
-        }
-    }
 }

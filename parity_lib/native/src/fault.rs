@@ -34,6 +34,17 @@ pub enum Projection {
     V,
 }
 
+impl Projection {
+    /// The site of the sum with this projection's bias.
+    pub fn site(self) -> &'static str {
+        match self {
+            Self::Q => "Qcur.ADD",
+            Self::K => "Kcur.ADD",
+            Self::V => "Vcur.ADD",
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq)]
 enum Kind {
     EpsTimes10(Option<usize>),

@@ -6,6 +6,7 @@
 pub mod activation;
 pub mod attention;
 mod backend;
+pub mod cache;
 pub mod error;
 pub mod facts;
 pub mod fault;

@@ -5,7 +5,8 @@
 
 use std::path::Path;
 
-use crate::attention::{attention, KeyValues, SequenceRows};
+use crate::attention::{attention, attention_observed, KeyValues, SequenceRows};
+use crate::cache::Cache;
 use crate::facts::Facts;
 use crate::fault::{Faults, Projection};
 use crate::gguf::GgufFile;
@@ -136,8 +137,7 @@ impl Model {
         }
         let result_norm =
             self.on_workers(|| rms_norm(x, &self.output_norm, self.faults.eps(None, self.facts.rms_eps)))?;
-        taps.global("result_norm", &result_norm);
-        Ok(result_norm)
+        taps.global("result_norm", result_norm)
     }
 
     /// Logits of normed rows: `(n, n_vocab)` by rows.
@@ -148,9 +148,7 @@ impl Model {
     fn embed(&self, tokens: &[u32], taps: &mut Taps) -> Result<Matrix> {
         let mut tokens = tokens.to_vec();
         self.faults.tokens(&mut tokens, self.facts.n_vocab);
-        let embd = embed(&self.weight(&self.token_embd), &tokens)?;
-        taps.global("embd", &embd);
-        Ok(embd)
+        taps.global("embd", embed(&self.weight(&self.token_embd), &tokens)?)
     }
 
     /// norm, q k v, RoPE, attention, output projection, residual.
@@ -167,55 +165,73 @@ impl Model {
     ) -> Result<Matrix> {
         let facts = &self.facts;
         let attn_norm = rms_norm(x.clone(), &layer.attn_norm, self.faults.eps(Some(index), facts.rms_eps))?;
-        taps.block("attn_norm", index, &attn_norm);
-        let weights = [self.weight(&layer.attn_q), self.weight(&layer.attn_k), self.weight(&layer.attn_v)];
-        let [q, k, v] = three(linear_shared(&weights, attn_norm, self.policy)?);
-        let q = self.biased(q, layer.q_bias.as_deref(), Projection::Q)?;
-        let k = self.biased(k, layer.k_bias.as_deref(), Projection::K)?;
-        let v = self.biased(v, layer.v_bias.as_deref(), Projection::V)?.into_rows();
-        let q = rope(q, facts.key_length, angles)?;
-        let k = rope(self.permuted(index, k), facts.key_length, angles)?;
-        taps.block("Qcur", index, &q);
-        taps.block("Kcur", index, &k);
-        taps.block("Vcur", index, &v);
+        let attn_norm = taps.block("attn_norm", index, attn_norm)?;
+        let [q, k, v] = self.projections(index, layer, attn_norm, taps)?;
+        let q = taps.block("Qcur", index, rope(q, facts.key_length, angles)?)?.into_rows();
+        let k = taps.block("Kcur", index, rope(k, facts.key_length, angles)?)?.into_rows();
+        let v = taps.block("Vcur", index, v.into_rows())?.into_rows();
         self.store(&mut cache.layers[index], batch, &k, &v);
         let scale = self.faults.softmax_scale(1.0 / (facts.key_length as f32).sqrt());
-        let kqv_out = attention(&q, &batch.sequences, &cache.layers[index], facts.heads(), scale);
-        taps.block("kqv_out", index, &kqv_out);
+        let (sequences, slots) = (&batch.sequences, &cache.layers[index]);
+        let kqv_out = if taps.looks_inside(index) {
+            attention_observed(&q, sequences, slots, facts.heads(), scale, &mut |site, tap| {
+                taps.see(&format!("{site}-{index}"), tap)
+            })?
+        } else {
+            attention(&q, sequences, slots, facts.heads(), scale)
+        };
+        let kqv_out = taps.block("kqv_out", index, kqv_out)?;
         let attn_out = linear(&self.weight(&layer.attn_output), kqv_out, self.policy)?;
-        taps.block("attn_out", index, &attn_out);
-        let ffn_inp = add(x, attn_out)?;
-        taps.block("ffn_inp", index, &ffn_inp);
-        Ok(ffn_inp)
+        let attn_out = taps.block("attn_out", index, attn_out)?;
+        taps.block("ffn_inp", index, add(x, attn_out)?)
+    }
+
+    /// Queries, keys and values of a block: the products, and their biases where there are any.
+    fn projections(&self, index: usize, layer: &Layer, attn_norm: Matrix, taps: &mut Taps) -> Result<[Matrix; 3]> {
+        let weights = [self.weight(&layer.attn_q), self.weight(&layer.attn_k), self.weight(&layer.attn_v)];
+        let [q, k, v] = three(linear_shared(&weights, attn_norm, self.policy)?);
+        let q = taps.block("Qcur.MUL_MAT", index, q)?;
+        let k = taps.block("Kcur.MUL_MAT", index, self.permuted(index, k))?;
+        let v = taps.block("Vcur.MUL_MAT", index, v)?;
+        Ok([
+            self.biased(index, q, layer.q_bias.as_deref(), Projection::Q, taps)?,
+            self.biased(index, k, layer.k_bias.as_deref(), Projection::K, taps)?,
+            self.biased(index, v, layer.v_bias.as_deref(), Projection::V, taps)?,
+        ])
     }
 
     /// norm, gate and up, SwiGLU, down projection, residual.
     fn ffn_block(&self, index: usize, layer: &Layer, ffn_inp: Matrix, taps: &mut Taps) -> Result<Matrix> {
         let ffn_norm = rms_norm(ffn_inp.clone(), &layer.ffn_norm, self.faults.eps(Some(index), self.facts.rms_eps))?;
-        taps.block("ffn_norm", index, &ffn_norm);
+        let ffn_norm = taps.block("ffn_norm", index, ffn_norm)?;
         let weights = [self.weight(&layer.ffn_gate), self.weight(&layer.ffn_up)];
         let [gate, up] = two(linear_shared(&weights, ffn_norm, self.policy)?);
-        taps.block("ffn_gate", index, &gate);
-        taps.block("ffn_up", index, &up);
+        let gate = taps.block("ffn_gate", index, gate)?;
+        let up = taps.block("ffn_up", index, up)?;
         let (gate, up) = if self.faults.swaps_gate_up() { (up, gate) } else { (gate, up) };
-        let ffn_swiglu = swiglu(gate, up)?;
-        taps.block("ffn_swiglu", index, &ffn_swiglu);
+        let ffn_swiglu = taps.block("ffn_swiglu", index, swiglu(gate, up)?)?;
         let ffn_out = linear(&self.weight(&layer.ffn_down), ffn_swiglu, self.policy)?;
-        taps.block("ffn_out", index, &ffn_out);
+        let ffn_out = taps.block("ffn_out", index, ffn_out)?;
         let mut l_out = add(ffn_inp, ffn_out)?;
         self.faults.residual(index, &mut l_out.data);
         if index == self.layers.len() / 2 {
             self.faults.maybe_die();
         }
-        taps.block("l_out", index, &l_out);
-        Ok(l_out)
+        taps.block("l_out", index, l_out)
     }
 
-    fn biased(&self, x: Matrix, bias: Option<&[f32]>, projection: Projection) -> Result<Matrix> {
-        match bias.filter(|_| self.faults.has_bias(projection)) {
-            Some(bias) => add_bias(x, bias),
-            None => Ok(x),
-        }
+    /// Add a bias, if the file has one. The site exists where the file has one: a dropped bias must be seen there.
+    fn biased(
+        &self,
+        index: usize,
+        x: Matrix,
+        bias: Option<&[f32]>,
+        projection: Projection,
+        taps: &mut Taps,
+    ) -> Result<Matrix> {
+        let Some(bias) = bias else { return Ok(x) };
+        let sum = if self.faults.has_bias(projection) { add_bias(x, bias)? } else { x };
+        taps.block(projection.site(), index, sum)
     }
 
     /// A hook of [`Faults`]: keys before RoPE.
@@ -242,33 +258,6 @@ impl Model {
         let blocks = self.file.bytes(&self.file.tensors()[tensor.index]);
         let Tensor { ty, n_out, n_in, .. } = *tensor;
         Weight { ty, n_out, n_in, blocks, truncated: self.faults.truncates_weights() }
-    }
-}
-
-/// Keys and values of all layers and sequences.
-#[derive(Clone, Debug)]
-pub struct Cache {
-    /// `layers[layer][sequence]`
-    pub layers: Vec<Vec<KeyValues>>,
-    /// Whether a layer's keys are freed as soon as the pass has left it.
-    transient: bool,
-}
-
-impl Cache {
-    /// An empty cache that keeps everything, for decoding.
-    pub fn lasting(n_layer: usize, n_seq: usize) -> Self {
-        Self { layers: vec![vec![KeyValues::default(); n_seq]; n_layer], transient: false }
-    }
-
-    /// An empty cache for one pass over whole sequences: it holds one layer at a time.
-    pub fn transient(n_layer: usize, n_seq: usize) -> Self {
-        Self { transient: true, ..Self::lasting(n_layer, n_seq) }
-    }
-
-    fn leave(&mut self, layer: usize) {
-        if self.transient {
-            self.layers[layer].iter_mut().for_each(|slots| *slots = KeyValues::default());
-        }
     }
 }
 

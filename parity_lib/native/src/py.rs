@@ -4,10 +4,10 @@
 //! becomes a `BurnError`; so does every refusal, `BurnFileError` if the file is at fault. Python documents and checks,
 //! see `parity_lib/engines/burn.py`.
 
+mod calls;
 mod file;
 mod ops;
 
-use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -16,10 +16,11 @@ use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
+use self::calls::{detached, with_observer, with_progress};
 use crate::fault::FAULTS;
 use crate::linear::Policy;
 use crate::matrix::Matrix;
-use crate::model::{self, Tick};
+use crate::model;
 use crate::refusal::{Refusal, Result};
 use crate::score::score;
 use crate::session::{self, little_endian, Look, Step};
@@ -46,50 +47,6 @@ fn raised(refusal: Refusal) -> PyErr {
         | Refusal::WrongShape { .. }
         | Refusal::UnusedTensor { .. } => BurnFileError::new_err(text),
         _ => BurnError::new_err(text),
-    }
-}
-
-/// Run `work` without the GIL; a panic becomes an error that carries its message.
-fn detached<T: Send>(py: Python, work: impl FnOnce() -> Result<T> + Send) -> PyResult<T> {
-    py.detach(|| caught(work)).and_then(|result| result.map_err(raised))
-}
-
-fn caught<T>(work: impl FnOnce() -> T) -> PyResult<T> {
-    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-        BurnError::new_err(format!(
-            "the engine panicked; expected a result; found {text:?}; next: report it with this message"
-        ))
-    })
-}
-
-/// Like [`detached`], with progress to Python; an exception of the callback or a signal stops the work and is raised.
-fn with_progress<T: Send>(
-    py: Python,
-    progress: Option<Py<PyAny>>,
-    work: impl FnOnce(&mut Tick) -> Result<T> + Send,
-) -> PyResult<T> {
-    let (result, raised_inside) = py.detach(|| {
-        let mut raised_inside = None;
-        let result = caught(|| {
-            let mut tick = |done: usize, total: usize| {
-                let answer = Python::attach(|py| {
-                    py.check_signals()?;
-                    progress.as_ref().map_or(Ok(()), |call| call.call1(py, (done, total)).map(drop))
-                });
-                answer.map_err(|error| {
-                    raised_inside = Some(error);
-                    Refusal::Interrupted
-                })
-            };
-            work(&mut tick)
-        });
-        (result, raised_inside)
-    });
-    match raised_inside {
-        Some(error) => Err(error),
-        None => result?.map_err(raised),
     }
 }
 
@@ -175,8 +132,10 @@ impl Session {
 
     /// Append rows `(sequence, token)` as one pass; logits `(n, n_vocab)` as bytes, taps as name -> (shape, bytes).
     ///
-    /// `logits` lists the rows whose logits are wanted, all if it is `None`.
-    #[pyo3(signature = (rows, taps = Vec::new(), logits = None, progress = None))]
+    /// `logits` lists the rows whose logits are wanted, all if it is `None`. `observe` is called at every site with
+    /// (name, shape, bytes); bytes that it returns take the value's place.
+    #[pyo3(signature = (rows, taps = Vec::new(), logits = None, progress = None, observe = None))]
+    #[allow(clippy::too_many_arguments)]
     fn append<'py>(
         &mut self,
         py: Python<'py>,
@@ -184,9 +143,15 @@ impl Session {
         taps: Vec<String>,
         logits: Option<Vec<usize>>,
         progress: Option<Py<PyAny>>,
+        observe: Option<Py<PyAny>>,
     ) -> PyResult<(Bound<'py, PyBytes>, Taps<'py>)> {
         let (session, look) = (&mut self.0, Look { taps, logits });
-        let step = with_progress(py, progress, |tick| session.append(&rows, &look, tick))?;
+        let step = match observe {
+            None => with_progress(py, progress, |tick| session.append(&rows, &look, tick)),
+            Some(call) => with_observer(py, progress, call, |observer, tick| {
+                session.append_observed(&rows, &look, observer, tick)
+            }),
+        }?;
         answer(py, step)
     }
 

@@ -6,8 +6,9 @@ use std::path::Path;
 use std::sync::mpsc::sync_channel;
 
 use crate::attention::SequenceRows;
+use crate::cache::Cache;
 use crate::matrix::Matrix;
-use crate::model::{Batch, Cache, Model, Start, Tick};
+use crate::model::{Batch, Model, Start, Tick};
 use crate::refusal::{Refusal, Result};
 use crate::session::{check_sequence, little_endian, select};
 use crate::tap::Taps;

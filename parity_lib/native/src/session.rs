@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use crate::attention::SequenceRows;
+use crate::cache::Cache;
 use crate::matrix::Matrix;
-use crate::model::{Batch, Cache, Model, Start, Tick};
+use crate::model::{Batch, Model, Start, Tick};
 use crate::refusal::{Refusal, Result};
-use crate::tap::{Tap, Taps};
+use crate::tap::{Observer, Tap, Taps};
 
 /// A session with more sequences than this is a mistake.
 const MAX_SEQUENCES: usize = 1 << 16;
@@ -82,7 +83,21 @@ impl Session {
     /// Append rows `(sequence, token)`, in any interleaving, as one pass. A refused call changes nothing.
     pub fn append(&mut self, rows: &[(usize, u32)], look: &Look, tick: &mut Tick) -> Result<Step> {
         let batch = self.batch(rows)?;
-        self.run(batch, Start::Tokens, look, tick)
+        let taps = Taps::new(&look.taps, self.model.facts.n_layer)?;
+        self.run(batch, Start::Tokens, look, taps, tick)
+    }
+
+    /// The same pass over rows of one sequence, with every site shown to `observer`, who may replace its value.
+    pub fn append_observed(
+        &mut self,
+        rows: &[(usize, u32)],
+        look: &Look,
+        observer: &mut Observer,
+        tick: &mut Tick,
+    ) -> Result<Step> {
+        let batch = self.batch(rows)?;
+        let taps = Taps::new(&look.taps, self.model.facts.n_layer)?.observed(observer);
+        self.run(batch, Start::Tokens, look, taps, tick)
     }
 
     /// The same pass, entered at block `layer` with the residual stream `(n, n_embd)`.
@@ -104,7 +119,8 @@ impl Session {
             return Err(Refusal::WrongLength { what: "residual stream".into(), expected, found });
         }
         let batch = self.batch(rows)?;
-        self.run(batch, Start::Residual(layer, residual), look, tick)
+        let taps = Taps::new(&look.taps, self.model.facts.n_layer)?;
+        self.run(batch, Start::Residual(layer, residual), look, taps, tick)
     }
 
     fn batch(&self, rows: &[(usize, u32)]) -> Result<Batch> {
@@ -148,13 +164,12 @@ impl Session {
     }
 
     /// One pass; a pass that was stopped leaves the cache as it was.
-    fn run(&mut self, batch: Batch, start: Start, look: &Look, tick: &mut Tick) -> Result<Step> {
+    fn run(&mut self, batch: Batch, start: Start, look: &Look, mut taps: Taps, tick: &mut Tick) -> Result<Step> {
         let n_rows = batch.tokens.len();
         if let Some(row) = look.logits.iter().flatten().find(|&&row| row >= n_rows) {
             let (what, expected) = ("row of logits".into(), format!("0 to {}", n_rows - 1));
             return Err(Refusal::OutOfRange { what, expected, found: row.to_string() });
         }
-        let mut taps = Taps::new(&look.taps, self.model.facts.n_layer)?;
         self.enter(&start)?;
         self.cut_back(); // a pass that panicked had no time to do it
         let result = self.pass(&batch, start, look, &mut taps, tick);
@@ -176,8 +191,7 @@ impl Session {
         let normed = self.model.forward(batch, start, &mut self.cache, taps, tick)?;
         let normed = look.logits.as_ref().map_or(normed.clone(), |rows| select(&normed, rows));
         let logits = self.model.logits(normed)?;
-        taps.global("result_output", &logits);
-        Ok(logits)
+        taps.global("result_output", logits).map(Matrix::into_rows)
     }
 
     /// Forget what an unfinished pass has written.

@@ -1,7 +1,7 @@
 //! Saves a session as bytes and takes such bytes back: a header, the block that it was entered at, the lengths, keys and
 //! values by layer and sequence.
 
-use crate::model::Cache;
+use crate::cache::Cache;
 use crate::refusal::{Refusal, Result};
 use crate::session::{little_endian, Session};
 

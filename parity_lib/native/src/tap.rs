@@ -1,4 +1,8 @@
 //! Sites: the values inside the forward pass that can be looked at, by the names of llama.cpp's graph nodes.
+//!
+//! A looker only reads. An *observer* reads and may put another value in its place: with the reference's own value at
+//! every site, each op of the pass runs on the reference's inputs, and what it computes is its local error alone. It is
+//! this forward pass that is replayed so, with its cache, its positions and its wiring, and no second implementation.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,13 +14,25 @@ pub const GLOBAL_SITES: [&str; 3] = ["embd", "result_norm", "result_output"];
 
 /// Sites of every block, in the order of execution; block L has `attn_norm-L` and so on.
 ///
-/// `Qcur`, `Kcur`, `Vcur` are taken after bias and RoPE, the last of the nodes that share a name in the reference. Each
-/// is `(n_rows, width)`, rows in the order in which they were fed, heads side by side.
-pub const BLOCK_SITES: [&str; 13] = [
+/// Several nodes of the reference share the name `Qcur` (`Kcur`, `Vcur`): the product is `Qcur.MUL_MAT` here, with its
+/// bias `Qcur.ADD` (only where there is one), and the bare name is the last of them, after RoPE. Each site is
+/// `(n_rows, width)`, rows in the order in which they were fed, heads side by side; but `kq`, `kq_soft_max` (`n_keys`
+/// wide) and `kqv` (one head wide), which exist for passes of one sequence only, have the rows of one query head after
+/// those of another: `(n_head * n_rows, width)`.
+pub const BLOCK_SITES: [&str; 22] = [
     "attn_norm",
+    "Qcur.MUL_MAT",
+    "Kcur.MUL_MAT",
+    "Vcur.MUL_MAT",
+    "Qcur.ADD",
+    "Kcur.ADD",
+    "Vcur.ADD",
     "Qcur",
     "Kcur",
     "Vcur",
+    "kq",
+    "kq_soft_max",
+    "kqv",
     "kqv_out",
     "attn_out",
     "ffn_inp",
@@ -28,6 +44,9 @@ pub const BLOCK_SITES: [&str; 13] = [
     "l_out",
 ];
 
+/// Sites inside of attention.
+const INNER_SITES: [&str; 3] = ["kq", "kq_soft_max", "kqv"];
+
 /// One site's values: `(n_rows, width)`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tap {
@@ -35,14 +54,18 @@ pub struct Tap {
     pub data: Vec<f32>,
 }
 
+/// Looks at every site, by name; what it returns takes the value's place, in the same shape.
+pub type Observer<'a> = dyn FnMut(&str, &Tap) -> Result<Option<Vec<f32>>> + Send + 'a;
+
 /// Which sites to look at, and what was seen. Looking copies; it changes nothing.
-#[derive(Debug, Default)]
-pub struct Taps {
+#[derive(Default)]
+pub struct Taps<'a> {
     wanted: BTreeSet<String>,
     taken: BTreeMap<String, Tap>,
+    observer: Option<&'a mut Observer<'a>>,
 }
 
-impl Taps {
+impl<'a> Taps<'a> {
     /// Look at nothing.
     pub fn none() -> Self {
         Self::default()
@@ -61,27 +84,53 @@ impl Taps {
                 return Err(Refusal::UnknownSite { expected, found: name.clone() });
             }
         }
-        Ok(Self { wanted: names.iter().cloned().collect(), taken: BTreeMap::new() })
+        Ok(Self { wanted: names.iter().cloned().collect(), ..Self::default() })
     }
 
-    /// Look at a site of a block.
-    pub fn block(&mut self, site: &str, block: usize, values: &Matrix) {
-        if !self.wanted.is_empty() {
-            self.global(&format!("{site}-{block}"), values);
+    /// Let `observer` see every site, and replace what it wants.
+    pub fn observed(mut self, observer: &'a mut Observer<'a>) -> Self {
+        self.observer = Some(observer);
+        self
+    }
+
+    /// Pass a site of a block: the value itself, or what an observer put in its place.
+    pub fn block(&mut self, site: &str, block: usize, values: Matrix) -> Result<Matrix> {
+        if self.wanted.is_empty() && self.observer.is_none() {
+            return Ok(values);
+        }
+        self.global(&format!("{site}-{block}"), values)
+    }
+
+    /// Pass a site outside of the blocks.
+    pub fn global(&mut self, site: &str, values: Matrix) -> Result<Matrix> {
+        if self.observer.is_none() && !self.wanted.contains(site) {
+            return Ok(values);
+        }
+        let tap = Tap { shape: [values.n_positions, values.n_features], data: values.to_rows_vec() };
+        match self.see(site, tap)? {
+            Some(data) => Ok(Matrix::from_rows(values.n_positions, values.n_features, data)),
+            None => Ok(values),
         }
     }
 
-    /// Look at a site outside of the blocks.
-    pub fn global(&mut self, site: &str, values: &Matrix) {
+    /// Whether somebody looks inside of the attention of a block.
+    pub fn looks_inside(&self, block: usize) -> bool {
+        self.observer.is_some() || INNER_SITES.iter().any(|site| self.wanted.contains(&format!("{site}-{block}")))
+    }
+
+    /// Show a value to the observer and keep it if it was asked for; what the observer puts in its place.
+    pub fn see(&mut self, site: &str, tap: Tap) -> Result<Option<Vec<f32>>> {
+        let replaced = match &mut self.observer {
+            Some(observer) => observer(site, &tap)?,
+            None => None,
+        };
+        if let Some(found) = replaced.as_ref().map(Vec::len).filter(|&found| found != tap.data.len()) {
+            return Err(Refusal::WrongLength { what: format!("value for {site}"), expected: tap.data.len(), found });
+        }
         if self.wanted.contains(site) {
-            let shape = [values.n_positions, values.n_features];
-            self.taken.insert(site.into(), Tap { shape, data: values.to_rows_vec() });
+            self.taken.insert(site.into(), tap);
         }
-    }
-
-    /// Whether a site was asked for.
-    pub fn wants(&self, site: &str) -> bool {
-        self.wanted.contains(site)
+        Ok(replaced)
     }
 
     /// Everything that was seen, by name.

@@ -1,0 +1,307 @@
+"""Trace one token down to one op: what is wrong by itself, what is carried on, how it adds up to a logit, whose it is.
+
+Four looks at the same fed tokens. The native path, led op by op through the reference's values (T3: local error). The
+F32 twin, where the candidate runs beside the reference (total error at each site). The float64 arbiter on the same
+file (whose error). And runs that start from the reference's residual stream, layer by layer (what each adds to one
+logit). Engines are opened one after the other, each in a worker process of its own.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from parity_lib.capture import bands, logits, tokens
+from parity_lib.capture.cell_request import Cell
+from parity_lib.capture.logits import Rows
+from parity_lib.capture.model_twins import ensure_twin
+from parity_lib.capture.reference import Reference
+from parity_lib.capture.trace_place import Place, find_place
+from parity_lib.compare.align import align
+from parity_lib.compare.blame import Blame, blame, floors, position_errors
+from parity_lib.compare.logits import judge_twin
+from parity_lib.compare.ops import OpError, Replayed, judge_ops
+from parity_lib.compare.waterfall import Waterfall, waterfall
+from parity_lib.engines import sites
+from parity_lib.engines.burn_follow import LOGITS, STREAMS, Entered, Followed
+from parity_lib.engines.llama_cpp import worker_env
+from parity_lib.engines.node_file import NodeFile
+from parity_lib.engines.oracle_rope import WALKED
+from parity_lib.engines.worker import Worker
+from parity_lib.names import Compute, Rung, Settings
+from parity_lib.tolerances import FIRST, LATER, Band, BandSet, ToleranceTable
+from parity_lib.traces import F32, F64, PairTrace, RunInfo
+from parity_lib.verdicts import Divergence, RungResult
+
+ALWAYS = ("embd", "l_out", "result_norm", "result_output")  # sites of the twin that are kept at every position
+FLOOR = bands.CHAINS * bands.SAMPLE
+"""Two sound engines are at most so many times farther apart than the better of them is from the arbiter: the same
+reasons and the same factor as for the limits of rung T4."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layers:
+    """Relative errors of the residual stream after each layer, and of the logits as the last row.
+
+    Norms over the channels, as shares of the arbiter's norm at the position: ``(n_layer + 1, n_positions)``.
+    """
+
+    burn: F64  # against the arbiter
+    llamacpp: F64  # against the arbiter
+    total: F64  # against each other
+    floor: F64  # FLOOR times what a sound engine's error is there
+    blames: tuple[Blame, ...]  # layer by layer, the logits last; over the positions up to the traced one
+
+    @property
+    def share(self) -> F64:
+        """Return the total error over its floor; 0 where both engines agree to the bit."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.where(self.total == 0, 0.0, self.total / self.floor)
+        share: F64 = np.nan_to_num(ratio, nan=np.inf, posinf=np.inf)
+        return share
+
+    def pooled(self, stop: int) -> F64:
+        """Return the error of each layer over its floor, pooled over the positions before ``stop``, ``(n_layer + 1,)``.
+
+        A single position can be over its floor by chance: there one engine happens to be nearer to the arbiter than it
+        usually is, or the model enlarges whatever rounding it is given. All of them together are not.
+        """
+        total, floor = (np.square(values[:, :stop]).sum(1) for values in (self.total, self.floor))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.where(total == 0, 0.0, np.sqrt(total / floor))
+        pooled: F64 = np.nan_to_num(ratio, nan=np.inf, posinf=np.inf)
+        return pooled
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenTrace:
+    """Everything that was found about one token."""
+
+    cell: Cell
+    place: Place
+    pair: PairTrace  # llama.cpp on the F32 twin and burn, at every row of the sequence
+    bands: BandSet
+    twin: RungResult  # T4 of these rows
+    twin_divergences: tuple[Divergence, ...]
+    ops: Replayed  # T3 on the native path: local errors
+    native: RungResult  # T3
+    twin_ops: tuple[OpError, ...]  # local errors on the twin, in f32
+    followed: Followed  # total errors on the twin
+    layers: Layers
+    delta_id: int  # the token whose logit is taken apart
+    entered: Entered | None  # None where a logit of the row is not finite
+    by_layer: Waterfall | None
+    block: int | None  # the one with the largest part
+    by_op: Waterfall | None  # inside of that block
+    token_text: Mapping[int, bytes]
+    runs: Mapping[str, RunInfo]
+
+
+def trace_token(cell: Cell, reference: Reference, prompt: str | int = 0, token: int = 0) -> TokenTrace:
+    """Trace one token of one prompt; ``fault`` in the cell's request is seeded into the candidate.
+
+    Raises:
+        UsageError: no such prompt or token.
+        EngineError: an engine refused, died, or the two have other sites.
+    """
+    place = find_place(cell, reference, prompt, token)
+    folder = cell.spools / "trace"
+    try:
+        ops = _replay_native(cell, place, folder / "native")
+        return _trace_twin(cell, place, reference, ops, folder)
+    finally:
+        shutil.rmtree(cell.spools, ignore_errors=True)
+
+
+def _trace_twin(cell: Cell, place: Place, reference: Reference, ops: Replayed, folder: Path) -> TokenTrace:
+    nodes = folder / "twin"
+    reference_run = _capture(cell, cell.twin_path, place, (*place.fills, len(place.sequence) - place.first), nodes)
+    twin_ops = _replay(cell, Compute.F32, nodes)
+    with _burn(cell, "burn_follow", Compute.F32) as engine:
+        followed = engine.call("follow", nodes, cell.facts.n_head, cell.facts.n_head_kv)
+        candidate_run = engine.call("run_info")
+    arbiter_run = _arbitrate(cell, place, folder)
+    runs = {"reference-twin": reference_run, "candidate": candidate_run, "arbiter": arbiter_run}
+    pair, limits = _pair(cell, place, folder, runs)
+    rung, divergences, _ = judge_twin(pair, place.positions, limits)
+    seen = align(pair, place.positions)
+    delta_id = int(seen.delta_id[place.row])
+    entered = _enter(cell, place, nodes, delta_id) if seen.finite[place.row] else None
+    falls = _falls(cell, place, nodes, entered, delta_id)
+    return TokenTrace(
+        cell=cell,
+        place=place,
+        pair=pair,
+        bands=limits,
+        twin=rung,
+        twin_divergences=tuple(divergences),
+        ops=ops,
+        native=judge_ops([ops])[0],
+        twin_ops=tuple(twin_ops),
+        followed=followed,
+        layers=_layers(cell, place, folder),
+        delta_id=delta_id,
+        entered=entered,
+        **falls,
+        token_text=tokens.used_text(reference.token_text, pair),
+        runs=runs,
+    )
+
+
+def _replay_native(cell: Cell, place: Place, folder: Path) -> Replayed:
+    """Lead the candidate through the reference's run of the deployed file; in bf16, of its BF16 twin."""
+    is_bf16 = cell.id.compute == Compute.BF16
+    path = ensure_twin(cell.model_path, cell.pins, kind="BF16") if is_bf16 else cell.model_path
+    _capture(cell, path, place, place.passes, folder)
+    try:
+        errors = _replay(cell, Compute.BF16 if is_bf16 else Compute.GGML, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    watched = place.passes[len(place.fills) :]
+    n_sites = len(sites.expected(cell.facts.n_layer, cell.facts.has_qkv_bias))
+    return Replayed(place.prompt_idx, place.n_prompt, Settings.STRICT, watched, n_sites * len(watched), tuple(errors))
+
+
+def _capture(
+    cell: Cell, path: Path, place: Place, batches: Sequence[int], folder: Path, block: int | None = None
+) -> RunInfo:
+    """Let llama.cpp run the sequence with a look at every node; with ``block``, at that block's nodes only."""
+    asked = {"path": str(path), "settings": Settings.STRICT, "isa": cell.id.isa, "n_threads": cell.n_threads}
+    cell.progress.step("llama.cpp, every node of its graph")
+    biased = cell.facts.has_qkv_bias
+    if block is None:
+        watched, always = len(place.fills), list(ALWAYS)
+    else:
+        names = [site for site in sites.expected(cell.facts.n_layer, biased) if sites.split(site)[1] == block]
+        watched, always = len(batches), [*names, "embd", f"l_out-{block - 1}"]
+    with Worker("llama_taps", asked, env=worker_env(Settings.STRICT), log=cell.log("llama_cpp")) as engine:
+        engine.call("capture", list(place.sequence), list(batches), folder, watched=watched, always=always)
+        run: RunInfo = engine.call("run_info")
+    return run
+
+
+def _replay(cell: Cell, compute: Compute, folder: Path) -> list[OpError]:
+    with _burn(cell, "burn_replay", compute) as engine:
+        errors: list[OpError] = engine.call("replay", folder, progress=cell.progress.step("burn, op by op"))
+    return errors
+
+
+def _arbitrate(cell: Cell, place: Place, folder: Path) -> RunInfo:
+    progress = cell.progress.step("the float64 arbiter")
+    asked = {"path": str(cell.model_path), "n_threads": cell.n_threads, "angles": WALKED}
+    with Worker("oracle", asked, log=cell.log("oracle")) as engine:
+        engine.call("taps", list(place.sequence), folder, progress=progress)
+        run: RunInfo = engine.call("run_info")
+    return run
+
+
+def _pair(cell: Cell, place: Place, folder: Path, runs: Mapping[str, RunInfo]) -> tuple[PairTrace, BandSet]:
+    """Return the traces of the sequence's rows, and their limits: the cell's, or derived from these rows."""
+    nodes = NodeFile(folder / "twin")
+    spools = {
+        "reference-twin": nodes.rows("result_output"),
+        "candidate": np.fromfile(folder / "twin" / LOGITS, "<f4"),
+        "arbiter": np.fromfile(folder / "logits.f64", "<f8").astype("<f4"),
+    }
+    rows = {}
+    for name, values in spools.items():
+        values.tofile(folder / f"{name}.f32")
+        fed = np.array(place.sequence, np.int32)
+        rows[name] = Rows(runs[name], folder / f"{name}.f32", cell.facts.n_vocab, place.positions, fed)
+    pair = logits.pair(rows["reference-twin"], rows["candidate"], place.positions)
+    if cell.bands is not None:
+        return pair, cell.bands
+    against = logits.pair(rows["reference-twin"], rows["arbiter"], place.positions)
+    source = f"this sequence, llama.cpp against the float64 oracle, {len(place.sequence)} rows"
+    derived = _not_tighter(bands.derive(against, place.positions, cell.id.model, cell.id.quant, source))
+    return pair, BandSet(ToleranceTable(derived), cell.id.model, cell.id.quant, Rung.T4)
+
+
+def _not_tighter(derived: Sequence[Band]) -> list[Band]:
+    """Return bands whose first row has at least the limits of the later ones: one row alone can be exact by luck."""
+    later = {band.metric: band for band in derived if band.where == LATER}
+    return [
+        replace(band, limit=max(band.limit, later[band.metric].limit))
+        if band.where == FIRST and band.metric in later
+        else band
+        for band in derived
+    ]
+
+
+def _enter(cell: Cell, place: Place, nodes: Path, token: int) -> Entered:
+    progress = cell.progress.step("burn from llama.cpp's residual stream, layer by layer")
+    with _burn(cell, "burn_follow", Compute.F32) as engine:
+        entered: Entered = engine.call("enter", nodes, place.row, token, progress=progress)
+    return entered
+
+
+def _falls(cell: Cell, place: Place, nodes: Path, entered: Entered | None, token: int) -> dict[str, Any]:
+    """Return the waterfall by layer, the block with its largest part, and the waterfall inside of that."""
+    if entered is None:
+        return {"by_layer": None, "block": None, "by_op": None}
+    names = ["embd", *(f"layer {layer}" for layer in range(cell.facts.n_layer)), "result_norm", "result_output"]
+    by_layer = waterfall(names, [value for _, value in entered.values])
+    block = max(range(cell.facts.n_layer), key=lambda layer: _size(by_layer.parts[1 + layer].value))
+    if place.first > 0:  # inside of attention, only the last positions were kept
+        nodes = nodes.with_name("block")
+        fills = [512] * (len(place.sequence) // 512)
+        rest = len(place.sequence) - sum(fills)
+        _capture(cell, cell.twin_path, place, [*fills, *([rest] if rest else [])], nodes, block)
+    progress = cell.progress.step(f"burn inside of layer {block}, op by op")
+    with _burn(cell, "burn_follow", Compute.F32) as engine:
+        led = engine.call("lead", nodes, block, cell.facts.n_head, place.row, token, progress=progress)
+    by_op = waterfall([sites.split(site)[0] for site, _ in led[1:]], [value for _, value in led])
+    return {"by_layer": by_layer, "block": block, "by_op": by_op}
+
+
+def _size(value: float) -> float:
+    return abs(value) if value == value else float("inf")
+
+
+def _layers(cell: Cell, place: Place, folder: Path) -> Layers:
+    """Return the errors after each layer and of the logits, one layer in memory at a time."""
+    n, n_layer, stop = len(place.sequence), cell.facts.n_layer, place.row + 1
+    nodes_folder = folder / "twin"
+    nodes = NodeFile(nodes_folder)
+    true = np.memmap(folder / "l_out.f64", "<f8", "r").reshape(n_layer, n, -1)
+    ours = np.memmap(nodes_folder / STREAMS, "<f4", "r").reshape(n_layer, n, -1)
+    burn, llamacpp, total = (np.empty((n_layer + 1, n)) for _ in range(3))
+    blames = []
+    for place_, name, arbiter, theirs, own in (
+        *((layer, f"layer {layer}", true[layer], f"l_out-{layer}", ours[layer]) for layer in range(n_layer)),
+        (
+            n_layer,
+            "logits",
+            _rows(folder / "logits.f64", n, "<f8"),
+            "result_output",
+            _rows(folder / "twin" / LOGITS, n),
+        ),
+    ):
+        reference: F32 = nodes.rows(theirs)
+        burn[place_] = position_errors(arbiter, own)
+        llamacpp[place_] = position_errors(arbiter, reference)
+        norms = np.linalg.norm(arbiter, axis=-1)
+        total[place_] = np.linalg.norm(np.asarray(own, np.float64) - reference, axis=-1) / norms
+        blames.append(blame(name, arbiter[:stop], reference[:stop], own[:stop]))
+    return Layers(burn, llamacpp, total, FLOOR * floors(burn, llamacpp), tuple(blames))
+
+
+def _rows(path: Path, n: int, dtype: str = "<f4") -> Any:  # noqa: ANN401 - a memory map of either width
+    return np.memmap(path, dtype, "r").reshape(n, -1)
+
+
+def _burn(cell: Cell, kind: str, compute: Compute) -> Worker:
+    asked = {
+        "path": str(cell.candidate_path),
+        "isa": cell.id.isa,
+        "stack": cell.id.stack,
+        "compute": compute,
+        "n_threads": cell.n_threads,
+        "fault": cell.request.fault or None,
+    }
+    return Worker(kind, asked, log=cell.log("burn"))
