@@ -18,12 +18,14 @@ fn rows(tiny: &Tiny, n: usize) -> Vec<(usize, u32)> {
     tokens(n, 5, tiny.n_vocab).into_iter().map(|token| (0, token)).collect()
 }
 
+type Seen = Vec<(String, Tap)>;
+
 /// Logits and every site of one pass, in order; `put` may replace a value.
 fn observe(
     session: &mut Session,
     rows: &[(usize, u32)],
     mut put: impl FnMut(&str, &Tap) -> Option<Vec<f32>> + Send,
-) -> Result<(Vec<f32>, Vec<(String, Tap)>)> {
+) -> Result<(Vec<f32>, Seen)> {
     let mut seen = Vec::new();
     let mut observer = |site: &str, tap: &Tap| {
         seen.push((site.to_string(), tap.clone()));
