@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import os
 from pathlib import Path
-from typing import IO
 
 from parity_lib.errors import RecordError, UsageError
 
@@ -17,7 +16,7 @@ RECORDS = (
 )
 
 # Locks of this process by their path. The kernel lets go of them when the process ends, however it ends.
-_held: dict[Path, IO[str]] = {}
+_held: dict[Path, int] = {}
 
 
 def take(folder: Path) -> None:
@@ -46,23 +45,22 @@ def let_go(folder: Path) -> None:
     """Let another process write into the folder; does nothing where it is not held."""
     file = _held.pop(folder.resolve() / LOCK, None)
     if file is not None:
-        file.close()
+        os.close(file)
 
 
 def _hold(folder: Path) -> None:
     """Lock the folder for this process. A notebook that opens its cell again holds it already."""
     path = folder.resolve() / LOCK
     mine = _held.get(path)
-    if mine is not None and path.exists() and os.fstat(mine.fileno()).st_ino == path.stat().st_ino:
+    if mine is not None and path.exists() and os.fstat(mine).st_ino == path.stat().st_ino:
         return
     let_go(folder)
-    file = path.open("a+")
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
-        file.close()
+        holder = os.read(file, 32).decode("ascii", "replace").strip() or "unknown"
+        os.close(file)
         raise UsageError(
             "another run writes into this folder",
             place=folder,
@@ -71,6 +69,6 @@ def _hold(folder: Path) -> None:
             next_step="wait for it, or give another --out",
         ) from error
     with contextlib.suppress(OSError):  # on a full disk the lock holds all the same, only without a name
-        os.ftruncate(file.fileno(), 0)
-        os.write(file.fileno(), f"{os.getpid()}\n".encode())
+        os.ftruncate(file, 0)
+        os.write(file, f"{os.getpid()}\n".encode())
     _held[path] = file
