@@ -43,10 +43,12 @@ class Session:
         taps: Sequence[str] = ...,
         logits: Sequence[int] | None = None,
         progress: Callable[[int, int], object] | None = None,
+        observe: Callable[[str, list[int], bytes], bytes | None] | None = None,
     ) -> tuple[bytes, dict[str, tuple[list[int], bytes]]]:
         """Append rows (sequence, token) as one pass; logits (n, n_vocab), and taps as name -> (shape, values).
 
-        ``logits`` lists the rows whose logits are wanted, all if it is None.
+        ``logits`` lists the rows whose logits are wanted, all if it is None. ``observe`` is called at every site with
+        (name, shape, values); values that it returns take the site's place. One sequence at a time.
         """
 
     def score_from(

@@ -70,7 +70,7 @@ def test_every_fault_of_the_list_is_accepted(model_file: Path) -> None:
 
 def test_sites_are_those_of_the_reference() -> None:
     sites = burn_gguf.sites(2)
-    assert len(sites) == len(set(sites)) == 3 + 2 * 13
+    assert len(sites) == len(set(sites)) == 3 + 2 * 22
     assert {"embd", "attn_norm-0", "Qcur-1", "kqv_out-0", "ffn_swiglu-1", "l_out-1", "result_norm"} < set(sites)
 
 
