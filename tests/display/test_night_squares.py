@@ -40,7 +40,7 @@ def test_squares_link_to_their_page_and_holes_say_why(night: Night) -> None:
 
 
 def test_a_hole_names_its_reason_and_not_the_folder_of_a_machine() -> None:
-    assert brief("models/a.Q8_0.gguf: not staged on this machine; expected 3") == "not staged on this machine"
+    assert brief("/srv/models/a.Q8_0.gguf: not staged on this machine; expected 3") == "not staged on this machine"
     assert brief("llama.cpp: no receipt; next: make setup") == "llama.cpp: no receipt"
 
 
