@@ -39,7 +39,11 @@ FALSE_GREENS = {
         "older than this run",
     ),
     "contradicting": (
-        [SETUP.replace("bool(fault)", "True"), RECORD.replace("= conclude(", "= Outcome.PARITY, () and conclude("), "1"],
+        [
+            SETUP.replace("bool(fault)", "True"),
+            RECORD.replace("= conclude(", "= Outcome.PARITY, () and conclude("),
+            "1",
+        ],
         "RecordError",
     ),
     "damaged": ([SETUP, RECORD + "\nopen(out_dir + '/verdict.json', 'a').write('x')", ASSERT], "verdict.json"),
