@@ -25,6 +25,7 @@ _HOME = {
     "capture_twin": "capture.cell",
     "capture_spread": "capture.cell",
     "capture_candidate": "capture.cell",
+    "replay_ops": "capture.cell",
     "check_self": "capture.cell",
     "judge": "capture.cell",
     "save": "capture.cell",

@@ -64,6 +64,7 @@ def doctor() -> int:
 @click.option("--only", default="", metavar="GLOB", help="Only the cells whose name matches.")
 @click.option("--require-all", is_flag=True, help="A cell that cannot run makes the night incomplete; no holes.")
 @click.option("--jobs", default=1, show_default=True, metavar="N", help="Cells at once, each on cores of its own.")
+@click.option("--full", is_flag=True, help="Replay every prompt op by op, and make every row again (T3, T6).")
 @click.option(
     "--resume",
     is_flag=False,
@@ -72,13 +73,13 @@ def doctor() -> int:
     metavar="[NIGHT]",
     help="Go on with the newest unfinished night of this plan, or with the one named; finished cells are kept.",
 )
-def nightly(plan: str, out: Path | None, only: str, require_all: bool, jobs: int, resume: str) -> int:
+def nightly(plan: str, out: Path | None, only: str, require_all: bool, jobs: int, full: bool, resume: str) -> int:
     """Run a plan: each cell a notebook in its own process, verdicts, pages, index, one exit status."""
     from parity_lib.nightly import NightOptions, run_night
 
     # A cancelled job is an interrupted night: what was finished is kept, and no process is left behind.
     signal.signal(signal.SIGTERM, _as_interrupt)
-    options = NightOptions(plan=plan, out=out, only=only, require_all=require_all, jobs=jobs, resume=resume)
+    options = NightOptions(plan=plan, out=out, only=only, require_all=require_all, jobs=jobs, full=full, resume=resume)
     night, _ = run_night(options)
     return night.exit_status
 

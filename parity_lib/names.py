@@ -35,6 +35,7 @@ class Settings(StrEnum):
     STRICT = "strict"
     DEFAULT = "default"
     FLASH_F16 = "flash_f16"  # strict but for its attention: an F16 cache and the fused kernel
+    REPACKED = "repacked"  # strict but for its weights: re-ordered for the leg's own kernels where it has such
 
 
 class Rung(StrEnum):

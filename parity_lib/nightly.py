@@ -48,6 +48,7 @@ class NightOptions:
     require_all: bool = False
     notebooks: Path | None = None  # None: those of this checkout
     jobs: int = 1
+    full: bool = False  # rungs T3 and T6 on every prompt of every cell
     resume: str = ""  # "newest", or the name or folder of an unfinished night
 
 
@@ -71,9 +72,18 @@ def run_night(options: NightOptions, stream: TextIO | None = None) -> tuple[Nigh
         folder, before = unfinished_night(parent, options.resume, plan)
     else:
         folder = new_folder(parent, f"{started:%Y%m%dT%H%M%SZ}-{plan.sha256[:8]}")
+    day = datetime.fromisoformat(before.started_at) if before is not None else started
     with held(folder):
         common = Cells(
-            plan, pins, notebooks, folder, str(host_leg(pins.llama_cpp)), source_digest(), options.require_all
+            plan,
+            pins,
+            notebooks,
+            folder,
+            str(host_leg(pins.llama_cpp)),
+            source_digest(),
+            options.require_all,
+            options.full,
+            day.toordinal(),
         )
         screen = Screen(folder / LOG, len(cells), stream)
         try:

@@ -66,9 +66,12 @@ def test_a_seeded_fault_raises_the_alarm_after_the_record_and_the_drill_down_sti
     verdict = store.load_verdict(tmp_path / "cell")
     assert verdict.outcome is Outcome.DIVERGED
     top = page[: page.index("<h2")]
-    assert "DIVERGED at rung T4 twin" in top
+    assert "DIVERGED at rung T3 ops" in top
     assert "seeded fault: eps_x10@all" in top
     assert "--fault eps_x10@all" in top
+    assert "First: layer 0 <code>attn_norm</code>, prompt" in top
+    assert "At the logits of the F32 twin:" in top
+    assert "parity trace synthetic-llama Q8_0 --prompt" in top
     assert "DIVERGED model=synthetic-llama quant=Q8_0" in page
     assert "Around the first divergence" in page
     cells = json.loads(path.read_text())["cells"]

@@ -14,12 +14,25 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-MAX_CODE_LINES, MAX_CELLS, MAX_LINES_OF_A_CELL = 100, 20, 12
+MAX_CODE_LINES, MAX_CELLS, MAX_LINES_OF_A_CELL = 100, 22, 12
 FORBIDDEN = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.Try, ast.While, ast.For, ast.With)
 # The same words mean the same everywhere; a new one is added here, and to the design, on purpose.
 PARAMETERS = {
     "01_tokens_and_weights": {"model", "quant", "isa", "stack", "compute", "prompts", "fault", "control", "out_dir"},
-    "02_logits": {"model", "quant", "isa", "stack", "compute", "prompts", "fault", "control", "fresh", "out_dir"},
+    "02_logits": {
+        "model",
+        "quant",
+        "isa",
+        "stack",
+        "compute",
+        "prompts",
+        "fault",
+        "control",
+        "fresh",
+        "full",
+        "day",
+        "out_dir",
+    },
     "03_trace": {
         *("model", "quant", "isa", "stack", "compute", "prompts", "prompt", "token", "fault", "out_dir"),
     },

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from enum import StrEnum
 from pathlib import Path
 
 import jsonschema
@@ -13,6 +14,7 @@ import pytest
 
 from parity_lib.errors import RecordError
 from parity_lib.fixture_file import fixture_path
+from parity_lib.names import Kind, Outcome, Rung
 from parity_lib.record_file import (
     SCHEMAS,
     append,
@@ -47,6 +49,12 @@ def test_every_schema_is_one_and_has_a_name(name: str) -> None:
     jsonschema.Draft202012Validator.check_schema(content)
     assert content["$schema"].endswith("2020-12/schema")
     assert content["$id"].startswith("urn:parity:")
+
+
+@pytest.mark.parametrize(("name", "words"), [("rung", Rung), ("kind", Kind), ("outcome", Outcome)])
+def test_schemas_know_every_word_that_a_record_can_hold(name: str, words: type[StrEnum]) -> None:
+    common = json.loads(fixture_path("schemas/common.json").read_text("utf-8"))
+    assert set(common["$defs"][name]["enum"]) == {str(word) for word in words}
 
 
 def test_a_record_comes_back_and_its_text_is_always_the_same(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """One cell from pins to verdict, in steps that a notebook calls one by one; ``run_cell`` calls them all.
 
 open_cell -> check_pins -> compare_tokens -> compare_weights -> capture_reference -> capture_twin -> capture_spread ->
-capture_candidate -> check_self -> judge -> save
+capture_candidate -> replay_ops -> check_self -> judge -> save
 
 Each step takes and returns records. Engines are opened one after the other, each in a worker process of its own.
 A step that fails with an error of the hierarchy leaves an INCOMPLETE verdict with that error as its cause, and raises.
@@ -24,6 +24,7 @@ from parity_lib.capture.cell_request import Cell, CellRequest, open_cell
 from parity_lib.capture.logits import Rows
 from parity_lib.capture.reference import Reference, generate, score, score_bf16_twin, score_twin
 from parity_lib.capture.reference_self import kept_spread, measure_reference
+from parity_lib.capture.replay import replay_cell
 from parity_lib.capture.tokenization import compare_tokens_of
 from parity_lib.capture.tokens import save_words
 from parity_lib.capture.weights import compare_tensors
@@ -153,6 +154,12 @@ def capture_candidate(cell: Cell, reference: Reference) -> Rows:
 
 
 @recorded
+def replay_ops(cell: Cell, reference: Reference) -> Finding:
+    """Let burn run each op of llama.cpp's graph on llama.cpp's own inputs, prefill and decode, and compare (T3)."""
+    return replay_cell(cell, reference)
+
+
+@recorded
 def check_self(cell: Cell, reference: Reference, candidate: Rows) -> Finding:
     """Let burn make rows again on its other ways to them, and compare them bit by bit (T6).
 
@@ -185,6 +192,7 @@ def judge(
     *,
     spread: SelfSpread | Bf16Rows | None = None,
     tokens: Finding | None = None,
+    ops: Finding | None = None,
     itself: Finding | None = None,
 ) -> Judgement:
     """Judge T0, T4 and T5, and conclude. Every expected position is counted, delivered or not.
@@ -198,11 +206,12 @@ def judge(
         candidate: the candidate's rows.
         spread: what ``capture_spread`` gave, which T5 is judged by.
         tokens: T1, from ``compare_tokens``; None for a file without a vocabulary.
+        ops: T3, from ``replay_ops``.
         itself: T6, from ``check_self``.
 
     A step that was not run leaves its rung out. If the cell needs that rung, it is INCOMPLETE and names it.
     """
-    steps = [finding for finding in (tokens, weights, itself) if finding is not None]
+    steps = [finding for finding in (tokens, weights, ops, itself) if finding is not None]
     return cell_judge.judge(cell, pins, steps, reference, twin, candidate, spread)
 
 
@@ -237,9 +246,10 @@ def run_cell(request: CellRequest) -> Verdict:
         twin = capture_twin(cell, reference)
         spread = capture_spread(cell, reference, twin)
         candidate = capture_candidate(cell, reference)
+        ops = replay_ops(cell, reference)
         itself = check_self(cell, reference, candidate)
         rows = (reference, twin, candidate)
-        return save(cell, judge(cell, pins, weights, *rows, spread=spread, tokens=tokens, itself=itself))
+        return save(cell, judge(cell, pins, weights, *rows, spread=spread, tokens=tokens, ops=ops, itself=itself))
     except ParityError as error:
         if not (cell.out_dir / store.VERDICT).exists():
             raise error from error.__cause__  # the disk is full: what could not be written is the thing to say

@@ -26,7 +26,7 @@ from parity_lib.tolerances import BandSet
 from parity_lib.traces import PairTrace, Position, expected_positions
 from parity_lib.verdicts import Divergence, RungResult, Verdict, conclude
 
-REQUIRED = (Rung.T0, Rung.T1, Rung.T2, Rung.T4, Rung.T5, Rung.T6)  # of a file with a vocabulary, in f32
+REQUIRED = (Rung.T0, Rung.T1, Rung.T2, Rung.T3, Rung.T4, Rung.T5, Rung.T6)  # of a file with a vocabulary, in f32
 
 Known = Any  # the fields of a verdict, each of its own type
 

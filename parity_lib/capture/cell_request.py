@@ -37,7 +37,8 @@ class CellRequest:
     fault: str = ""  # seeded into the candidate
     control: bool = False  # a red control of a night: its lines say CONTROL
     fresh: bool = False  # compute the reference although it is cached, and hold it to the cached bits
-    full: bool = False  # rung T6 on every row of every prompt
+    full: bool = False  # rungs T3 and T6 on every prompt
+    day: int = 0  # which prompt is replayed op by op beside the first; a night counts its days
     out_dir: str | Path = "reports/scratch"
     n_threads: int = 0  # 0: every core that this process may use
 

@@ -53,6 +53,7 @@ class Baseline:
     twin: Rows
     spread: SelfSpread | Bf16Rows
     candidate: Rows
+    ops: Finding
     itself: Finding
     judgement: Judgement
 
@@ -88,13 +89,14 @@ def capture_baseline(request: CellRequest, only: str = "", faults: Path | None =
     twin = steps.capture_twin(cell, reference)
     spread = steps.capture_spread(cell, reference, twin)
     candidate = steps.capture_candidate(cell, reference)
+    ops = steps.replay_ops(cell, reference)
     itself = steps.check_self(cell, reference, candidate)
     rows = (reference, twin, candidate)
-    judgement = steps.judge(cell, pins, weights, *rows, spread=spread, tokens=tokens, itself=itself)
+    judgement = steps.judge(cell, pins, weights, *rows, spread=spread, tokens=tokens, ops=ops, itself=itself)
     store.save_verdict(judgement.verdict, cell.out_dir)
     drills, not_seeded = _chosen(_drills(cell, reference.prompts, faults), cell, only)
     return Baseline(
-        cell, drills, not_seeded, pins, tokens, weights, reference, twin, spread, candidate, itself, judgement
+        cell, drills, not_seeded, pins, tokens, weights, reference, twin, spread, candidate, ops, itself, judgement
     )
 
 
@@ -187,9 +189,11 @@ def _seed(baseline: Baseline, drill: Drill) -> Kill:
     changed = None
     try:
         if drill.at == RECORD:
-            twin, candidate, itself = stale_rows(baseline, drill.fault, folder), baseline.candidate, baseline.itself
+            twin, candidate = stale_rows(baseline, drill.fault, folder), baseline.candidate
+            ops, itself = baseline.ops, baseline.itself
         else:
             twin, candidate = baseline.twin, steps.capture_candidate(cell, baseline.reference)
+            ops = steps.replay_ops(cell, baseline.reference)
             itself = steps.check_self(cell, baseline.reference, candidate)
         judgement = steps.judge(
             cell,
@@ -200,6 +204,7 @@ def _seed(baseline: Baseline, drill: Drill) -> Kill:
             candidate,
             spread=baseline.spread,
             tokens=baseline.tokens,
+            ops=ops,
             itself=itself,
         )
         verdict = judgement.verdict

@@ -8,8 +8,9 @@ the worst channel finds one wrong weight row, which the other two drown.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -24,9 +25,10 @@ llama.cpp 0c1e570, strict, on AVX-512: rounding of two f32 sums of the same prod
 and 25 times for a channel, where the reference's own sum may nearly cancel."""
 EXACT_OPS = frozenset({"GET_ROWS", "ADD", "CONT", "RESHAPE"})
 """Ops that move values or add two of them once: there is one right answer, to the bit."""
-CHANNEL_ROWS = 16
-"""Fewer positions than this and one number near zero decides a channel's ratio. A wrong channel of a shorter pass shows
-in its position: a relative error of 1e-4 in one channel of a thousand is 1e-11 of the row."""
+FEW_ROWS = 16
+"""A pass of fewer rows, so a decode, is judged by its positions alone. One number near zero would decide a channel's
+ratio, and the tensor is no average: single rows of sound ops reach 3e-12 (all eleven prompts of SmolLM2-135M, Q4_1,
+Q4_K_M, Q8_0). A wrong channel shows in its position: 1e-4 off in one channel of a thousand is 1e-11 of the row."""
 SOURCE = "float64 replay of real weights, AVX-512 (rms 4.4e-13, 2.3e-12, 4e-9), times 4, 4, 25; moves and sums exactly"
 
 
@@ -48,6 +50,12 @@ class OpError:
     by_position: F64  # (n_positions,)
 
     @property
+    def kind(self) -> str:
+        """Return the site without its block."""
+        name, dash, block = self.site.rpartition("-")
+        return name if dash and block.isdecimal() else self.site
+
+    @property
     def phase(self) -> str:
         """Return ``decode`` for a pass of one row, else ``prefill``."""
         return "decode" if len(self.by_position) == 1 else "prefill"
@@ -57,10 +65,15 @@ class OpError:
         """Return how much of its limits this op uses up, at most one of them: above 1 it is over. 0 where exact."""
         if self.op in EXACT_OPS:
             return 0.0 if self.nmse == 0 else math.inf
-        parts = [self.nmse / TENSOR_LIMIT, self.position_nmse / POSITION_LIMIT]
-        if len(self.by_position) >= CHANNEL_ROWS:
-            parts.append(self.channel_nmse / CHANNEL_LIMIT)
-        return max(parts)
+        return max(value / limit for value, limit in self.cases)
+
+    @property
+    def cases(self) -> tuple[tuple[float, float], ...]:
+        """Return the numbers that this op is judged by, each with its limit."""
+        position = (self.position_nmse, POSITION_LIMIT)
+        if len(self.by_position) < FEW_ROWS:
+            return (position,)
+        return ((self.nmse, TENSOR_LIMIT), position, (self.channel_nmse, CHANNEL_LIMIT))
 
 
 def op_error(site: str, op: str, batch: int, first_position: int, reference: F32, candidate: F32) -> OpError:
@@ -125,6 +138,7 @@ class Replayed:
     batches: tuple[int, ...]  # rows of each pass
     expected: int  # ops in all passes, from the file's facts
     errors: tuple[OpError, ...]  # in the order in which they ran
+    weights_in: Mapping[str, int] = field(default_factory=dict)  # the reference's buffers -> products from it
 
 
 def judge_ops(replays: Sequence[Replayed]) -> tuple[RungResult, list[Divergence]]:
@@ -152,6 +166,27 @@ def judge_ops(replays: Sequence[Replayed]) -> tuple[RungResult, list[Divergence]
     return rung, divergences
 
 
+def kinds(replays: Sequence[Replayed]) -> dict[str, dict[str, Any]]:
+    """Return, for each kind of op in prefill and in decode, how many were replayed and the worst of them."""
+    worst: dict[str, dict[str, Any]] = {}
+    for replay, error in _all(replays):
+        held = worst.setdefault(f"{error.kind} {error.phase} {replay.settings}", {"ops": 0, "over": 0, "share": -1.0})
+        held["ops"] += 1
+        held["over"] += not error.share <= 1
+        if not error.share <= held["share"]:
+            held |= {
+                "op": error.op,
+                "share": error.share,
+                "site": error.site,
+                "prompt_idx": replay.prompt_idx,
+                "token_idx": error.position - (replay.n_prompt - 1),
+                "nmse": error.nmse,
+                "position_nmse": error.position_nmse,
+                "channel_nmse": error.channel_nmse,
+            }
+    return worst
+
+
 def _all(replays: Sequence[Replayed]) -> Iterable[tuple[Replayed, OpError]]:
     return ((replay, error) for replay in replays for error in replay.errors)
 
@@ -160,10 +195,7 @@ def _worst(error: OpError) -> tuple[float, float]:
     """Return value and limit of the number of an op that is nearest to its limit, or farthest beyond it."""
     if error.op in EXACT_OPS:
         return error.nmse, 0.0
-    cases = [(error.nmse, TENSOR_LIMIT), (error.position_nmse, POSITION_LIMIT)]
-    if len(error.by_position) >= CHANNEL_ROWS:
-        cases.append((error.channel_nmse, CHANNEL_LIMIT))
-    return max(cases, key=lambda case: case[0] / case[1])
+    return max(error.cases, key=lambda case: case[0] / case[1])
 
 
 def _divergence(replay: Replayed, error: OpError) -> Divergence:

@@ -25,6 +25,7 @@ _HOME = {
     "native_section": "native",
     "text_section": "texts",
     "weight_table": "tensors",
+    "op_kinds": "op_summary",
     "self_table": "relations",
     "literal_table": "literal",
     "trace_conclusion": "trace_words",

@@ -6,25 +6,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from parity_lib.display.bf16_table import bf16_words
+from parity_lib.display.first_place import first_divergence, first_words, place_words, trace_command
 from parity_lib.display.ladder import noun
 from parity_lib.display.literal import load_expectations
-from parity_lib.display.outcomes import kind_words, look
+from parity_lib.display.outcomes import look
 from parity_lib.display.page import HEADLINE, Fragment
 from parity_lib.display.position_data import Positions
 from parity_lib.display.position_map import row_anchor
 from parity_lib.display.profile import profile_words
-from parity_lib.display.text import Words, count, escape, margin, number, percent, signed
-from parity_lib.names import Kind, Outcome, Rung
-from parity_lib.verdicts import Divergence, Verdict
+from parity_lib.display.text import Words, count, escape, margin, number, percent
+from parity_lib.names import Outcome, Rung
+from parity_lib.verdicts import Verdict
 
-_FORK_STACKS = ("overlay", "spine")
-_POOLED = {
-    Kind.RMS: "Rms {}",
-    Kind.P99: "99th percentile of |delta| {} logits",
-    Kind.KL: "Mean KL {} nats",
-    Kind.SPREAD: "Off its pinned value by {}",
-}
 _COUNTED = (Rung.T1, Rung.T6)  # their worst case is a number of texts, of rows
+_FORK_STACKS = ("overlay", "spine")
 _NEXT_FOR_CAUSE = "put right what the cause names, then run the cell again"
 
 
@@ -94,7 +89,9 @@ def next_step(verdict: Verdict) -> str:
     if verdict.outcome is Outcome.INVALID:
         return f"Next: the seeded fault was not caught, so no green of this night counts. Reproduce: {command}"
     if verdict.outcome is Outcome.DIVERGED:
-        return f"Next: the divergences below, worst first; docs/reading-a-divergence.md. Reproduce: {command}"
+        trace = trace_command(verdict)
+        follow = f"trace it: `{trace}`" if trace else "the divergences below, worst first"
+        return f"Next: {follow}; docs/reading-a-divergence.md. Reproduce: {command}"
     return f"Next: {_NEXT_FOR_CAUSE}: {command}"
 
 
@@ -120,22 +117,11 @@ def which_burn(verdict: Verdict) -> str:
     return f"the fork, stack {stack}" if stack in _FORK_STACKS else f"stack {stack}"
 
 
-def first_divergence(verdict: Verdict) -> Divergence | None:
-    """Return the earliest divergence of the lowest broken rung, in the order in which tokens were fed."""
-    broken = verdict.lowest_broken
-    rung = broken.rung if broken is not None else None
-    own = [d for d in verdict.divergences if d.rung == rung] or list(verdict.divergences)
-    return min(own, key=_fed_order, default=None)
-
-
-def _fed_order(divergence: Divergence) -> tuple[bool, int, int]:
-    prompt, token = divergence.prompt_idx, divergence.token_idx
-    return prompt is None, prompt if prompt is not None else 0, token if token is not None else 0
-
-
 def _n_hit(verdict: Verdict, rung: Rung) -> int:
-    """Return how many positions, rows or tensors a rung names; a pooled number is none of them."""
+    """Return how many ops, positions, rows or tensors a rung names; a pooled number is none of them."""
     own = [d for d in verdict.divergences if d.rung == rung]
+    if rung is Rung.T3:
+        return len(own)
     result = verdict.rung(rung)
     if rung in _COUNTED and result is not None and result.worst is not None:
         return int(result.worst)  # a divergence of these stands for several
@@ -171,35 +157,10 @@ def _chip(mark: str, reason: str) -> str:
 
 def _body(verdict: Verdict, words: Words) -> list[str]:
     if verdict.outcome is Outcome.DIVERGED or verdict.outcome is Outcome.INVALID:
-        first = first_divergence(verdict)
-        sentences = [] if first is None else _where(first, words)
-        return sentences + _causes(verdict.causes)
+        return first_words(verdict, words) + _causes(verdict.causes)
     if verdict.outcome is Outcome.PARITY:
         return _inside(verdict)
     return _causes(verdict.causes) or ["No cause was recorded."]
-
-
-def _where(divergence: Divergence, words: Words) -> list[str]:
-    """Return where the first divergence lies and how large it is against its limit."""
-    sentences = []
-    words_of_kind = kind_words(divergence.kind)
-    if divergence.prompt_idx is not None:
-        place = f"First: {_place(divergence, words)}, {words_of_kind}"
-        if divergence.top5_llamacpp and divergence.top5_burn:
-            ours, theirs = divergence.top5_llamacpp[0][0], divergence.top5_burn[0][0]
-            flip = f"top-1 of llama.cpp {words.token(ours)}, of burn {words.token(theirs)}"
-            place += f": {flip}" if ours != theirs else f": top-1 of both {words.token(ours)}"
-        sentences.append(place + ".")
-    elif divergence.where is not None:
-        sentences.append(f"First: {divergence.where}, {words_of_kind}.")
-    if divergence.delta is not None:
-        at = "" if divergence.delta_id is None else f" at {words.token(divergence.delta_id)}"
-        ratio = margin(divergence.delta, divergence.limit)
-        text = f"{_size(divergence)}{at}, limit {number(divergence.limit)} ({ratio})."
-        sentences.append(text + (f" {_sentence(divergence.note)}" if divergence.note else ""))
-    elif divergence.note:
-        sentences.append(_sentence(divergence.note))
-    return sentences
 
 
 def _profile(verdict: Verdict, shown: Positions | None) -> list[str]:
@@ -210,27 +171,13 @@ def _profile(verdict: Verdict, shown: Positions | None) -> list[str]:
     return [words for words in [profile_words(shown)] if words]
 
 
-def _place(divergence: Divergence, words: Words) -> str:
-    return f"prompt {words.prompt(divergence.prompt_idx or 0)}, token {divergence.token_idx}"
-
-
 def _to_row(markup: str, verdict: Verdict, words: Words) -> str:
     """Let the place of the first divergence lead to its row, where the page has one: rung T4's table."""
-    first = first_divergence(verdict) if markup.startswith("First: ") else None
-    if first is None or first.rung is not Rung.T4 or first.prompt_idx is None or first.token_idx is None:
+    first = first_divergence(verdict, Rung.T4) if markup.startswith("First: ") else None
+    if first is None or first.prompt_idx is None or first.token_idx is None:
         return markup
-    place = escape(_place(first, words))
+    place = escape(place_words(first, words))
     return markup.replace(place, f'<a href="#{row_anchor(first.prompt_idx, first.token_idx)}">{place}</a>', 1)
-
-
-def _size(divergence: Divergence) -> str:
-    if divergence.kind in _POOLED:
-        return _POOLED[divergence.kind].format(number(divergence.delta, 3))
-    return f"Delta {signed(divergence.delta)} {'ULP' if divergence.rung is Rung.T2 else 'logits'}"
-
-
-def _sentence(note: str) -> str:
-    return note[:1].upper() + note[1:] + ("" if note.endswith(".") else ".")
 
 
 def _inside(verdict: Verdict) -> list[str]:

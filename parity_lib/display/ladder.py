@@ -15,6 +15,7 @@ SECTIONS = {
     Rung.T0: "#ran",
     Rung.T1: "#tokens",
     Rung.T2: "#weights",
+    Rung.T3: "#ops",
     Rung.T4: "#positions",
     Rung.T5: "#literal",
     Rung.T6: "#self",

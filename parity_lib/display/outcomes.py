@@ -39,6 +39,7 @@ _ORDER = (
 
 _KIND = {
     Kind.TENSOR: "tensor differs",
+    Kind.OP: "wrong on llama.cpp's own inputs",
     Kind.TOKENS: "another list of token ids",
     Kind.TOP1: "top-1 differs",
     Kind.TOP5_SET: "top-5 set differs",

@@ -16,6 +16,7 @@ _ORDER = (  # a stored record has its keys sorted
     "capture_twin",
     "capture_spread",
     "capture_candidate",
+    "replay_ops",
     "check_self",
     "judge",
 )

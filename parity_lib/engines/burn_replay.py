@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from gguf.constants import GGMLQuantizationType
+from gguf.quants import dequantize, quantize
 
 from parity_lib.compare.ops import OpError, op_error
 from parity_lib.engines import sites
@@ -18,6 +20,7 @@ from parity_lib.engines.burn import Burn
 from parity_lib.engines.node_file import NodeFile
 from parity_lib.engines.protocol import Progress
 from parity_lib.errors import EngineError
+from parity_lib.names import Compute
 from parity_lib.traces import F32
 
 
@@ -37,7 +40,8 @@ class BurnReplay(Burn):
         first = 0
         for batch, n_rows in enumerate(capture.batches):
             expected = sites.expected(self._facts["n_layer"], self._facts["n_bias"] > 0)
-            walk = _Walk(capture, batch, first, expected)
+            # A BF16 twin has its table of embeddings in BF16 too, while the policy rounds what is multiplied.
+            walk = _Walk(capture, batch, first, expected, rounds=self._compute == Compute.BF16)
             rows = [(0, token) for token in capture.tokens[first : first + n_rows]]
             watched = batch >= capture.watched
             with self._translated():
@@ -51,14 +55,16 @@ class BurnReplay(Burn):
 class _Walk:
     """One pass: sees each site of the candidate, compares, hands back the reference's value."""
 
-    def __init__(self, capture: NodeFile, batch: int, first: int, expected: Sequence[str]) -> None:
-        self._capture, self._batch, self._first = capture, batch, first
+    def __init__(self, capture: NodeFile, batch: int, first: int, expected: Sequence[str], *, rounds: bool) -> None:
+        self._capture, self._batch, self._first, self._rounds = capture, batch, first, rounds
         self._n_rows = capture.batches[batch]
         self._expected = list(expected)
         self._errors: list[OpError] = []
 
     def see(self, site: str, shape: list[int], raw: bytes) -> bytes:
         candidate = np.frombuffer(raw, "<f4").reshape(shape)
+        if self._rounds and site == sites.EMBD.name:
+            candidate = _as_bf16(candidate)
         whole = self._capture.get(self._batch, site)
         if sites.table(site).inner:
             reference = self._inner(site, whole, candidate)
@@ -106,3 +112,9 @@ class _Walk:
 
     def _compare(self, site: str, reference: F32, candidate: F32) -> None:
         self._errors.append(op_error(site, sites.table(site).op, self._batch, self._first, reference, candidate))
+
+
+def _as_bf16(values: F32) -> F32:
+    """Round to BF16, to nearest even, as a file of that type holds them."""
+    rounded: F32 = dequantize(quantize(values, GGMLQuantizationType.BF16), GGMLQuantizationType.BF16)
+    return rounded

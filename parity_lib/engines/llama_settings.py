@@ -23,6 +23,7 @@ _STRICT_MODEL = {"n_gpu_layers": 0, "use_extra_bufts": False, "load_mode": LOAD_
 MODEL: dict[Settings, dict[str, Any]] = {
     Settings.STRICT: _STRICT_MODEL,
     Settings.FLASH_F16: _STRICT_MODEL,
+    Settings.REPACKED: _STRICT_MODEL | {"use_extra_bufts": True},
     Settings.DEFAULT: {"n_gpu_layers": 0},
 }
 _STRICT_SIZES = {
@@ -33,20 +34,28 @@ _STRICT_SIZES = {
     "no_perf": True,
 }
 # An F32 cache needs flash attention off: with it on, the graph casts the cache to F16.
+_STRICT_CONTEXT = {"flash_attn_type": FLASH_ATTN_DISABLED, "type_k": TYPE_F32, "type_v": TYPE_F32} | _STRICT_SIZES
 CONTEXT: dict[Settings, dict[str, Any]] = {
-    Settings.STRICT: {"flash_attn_type": FLASH_ATTN_DISABLED, "type_k": TYPE_F32, "type_v": TYPE_F32} | _STRICT_SIZES,
+    Settings.STRICT: _STRICT_CONTEXT,
+    Settings.REPACKED: _STRICT_CONTEXT,
     Settings.FLASH_F16: {"flash_attn_type": FLASH_ATTN_ENABLED, "type_k": TYPE_F16, "type_v": TYPE_F16} | _STRICT_SIZES,
     Settings.DEFAULT: {},
 }
 # llama.cpp reads these once for each process. The tiled product changes K-quants (NMSE 2e-4) and needs 8 rows or more.
 _PLAIN, _TILED = {"GGML_CPU_TILED_MM": "0"}, {"GGML_CPU_TILED_MM": "1"}
-ENVIRONMENT = {Settings.STRICT: _PLAIN, Settings.FLASH_F16: _PLAIN, Settings.DEFAULT: _TILED}
+ENVIRONMENT = {
+    Settings.STRICT: _PLAIN,
+    Settings.FLASH_F16: _PLAIN,
+    Settings.REPACKED: _PLAIN,
+    Settings.DEFAULT: _TILED,
+}
 # Not a bit depends on how threads wait for each other, but time does: on two cores that other processes wanted too,
 # 40 tokens of a 135M model took 5 s spinning (the default, and as deployed) and 0.7 s asleep.
 ASLEEP = {"OMP_WAIT_POLICY": "PASSIVE"}
 WAITING: dict[Settings, dict[str, str]] = {
     Settings.STRICT: ASLEEP,
     Settings.FLASH_F16: ASLEEP,
+    Settings.REPACKED: ASLEEP,
     Settings.DEFAULT: {},
 }
 HARMLESS = ("GGML_NO_BACKTRACE", "LLAMA_CPP_LIB_PATH")
@@ -60,8 +69,10 @@ READ_BACK = {
 # What the context must say that it has. Without this, settings that were not taken would give the strict rows again,
 # and the reference would look as if it agreed with itself. "auto" resolves to enabled on the CPU.
 _FLASH = {"flash_attn": "enabled", "type_k": "f16", "type_v": "f16"}
+_UNFUSED = {"flash_attn": "disabled", "type_k": "f32", "type_v": "f32"}
 MUST_READ_BACK = {
-    Settings.STRICT: {"flash_attn": "disabled", "type_k": "f32", "type_v": "f32"},
+    Settings.STRICT: _UNFUSED,
+    Settings.REPACKED: _UNFUSED,
     Settings.FLASH_F16: _FLASH,
     Settings.DEFAULT: _FLASH,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,6 +48,8 @@ class LlamaTaps(LlamaCpp):
         base.ggml_op_name.argtypes = [ctypes.c_int]
         base.ggml_backend_buffer_is_host.restype = ctypes.c_bool
         base.ggml_backend_buffer_is_host.argtypes = [ctypes.c_void_p]
+        base.ggml_backend_buffer_name.restype = ctypes.c_char_p
+        base.ggml_backend_buffer_name.argtypes = [ctypes.c_void_p]
 
     def capture(
         self,
@@ -94,7 +97,8 @@ class LlamaTaps(LlamaCpp):
                     position += batch
             finally:
                 writer, self._writer = self._writer, None
-        index = {"tokens": list(map(int, sequence)), "batches": list(batches), "watched": watched}
+        index: dict[str, Any] = {"tokens": list(map(int, sequence)), "batches": list(batches), "watched": watched}
+        index["weights_in"] = dict(writer.weights_in)
         index["nodes"] = list(map(asdict, writer.nodes))
         (folder / INDEX).write_text(json.dumps(index))
         return index
@@ -112,6 +116,7 @@ class _Writer:
     def __init__(self, file: BinaryIO, base: ctypes.CDLL, watched: int, always: frozenset[str]) -> None:
         self._file, self._base, self._watched, self._always = file, base, watched, always
         self.nodes: list[Node] = []
+        self.weights_in: Counter[str] = Counter()  # name of a weight's buffer -> products that were written
         self._offset, self._batch = 0, 0
         self._error: Exception | None = None
 
@@ -143,6 +148,9 @@ class _Writer:
     def _write(self, site: str, tensor: GgmlTensor) -> None:
         values = self._values(site, tensor)
         op = self._base.ggml_op_name(tensor.op).decode()
+        if op == "MUL_MAT" and sites.table(site).weight:
+            weight = GgmlTensor.from_address(tensor.src[0])
+            self.weights_in[self._base.ggml_backend_buffer_name(weight.buffer).decode()] += 1
         self.nodes.append(Node(site, op, self._batch, values.shape, self._offset))
         self._file.write(values.tobytes())
         self._offset += values.size

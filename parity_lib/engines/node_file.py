@@ -28,6 +28,7 @@ class NodeFile:
         self.tokens: list[int] = index["tokens"]
         self.batches: list[int] = index["batches"]
         self.watched: int = index["watched"]
+        self.weights_in: dict[str, int] = index["weights_in"]  # name of a buffer -> products from it
         self._values = np.memmap(folder / VALUES, "<f4", "r")
         self._nodes: dict[tuple[int, str], dict[str, Any]] = {}
         for node in index["nodes"]:

@@ -51,13 +51,13 @@ def check_plan(plan: Plan, cells: Sequence[PlanCell], pins: Pins, notebooks: Pat
             pins.llama_cpp.leg(cell.isa)
     check_faults((cell.fault, cell.stack, f"{plan.path.name}: {cell.name}") for cell in cells if cell.fault)
     sources = {cell.notebook: notebooks / f"{cell.notebook}.ipynb" for cell in cells}
-    check_notebooks(
-        (path, cell_parameters(cells[0], HOST, path, Path("out"), fresh=False)) for path in sources.values()
-    )
+    check_notebooks((path, cell_parameters(cells[0], HOST, path, Path("out"), {})) for path in sources.values())
 
 
-def cell_parameters(cell: PlanCell, isa: str, notebook: Path, out_dir: Path, *, fresh: bool) -> dict[str, Any]:
-    """Return what a cell's notebook is given: the plan's words; ``fresh`` only where the notebook knows it."""
+def cell_parameters(
+    cell: PlanCell, isa: str, notebook: Path, out_dir: Path, tonight: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what a cell's notebook is given: the plan's words, and of ``tonight`` what the notebook has a name for."""
     parameters: dict[str, Any] = {
         "model": cell.model,
         "quant": cell.quant,
@@ -69,7 +69,8 @@ def cell_parameters(cell: PlanCell, isa: str, notebook: Path, out_dir: Path, *, 
         "control": cell.control,
         "out_dir": str(out_dir),
     }
-    return parameters | ({"fresh": fresh} if "fresh" in declared_names(notebook) else {})
+    known = declared_names(notebook)
+    return parameters | {name: value for name, value in tonight.items() if name in known}
 
 
 def declared_names(notebook: Path) -> frozenset[str]:

@@ -78,6 +78,8 @@ class Cells:
     host_leg: str
     source: str  # digest of everything that results depend on
     require_all: bool
+    full: bool = False  # every prompt is replayed and made again, not a part of them
+    day: int = 0  # chooses the prompt that is replayed beside the first
 
     def isa(self, cell: PlanCell) -> str:
         """Return the leg that a cell runs on."""
@@ -85,7 +87,8 @@ class Cells:
 
     def key(self, cell: PlanCell) -> str:
         """Return the cell's name with the leg filled in, and 8 digits over everything that can change its result."""
-        return cell_key(cell, self.isa(cell), self.notebooks, self.source)
+        source = f"{self.source} full" if self.full else self.source
+        return cell_key(cell, self.isa(cell), self.notebooks, source)
 
     def prepare(self, cell: PlanCell, say: Say, *, fresh: bool) -> Ready | Done:
         """Make or find the cell's files and its working folder; a cell that cannot run here is done at once."""
@@ -109,7 +112,8 @@ class Cells:
         partial.mkdir(parents=True)
         (partial / PROGRESS_FILE).write_text("{}")  # tells the cell that somebody reads it there
         notebook = self.notebooks / f"{cell.notebook}.ipynb"
-        parameters = cell_parameters(cell, isa, notebook, partial, fresh=fresh)
+        tonight = {"fresh": fresh, "full": self.full, "day": self.day}
+        parameters = cell_parameters(cell, isa, notebook, partial, tonight)
         job = NotebookJob(notebook, partial / notebook.name, parameters, partial / "run.log", cell.limit_s)
         identity = CellId(cell.model, cell.quant, isa, cell.stack, cell.compute)
         return Ready(cell, identity, key, job, has_vocabulary, parameters.get("fresh", False), datetime.now(UTC))

@@ -10,7 +10,7 @@ import pytest
 
 from parity_lib.compare.ops import (
     CHANNEL_LIMIT,
-    CHANNEL_ROWS,
+    FEW_ROWS,
     POSITION_LIMIT,
     TENSOR_LIMIT,
     OpError,
@@ -72,7 +72,7 @@ def test_one_wrong_row_of_a_weight_is_seen_by_its_channel_alone() -> None:
 
 
 def test_a_channel_of_few_rows_is_not_judged_by_itself() -> None:
-    reference = values(CHANNEL_ROWS - 1, 1000)
+    reference = values(FEW_ROWS - 1, 1000)
     reference[:, 4] *= 1e-12
     candidate = reference.copy()
     candidate[:, 4] *= 2
@@ -80,6 +80,15 @@ def test_a_channel_of_few_rows_is_not_judged_by_itself() -> None:
     assert compared(reference, candidate).share < 1
     longer = np.concatenate([reference, reference])
     assert compared(longer, np.concatenate([candidate, candidate])).share > 1
+
+
+def test_a_pass_of_few_rows_is_judged_by_its_positions() -> None:
+    reference = values(1, 1000)
+    near, far = reference * np.float32(1 + 2.5e-6), reference * np.float32(1 + 4e-6)
+    assert TENSOR_LIMIT < compared(reference, near).nmse < POSITION_LIMIT
+    assert compared(reference, near).share < 1 < compared(reference, far).share
+    long = np.concatenate([reference] * FEW_ROWS)
+    assert compared(long, long * np.float32(1 + 2.5e-6)).share > 1
 
 
 def test_moves_and_sums_are_exact_or_wrong() -> None:

@@ -13,6 +13,7 @@ from parity_lib.compare.consistency import RELATIONS, judge_self
 from parity_lib.compare.logits import judge_twin
 from parity_lib.compare.metrics import RowStatistics, pair_statistics, row_digests
 from parity_lib.compare.native import judge_native
+from parity_lib.compare.ops import Replayed, judge_ops, kinds, op_error
 from parity_lib.compare.power import power_statement, text_numbers
 from parity_lib.compare.spread import measured
 from parity_lib.compare.token_differences import load_differences
@@ -330,9 +331,23 @@ def token_pair(*, differs: bool) -> TokenizerPair:
     return TokenizerPair("cd" * 32, {"prompts": 10, "digits": 1}, texts, BytesResult(49152, 49152, ()), facts)
 
 
+def replayed_ops(factor: float) -> Replayed:
+    """Return three ops as a replay gives them, the first wrong by ``factor``."""
+    reference = np.random.default_rng(3).standard_normal((20, 64)).astype(np.float32)
+    errors = [
+        op_error("attn_norm-1", "MUL", 0, 0, reference, reference * np.float32(factor)),
+        op_error("ffn_out-0", "MUL_MAT", 0, 0, reference, reference),
+        op_error("l_out-0", "ADD", 1, 20, reference[:1], reference[:1]),
+    ]
+    return Replayed(0, 5, "strict", (20, 1), 3, tuple(errors), {"CPU_Mapped": 7})
+
+
+OPS_TOLD = {"prompt_idx": 0, "settings": "strict", "passes": [20, 1], "weights_in": {"CPU_Mapped": 7}}
+
+
 @pytest.fixture(scope="session")
 def full_verdict(make_verdict: Callable[..., Verdict]) -> Callable[..., Verdict]:
-    """Return a function that gives a verdict with every key of today; ``red``: T1, T5 and T6 diverge."""
+    """Return a function that gives a verdict with every key of today; ``red``: T1, T3, T5 and T6 diverge."""
     expected = expected_positions([p for p, _ in LENGTHS], [g for _, g in LENGTHS])
     rows = {position: bytes([position.prompt_idx]) * 32 for position in expected}
 
@@ -344,6 +359,7 @@ def full_verdict(make_verdict: Callable[..., Verdict]) -> Callable[..., Verdict]
         t1 = judge_tokens(token_pair(differs=red), load_differences())
         t5 = judge_native(noisy(5, 0.09 if red else 0.02), expected, self_spread(), None)
         t6 = judge_self(rows, wanted, again)
+        ops = replayed_ops(1.001 if red else 1.0)
         sequences = [list(range(prompt + generated - 1)) for prompt, generated in LENGTHS]
         sequences[2] = [n % 40 for n in sequences[2]]
         text = text_numbers(sequences, [prompt for prompt, _ in LENGTHS])
@@ -352,18 +368,19 @@ def full_verdict(make_verdict: Callable[..., Verdict]) -> Callable[..., Verdict]
             "tokens": t1[2],
             "self": {**t6[2], "full": False, "threads": "2 and 1", "rows": len(rows)},
             "text": text,
+            "ops": {"sequences": [OPS_TOLD], "kinds": kinds([ops])},
             "power": power_statement(sum(numbers["effective_positions"] for numbers in text)),
             "cache": {"reference": "computed again, bit-equal", "twin": "cached", "notes": ["the disk is full"]},
             "seconds": {"check_pins": 0.4, "compare_tokens": 2.0, "capture_reference": 21.0, "judge": 3.0},
         }
         base = make_verdict()
         found = [r for r in base.rungs if r.rung is not Rung.T5]
-        own = tuple(sorted((*found, t1[0], t5[0], t6[0]), key=lambda r: r.rung.value))
+        own = tuple(sorted((*found, t1[0], judge_ops([ops])[0], t5[0], t6[0]), key=lambda r: r.rung.value))
         return dataclasses.replace(
             base,
             outcome=Outcome.DIVERGED if red else Outcome.PARITY,
             rungs=own,
-            divergences=(*t1[1], *t5[1], *t6[1]),
+            divergences=(*t1[1], *judge_ops([ops])[1], *t5[1], *t6[1]),
             literal=literal,
         )
 

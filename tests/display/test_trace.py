@@ -68,7 +68,7 @@ def test_a_fault_is_named_with_its_shape_and_whose_it_is(fault: TokenTrace) -> N
     assert found.first is not None
     assert (found.first.where, found.layer, found.on_twin) == ("Kcur.MUL_MAT-1", 1, False)
     assert found.shape.kind is Kind.RISING  # at position 0 there is one key, whatever its score
-    words = r"First over its limit: layer 1 `attn_k`, local error \S+ against 2\.0e-12; zero at position 0.*: look at "
+    words = r"First over its limit: layer 1 `attn_k`, local error \S+ against 1\.0e-11; zero at position 0.*: look at "
     assert re.match(words + "attention or RoPE.* burn is .* times as far .*: burn's fault", found.sentence)
     assert "most comes from layer 1" in found.more[1]
     box = show.trace_box(fault, found, WORDS)
