@@ -200,7 +200,12 @@ class _Run:
             shutil.rmtree(ready.partial, ignore_errors=True)
             self._finish(number, self.cells.not_run(ready.cell, str(finished.error), hole=False))
         else:
-            self._finish(number, self.cells.judge(ready, finished.end, self.screen.say))
+            done = self.cells.judge(ready, finished.end, self.screen.say)
+            self._finish(number, done)
+            traced = self.cells.trace(ready, done, self.screen.say)
+            if traced is not None:
+                self.records[number] = traced
+                self._save(interrupted=True)
 
     def _finish(self, number: int, done: Done) -> None:
         record = done.record

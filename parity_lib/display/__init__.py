@@ -54,6 +54,7 @@ _HOME = {
     "night_matrix": "night_squares",
     "gap_table": "night",
     "cost_table": "night",
+    "night_traces": "night",
     "night_lines": "night",
     "sure_table": "night_sure",
     "step_table": "steps",

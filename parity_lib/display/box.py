@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from parity_lib.compare.first import TRACE_PAGE, first_divergence, is_traced
 from parity_lib.display.bf16_table import bf16_words
-from parity_lib.display.first_place import first_divergence, first_words, place_words, trace_command
+from parity_lib.display.first_place import first_words, place_words, trace_command
 from parity_lib.display.ladder import noun
 from parity_lib.display.literal import load_expectations
 from parity_lib.display.outcomes import look
@@ -55,11 +56,17 @@ def verdict_box(
     return Fragment(html=html, plain=plain, role=HEADLINE, title=tab)
 
 
-def cell_links(out_dir: Path | str) -> dict[str, str]:
-    """Return the pages that stand around a cell's page in the folder of a night; none for a cell on its own."""
+def cell_links(out_dir: Path | str, verdict: Verdict | None = None) -> dict[str, str]:
+    """Return the pages that stand around a cell's page in the folder of a night; none for a cell on its own.
+
+    A night traces the first divergence of each cell but its red controls, see ``night.traced``.
+    """
     if Path(out_dir).resolve().parent.name != "cells":
         return {}
-    return {"the night": "../../index.html", "machine and pins": "../../00_machine_and_pins.html"}
+    links = {"the night": "../../index.html", "machine and pins": "../../00_machine_and_pins.html"}
+    if verdict is not None and is_traced(verdict):
+        links = {"trace of the first divergence": TRACE_PAGE, **links}
+    return links
 
 
 def headline(verdict: Verdict) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from parity_lib.compare.first import first_divergence, first_position
 from parity_lib.display.outcomes import kind_words
 from parity_lib.display.text import Words, margin, number, signed
 from parity_lib.display.trace_names import op_words
@@ -15,21 +16,6 @@ _POOLED = {
     Kind.KL: "Mean KL {} nats",
     Kind.SPREAD: "Off its pinned value by {}",
 }
-
-
-def first_divergence(verdict: Verdict, rung: Rung | None = None) -> Divergence | None:
-    """Return the earliest divergence of a rung, by default the lowest broken one.
-
-    Ops are stored in the order in which they ran, and that is theirs; positions go in the order of the fed tokens.
-    """
-    broken = verdict.lowest_broken
-    asked = rung if rung is not None else broken.rung if broken is not None else None
-    own = [d for d in verdict.divergences if d.rung == asked]
-    if not own and rung is None:
-        own = list(verdict.divergences)
-    if own and own[0].kind is Kind.OP:
-        return own[0]
-    return min(own, key=_fed_order, default=None)
 
 
 def first_words(verdict: Verdict, words: Words) -> list[str]:
@@ -77,18 +63,13 @@ def place_words(divergence: Divergence, words: Words) -> str:
 
 def trace_command(verdict: Verdict) -> str:
     """Return the command that traces the first position that broke; empty where none did, or the file is one's own."""
-    first = first_divergence(verdict, Rung.T4) or first_divergence(verdict)
-    if verdict.unpinned or first is None or first.prompt_idx is None or first.token_idx is None:
+    first = first_position(verdict)
+    if verdict.unpinned or first is None:
         return ""
     cell, candidate = verdict.cell, verdict.runs.get("candidate")
     command = f"parity trace {cell.model} {cell.quant} --prompt {first.prompt_idx} --token {first.token_idx}"
     command += f" --isa {cell.isa} --stack {cell.stack} --compute {cell.compute}"
     return command + (f" --fault {candidate.fault}" if candidate is not None and candidate.fault else "")
-
-
-def _fed_order(divergence: Divergence) -> tuple[bool, int, int]:
-    prompt, token = divergence.prompt_idx, divergence.token_idx
-    return prompt is None, prompt if prompt is not None else 0, token if token is not None else 0
 
 
 def _size(divergence: Divergence) -> str:

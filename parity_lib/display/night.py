@@ -85,6 +85,21 @@ def _why(record: CellRecord) -> str:
     return "; ".join(parts) or record.reason or NONE
 
 
+def night_traces(night: Night | None) -> Fragment:
+    """Return what the traces of the first divergences say, each with its page."""
+    traced = [record for record in night.cells if record.traced] if night is not None else []
+    if not traced or night is None:
+        text = "No cell diverged without being asked to."
+        return Fragment(html=f"<p>{text}</p>", plain=text)
+    columns = (Column("cell", markup=True), Column("what the trace of its first divergence says"))
+    rows = []
+    for record in traced:
+        label = escape(label_of(record, usual(night)))
+        rows.append([f'<a href="{escape(record.trace)}">{label}</a>' if record.trace else label, record.traced])
+    texts = [[label_of(record, usual(night)), f"{record.traced} {record.trace}".strip()] for record in traced]
+    return Fragment(html=table(columns, rows, css="traces"), plain=plain_table(columns, texts))
+
+
 def cost_table(night: Night | None, run_dir: str | Path = "") -> Fragment:
     """Return time, longest step and peak memory of each cell, longest first, and what the night cost."""
     if night is None:

@@ -46,6 +46,8 @@ class CellRecord:
     seconds: float
     peak_rss_bytes: int
     fresh: bool = False  # the reference was computed again and held to the stored bits
+    trace: str = ""  # page of the trace of its first divergence
+    traced: str = ""  # what that trace says, or why there is none
     kept: bool = False  # finished before the night was interrupted, and not run again
 
 

@@ -20,6 +20,7 @@ from parity_lib.night.preflight import cell_parameters, machine_lacks
 from parity_lib.night.record import CellRecord, decide, without_run, worst_margin
 from parity_lib.night.result import inspect_run, repair
 from parity_lib.night.screen import PROGRESS_FILE
+from parity_lib.night.traced import trace_first
 from parity_lib.pins import Pins
 from parity_lib.verdicts import CellId, Verdict
 
@@ -134,6 +135,18 @@ class Cells:
         partial.replace(final)
         page = draw(final / ready.job.output.name, final / f"{cell.notebook}.html", end, result, say)
         return self._done(ready, verdict, (outcome, good, causes), end.seconds, page)
+
+    def trace(self, ready: Ready, done: Done, say: Say) -> CellRecord | None:
+        """Trace the first divergence of a decided cell; return its record with that, or None where nothing is traced.
+
+        Red controls are not traced: they diverge on purpose.
+        """
+        if done.verdict is None or ready.cell.control or done.record.outcome is not Outcome.DIVERGED:
+            return None
+        folder = self.folder / done.record.folder
+        traced = trace_first(done.verdict, folder, ready.job.parameters, self.notebooks, say)
+        page = traced.page and f"{done.record.folder}/{traced.page}"
+        return replace(done.record, trace=page, traced=traced.sentence) if traced.sentence else None
 
     def _done(self, ready: Ready, verdict: Verdict | None, decided: Decided, seconds: float, page: Path | None) -> Done:
         broken = verdict.lowest_broken if verdict is not None else None

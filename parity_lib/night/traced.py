@@ -1,0 +1,62 @@
+"""Trace the first divergence of a cell by itself: notebook 03 beside the cell's own page."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from parity_lib.compare.first import TRACE_PAGE, first_position, is_traced
+from parity_lib.display.records import read_records
+from parity_lib.errors import ParityError
+from parity_lib.night.job import NotebookJob, run_notebook
+from parity_lib.night.pages import draw
+from parity_lib.night.preflight import declared_names
+from parity_lib.night.result import inspect_run, repair
+from parity_lib.verdicts import Verdict
+
+NOTEBOOK = "03_trace.ipynb"
+LIMIT_S = 1800.0  # a trace that takes longer than most nights is asked for by hand
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """What became of a trace: its page, relative to the cell's folder, and its sentence, or why there is none."""
+
+    page: str
+    sentence: str
+
+
+def trace_first(verdict: Verdict, folder: Path, parameters: Mapping[str, Any], notebooks: Path, say: Say) -> Traced:
+    """Trace where a cell broke first. A trace that cannot be made changes no outcome; it is said in its place.
+
+    Args:
+        verdict: of the cell.
+        folder: the cell's, absolute; the trace gets a folder of its own in it.
+        parameters: what the cell's notebook was given.
+        notebooks: folder of the notebooks.
+        say: gets a line before and after.
+    """
+    at = first_position(verdict)
+    if at is None or not is_traced(verdict):
+        return Traced("", "")
+    source, out = notebooks / NOTEBOOK, (folder / TRACE_PAGE).parent
+    say(f"  tracing prompt {at.prompt_idx} token {at.token_idx} of {verdict.cell}")
+    try:
+        out.mkdir(exist_ok=True)
+        given = {**parameters, "prompt": str(at.prompt_idx), "token": at.token_idx, "out_dir": str(out)}
+        known = {name: value for name, value in given.items() if name in declared_names(source)}
+        end = run_notebook(NotebookJob(source, out / source.name, known, out / "run.log", LIMIT_S))
+        result = inspect_run(end)
+        repair(end, result)
+        page = draw(out / source.name, folder / TRACE_PAGE, end, result, say)
+        shutil.rmtree(out / ".spool", ignore_errors=True)
+        sentence = "; ".join(result.causes) or read_records(out / source.name)["sentence"]
+    except (ParityError, OSError, KeyError) as error:
+        page, sentence = None, f"the trace could not be made: {error}"
+    say(f"  traced: {sentence}")
+    return Traced(TRACE_PAGE if page is not None else "", sentence)
