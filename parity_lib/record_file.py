@@ -18,7 +18,19 @@ from parity_lib.json_text import decode, dump_line, dump_page, encode, parse
 if TYPE_CHECKING:
     import jsonschema
 
-SCHEMAS = ("common", "divergence", "history", "kills", "night", "plan", "receipt", "spread", "trace", "verdict")
+SCHEMAS = (
+    "capsule",
+    "common",
+    "divergence",
+    "history",
+    "kills",
+    "night",
+    "plan",
+    "receipt",
+    "spread",
+    "trace",
+    "verdict",
+)
 
 
 def write_atomic(path: Path, data: bytes) -> None:

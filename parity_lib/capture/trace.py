@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from parity_lib.capture import bands, logits, tokens
+from parity_lib.capture.capsule_save import save_capsule
 from parity_lib.capture.cell_request import Cell
 from parity_lib.capture.logits import Rows
 from parity_lib.capture.model_twins import ensure_twin
@@ -33,11 +34,13 @@ from parity_lib.engines.llama_cpp import worker_env
 from parity_lib.engines.node_file import NodeFile
 from parity_lib.engines.oracle_rope import WALKED
 from parity_lib.engines.worker import Worker
+from parity_lib.errors import ParityError
 from parity_lib.names import Compute, Rung, Settings
 from parity_lib.tolerances import FIRST, LATER, Band, BandSet, ToleranceTable
 from parity_lib.traces import F32, F64, PairTrace, RunInfo
 from parity_lib.verdicts import Divergence, RungResult
 
+CAPSULE = "capsule"  # folder beside the page
 ALWAYS = ("embd", "l_out", "result_norm", "result_output")  # sites of the twin that are kept at every position
 FLOOR = bands.CHAINS * bands.SAMPLE
 """Two sound engines are at most so many times farther apart than the better of them is from the arbiter: the same
@@ -100,6 +103,8 @@ class TokenTrace:
     by_op: Waterfall | None  # inside of that block
     token_text: Mapping[int, bytes]
     runs: Mapping[str, RunInfo]
+    capsule: Path | None = None  # of the first op over its limit on the native path
+    capsule_lost: str = ""  # why there is none although an op is over
 
 
 def trace_token(cell: Cell, reference: Reference, prompt: str | int = 0, token: int = 0) -> TokenTrace:
@@ -110,10 +115,11 @@ def trace_token(cell: Cell, reference: Reference, prompt: str | int = 0, token: 
         EngineError: an engine refused, died, or the two have other sites.
     """
     place = find_place(cell, reference, prompt, token)
+    shutil.rmtree(cell.out_dir / CAPSULE, ignore_errors=True)  # of an earlier trace
     folder = cell.spools / "trace"
     try:
-        ops = _replay_native(cell, place, folder / "native")
-        return _trace_twin(cell, place, reference, ops, folder)
+        ops, capsule, lost = _replay_native(cell, place, folder / "native")
+        return replace(_trace_twin(cell, place, reference, ops, folder), capsule=capsule, capsule_lost=lost)
     finally:
         shutil.rmtree(cell.spools, ignore_errors=True)
 
@@ -153,18 +159,27 @@ def _trace_twin(cell: Cell, place: Place, reference: Reference, ops: Replayed, f
     )
 
 
-def _replay_native(cell: Cell, place: Place, folder: Path) -> Replayed:
-    """Lead the candidate through the reference's run of the deployed file; in bf16, of its BF16 twin."""
+def _replay_native(cell: Cell, place: Place, folder: Path) -> tuple[Replayed, Path | None, str]:
+    """Lead the candidate through the reference's run of the deployed file; in bf16, of its BF16 twin.
+
+    The second is the capsule of the first op over its limit, None if there is none; or why it could not be made.
+    """
     is_bf16 = cell.id.compute == Compute.BF16
     path = ensure_twin(cell.model_path, cell.pins, kind="BF16") if is_bf16 else cell.model_path
-    _capture(cell, path, place, place.passes, folder)
-    try:
-        errors = _replay(cell, Compute.BF16 if is_bf16 else Compute.GGML, folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     watched = place.passes[len(place.fills) :]
     n_sites = len(sites.expected(cell.facts.n_layer, cell.facts.has_qkv_bias))
-    return Replayed(place.prompt_idx, place.n_prompt, Settings.STRICT, watched, n_sites * len(watched), tuple(errors))
+    compute = Compute.BF16 if is_bf16 else Compute.GGML
+    run = _capture(cell, path, place, place.passes, folder)
+    try:
+        errors = tuple(_replay(cell, compute, folder))
+        found = Replayed(place.prompt_idx, place.n_prompt, Settings.STRICT, watched, n_sites * len(watched), errors)
+        try:
+            capsule = save_capsule(cell, folder, found, path, compute, run, cell.out_dir / CAPSULE)
+        except ParityError as error:  # the trace says what is wrong without it
+            return found, None, str(error)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return found, capsule, ""
 
 
 def _capture(

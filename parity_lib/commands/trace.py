@@ -50,6 +50,8 @@ def run_trace(asked: dict[str, Any], folder: Path) -> int:
     Raises:
         UsageError: there is no such model or prompt.
     """
+    from parity_lib.capture.capsule import MANIFEST
+    from parity_lib.capture.trace import CAPSULE
     from parity_lib.display.records import read_records
     from parity_lib.night.job import NotebookJob, run_notebook
     from parity_lib.night.pages import draw
@@ -72,6 +74,8 @@ def run_trace(asked: dict[str, Any], folder: Path) -> int:
     for line in found["more"]:
         click.echo(f"  {line}")
     click.echo(f"page: {page}")
+    if (folder / CAPSULE / MANIFEST).is_file():
+        click.echo(f"capsule: {folder / CAPSULE}; replay it with: parity replay {folder / CAPSULE}")
     return {"PARITY": PARITY, "DIVERGED": DIVERGED}.get(found["outcome"], INCOMPLETE)
 
 

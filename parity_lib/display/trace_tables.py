@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 
@@ -159,13 +158,14 @@ def trace_commands(trace: TokenTrace) -> Fragment:
     if first is not None and first != place.token_idx:
         lines.append(("first over its limit", f"{base} --prompt {place.prompt_idx} --token {first}{tail}"))
     lines.append(("the whole cell", f"parity run {request.model} {request.quant}".rstrip() + tail))
-    lines += [
-        ("replay the failing op", f"parity replay {path}") for path in sorted(Path(trace.cell.out_dir).glob("capsule*"))
-    ]
+    if trace.capsule is not None:
+        lines.append((f"replay the failing op (folder {trace.capsule.name})", f"parity replay {trace.capsule}"))
     columns = (Column("what"), Column("command", markup=True))
     rows = [[what, f"<code>{escape(command)}</code>"] for what, command in lines]
     plain = "\n".join(f"{what}: {command}" for what, command in lines)
-    return Fragment(html=table(columns, rows, css="commands"), plain=plain)
+    note = f"The failing op could not be kept in a capsule: {trace.capsule_lost}" if trace.capsule_lost else ""
+    html = table(columns, rows, css="commands") + (f'<p class="note">{escape(note)}</p>' if note else "")
+    return Fragment(html=html, plain=f"{plain}\n{note}".rstrip())
 
 
 def _first_over(trace: TokenTrace) -> int | None:

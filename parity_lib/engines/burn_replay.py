@@ -41,7 +41,7 @@ class BurnReplay(Burn):
         for batch, n_rows in enumerate(capture.batches):
             expected = sites.expected(self._facts["n_layer"], self._facts["n_bias"] > 0)
             # A BF16 twin has its table of embeddings in BF16 too, while the policy rounds what is multiplied.
-            walk = _Walk(capture, batch, first, expected, rounds=self._compute == Compute.BF16)
+            walk = Walk(capture, batch, first, expected, rounds=self._compute == Compute.BF16)
             rows = [(0, token) for token in capture.tokens[first : first + n_rows]]
             watched = batch >= capture.watched
             with self._translated():
@@ -52,7 +52,7 @@ class BurnReplay(Burn):
         return errors
 
 
-class _Walk:
+class Walk:
     """One pass: sees each site of the candidate, compares, hands back the reference's value."""
 
     def __init__(self, capture: NodeFile, batch: int, first: int, expected: Sequence[str], *, rounds: bool) -> None:
@@ -62,9 +62,10 @@ class _Walk:
         self._errors: list[OpError] = []
 
     def see(self, site: str, shape: list[int], raw: bytes) -> bytes:
+        """Compare the candidate's value of a site and return the reference's."""
         candidate = np.frombuffer(raw, "<f4").reshape(shape)
         if self._rounds and site == sites.EMBD.name:
-            candidate = _as_bf16(candidate)
+            candidate = as_bf16(candidate)
         whole = self._capture.get(self._batch, site)
         if sites.table(site).inner:
             reference = self._inner(site, whole, candidate)
@@ -114,7 +115,7 @@ class _Walk:
         self._errors.append(op_error(site, sites.table(site).op, self._batch, self._first, reference, candidate))
 
 
-def _as_bf16(values: F32) -> F32:
+def as_bf16(values: F32) -> F32:
     """Round to BF16, to nearest even, as a file of that type holds them."""
     rounded: F32 = dequantize(quantize(values, GGMLQuantizationType.BF16), GGMLQuantizationType.BF16)
     return rounded

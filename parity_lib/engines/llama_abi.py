@@ -105,6 +105,7 @@ class Library:
     commit: str  # as the library says it: short, "-dirty" for every build from the sdist
     receipt: Receipt
     loaded: tuple[str, ...]  # file names
+    folder: Path  # that they lie in
     system_info: str
     log: Log
 
@@ -133,7 +134,7 @@ def load() -> Library:
     _check_layout(api, base)
     api.llama_backend_init()
     info = api.llama_print_system_info().decode().strip(" |")
-    return Library(api, base, commit, receipt, tuple(p.name for p in loaded), info, log)
+    return Library(api, base, commit, receipt, tuple(p.name for p in loaded), folder, info, log)
 
 
 def features(system_info: str) -> dict[str, int]:

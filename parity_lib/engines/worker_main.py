@@ -25,11 +25,13 @@ from parity_lib.errors import EngineError, ParityError
 ENGINES = {
     "llama_cpp": "parity_lib.engines.llama_cpp:LlamaCpp",
     "llama_taps": "parity_lib.engines.llama_taps:LlamaTaps",
+    "llama_op": "parity_lib.engines.llama_op:LlamaOp",
     "llama_quantize": "parity_lib.engines.llama_quantize:Quantizer",
     "llama_vocabulary": "parity_lib.engines.llama_vocabulary:LlamaVocabulary",
     "burn": "parity_lib.engines.burn:Burn",
     "burn_follow": "parity_lib.engines.burn_follow:BurnFollow",
     "burn_replay": "parity_lib.engines.burn_replay:BurnReplay",
+    "burn_site": "parity_lib.engines.burn_site:BurnSite",
     "oracle": "parity_lib.engines.oracle:Oracle",
 }
 Untyped = Any  # an engine, what it is given and what it answers: any picklable thing

@@ -23,7 +23,10 @@ def test_a_seeded_fault_is_named_on_the_screen_and_on_the_page(tmp_path: Path) -
     assert "times as far from the float64 arbiter as llama.cpp: burn's fault." in result.stdout
     assert "most comes from layer 1, " in result.stdout
     assert f"page: {tmp_path / '03_trace.html'}" in result.stdout
+    command = f"parity replay {tmp_path / 'capsule'}"
+    assert f"capsule: {tmp_path / 'capsule'}; replay it with: {command}" in result.stdout
     page = (tmp_path / "03_trace.html").read_text()
+    assert command in page
     assert "First over its limit: layer 1 <code>attn_norm</code>" in page[: page.index("<h2")]
     assert "seeded fault: norm_weight_1pct@blk.1" in page
     assert "parity trace synthetic-llama Q8_0 --prompt 0 --token 0 --fault norm_weight_1pct@blk.1" in page

@@ -187,9 +187,12 @@ def test_commands_lead_on(fault: TokenTrace) -> None:
     assert f"this token again: {base} --prompt 0 --token 3 --fault {FAULT} --prompts {PROMPTS}" in text
     assert f"the next token: {base} --prompt 0 --token 4 " in text
     assert f"first over its limit: {base} --prompt 0 --token -4 " in text
-    assert "parity replay" not in text
-    (fault.cell.out_dir / "capsule-p0-t3").mkdir()
-    assert f"parity replay {fault.cell.out_dir / 'capsule-p0-t3'}" in show.trace_commands(fault).plain
+    capsule = fault.capsule
+    assert capsule is not None
+    assert f"replay the failing op (folder capsule): parity replay {capsule}" in text
+    assert "parity replay" not in show.trace_commands(replace(fault, capsule=None)).plain
+    lost = show.trace_commands(replace(fault, capsule=None, capsule_lost="no room")).plain
+    assert lost.endswith("The failing op could not be kept in a capsule: no room")
 
 
 def test_tokens_around_are_a_table_where_nobody_sits(sound: TokenTrace, monkeypatch: pytest.MonkeyPatch) -> None:

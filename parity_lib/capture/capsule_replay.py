@@ -1,0 +1,108 @@
+"""Recompute both sides of a failure capsule, here and now, and say whether they agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from parity_lib.capture.capsule import Capsule, load
+from parity_lib.capture.capsule_save import reduced_value
+from parity_lib.compare.one_op import distance
+from parity_lib.engines import machine, oracle_op
+from parity_lib.engines.llama_settings import worker_env
+from parity_lib.engines.worker import Worker
+from parity_lib.errors import ParityError
+from parity_lib.names import Settings
+from parity_lib.traces import F32, F64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Side:
+    """One engine's value of the op, flat: what was recorded, and what it is now."""
+
+    recorded: F32
+    now: F32 | None  # None: it could not be recomputed
+    why: str  # not; empty if it could
+
+    @property
+    def is_same(self) -> bool:
+        """Return whether both are the same to the bit."""
+        return self.now is not None and np.array_equal(self.recorded, self.now, equal_nan=True)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CapsuleReplay:
+    """Both sides of a capsule, recomputed."""
+
+    capsule: Capsule
+    reference: Side
+    candidate: Side
+    arbiter: F64  # float64 on the same inputs
+    fault: str  # that was seeded this time
+
+    @property
+    def recorded(self) -> float:
+        """Return the recorded distance of both sides, in the unit of the limit."""
+        return self.distance(self.capsule.reference, self.capsule.candidate)
+
+    @property
+    def now(self) -> float | None:
+        """Return the recomputed distance; None where a side is missing."""
+        if self.reference.now is None or self.candidate.now is None:
+            return None
+        return self.distance(self.reference.now, self.candidate.now)
+
+    @property
+    def agrees(self) -> bool | None:
+        """Return whether both sides agree now; None where that cannot be said.
+
+        A capsule that never gave the candidate's value again holds the op, but not what went wrong around it: that
+        its op agrees says nothing about the run that it was taken from.
+        """
+        now = self.now
+        if now is None:
+            return None
+        agrees = now <= self.capsule.limit.value
+        return None if agrees and not self.capsule.reproduced else agrees
+
+    def distance(self, reference: F32 | F64, candidate: F32 | F64) -> float:
+        """Return the distance of two values at the judged numbers, in the unit of the limit."""
+        return distance(self.capsule.limit, reference, candidate, self.capsule.op.judged)
+
+
+def replay_capsule(folder: Path, *, sound: bool = False) -> CapsuleReplay:
+    """Recompute both sides of a capsule; no model file is needed.
+
+    Args:
+        folder: the capsule.
+        sound: leave a seeded fault out.
+
+    Raises:
+        RecordError: the capsule cannot be read.
+    """
+    capsule = load(Path(folder))
+    fault = "" if sound else capsule.fault
+    isa = str(machine.host_leg() or capsule.cell.isa)
+    return CapsuleReplay(
+        capsule=capsule,
+        reference=_side(capsule.reference, lambda: _reference(capsule)),
+        candidate=_side(capsule.candidate, lambda: reduced_value(None, capsule.op, fault, isa, capsule.cell.stack)),
+        arbiter=oracle_op.value(capsule.op),
+        fault=fault,
+    )
+
+
+def _side(recorded: F32, compute: Callable[[], F32]) -> Side:
+    try:
+        return Side(recorded, compute(), "")
+    except ParityError as error:
+        return Side(recorded, None, str(error))
+
+
+def _reference(capsule: Capsule) -> F32:
+    with Worker("llama_op", {"n_threads": 1}, env=worker_env(Settings.STRICT)) as engine:
+        value: F32 = engine.call("value", capsule.op)
+    return value
