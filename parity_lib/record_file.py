@@ -25,6 +25,7 @@ SCHEMAS = (
     "history",
     "kills",
     "night",
+    "place_trials",
     "plan",
     "receipt",
     "spread",

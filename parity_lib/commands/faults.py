@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from parity_lib.commands import place_drills
+
 if TYPE_CHECKING:
     from parity_lib.compare.kills import Kill, KillMatrix
     from parity_lib.verdicts import Verdict
@@ -14,7 +16,8 @@ if TYPE_CHECKING:
 PARITY, DIVERGED, INCOMPLETE = 0, 1, 3
 EPILOG = (
     "Exit status: 0 every fault ended as it has to; 1 one survived or ended otherwise, or the cell diverges without "
-    "any fault; 2 usage error; 3 the cell without a fault is incomplete, or a file cannot be read."
+    "any fault, or with --trace a layer, or more than one op in twenty, is not named; 2 usage error; 3 the cell without"
+    " a fault is incomplete, or a file cannot be read."
 )
 LINE_WIDTH = 200  # of a line under the table; divergences.jsonl of the fault's folder has all of it
 
@@ -26,12 +29,23 @@ LINE_WIDTH = 200  # of a line under the table; divergences.jsonl of the fault's 
 @click.option(
     "--faults", type=click.Path(path_type=Path), default=None, metavar="FILE", help="A list of faults of your own."
 )
+@click.option(
+    "--trace", "by_op", is_flag=True, help="Faults of one op each: which op does the replay of all ops name (rung T3)?"
+)
 @click.option("--isa", default="host", show_default=True, help="Instruction-set leg, or 'host': the widest here.")
 @click.option("--prompts", default="", metavar="FILE", help="A prompts file of your own.")
 @click.option("--threads", default=0, metavar="N", help="Threads of each engine; 0 is every core.")
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder of the matrix and of every cell.")
 def command(
-    model: str, quant: str, only: str, faults: Path | None, isa: str, prompts: str, threads: int, out: Path | None
+    model: str,
+    quant: str,
+    only: str,
+    faults: Path | None,
+    by_op: bool,
+    isa: str,
+    prompts: str,
+    threads: int,
+    out: Path | None,
 ) -> int:
     """Seed every fault that fits MODEL into the candidate: what catches it, and what survives."""
     from parity_lib.capture.cell import CellRequest
@@ -40,6 +54,8 @@ def command(
 
     folder = out or _folder(model, quant)
     request = CellRequest(model=model, quant=quant, isa=isa, prompts=prompts, out_dir=folder, n_threads=threads)
+    if by_op:
+        return place_drills.run(request, only, faults)
     baseline = capture_baseline(request, only, faults)
     if baseline.verdict.outcome is not Outcome.PARITY:
         return report_baseline(baseline.verdict)

@@ -57,8 +57,8 @@ def test_the_instruction_set_is_not_claimed() -> None:
 
 
 def test_every_fault_of_the_list_is_accepted(model_file: Path) -> None:
-    forms = {"N|all": "1", "=X": "=2", "[=X]": "=2", "[@from=P]": "@from=3", "=q|k|v": "=k", "[@blk.N]": "@blk.1"}
-    forms |= {"N": "1", "=R": "=0", "=S": "=0"}
+    forms = {"=q|k|v|q@blk.N|k@blk.N|v@blk.N": "=k@blk.1", "[=X|X@blk.N]": "=2@blk.1", "N|all": "1", "=X": "=2"}
+    forms |= {"[@from=P]": "@from=3", "[@blk.N]": "@blk.1", "N": "1", "=R": "=0", "=S": "=0"}
     for name, what in burn_gguf.faults():
         text = name
         for form, value in forms.items():

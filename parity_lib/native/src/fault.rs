@@ -12,10 +12,16 @@ pub const FAULTS: [(&str, &str); 16] = [
     ("rope_base=X", "RoPE turns with base X"),
     ("rope_off_by_one[@from=P]", "RoPE sees position p as p + 1, from position P on (1 if not given)"),
     ("swapped_pairing", "RoPE pairs values as the other convention does"),
-    ("dropped_bias=q|k|v", "the bias of that projection is not added"),
-    ("kv_slot_stale", "the key of position 2 is not written: its slot still holds position 1's"),
-    ("softmax_scale[=X]", "attention scores are scaled X times too much (1.01 if not given)"),
-    ("swap_gate_up", "SwiGLU gates with up instead of gate"),
+    ("dropped_bias=q|k|v|q@blk.N|k@blk.N|v@blk.N", "the bias of that projection is not added, in block N or in all"),
+    (
+        "kv_slot_stale[@blk.N]",
+        "the key of position 2 is not written, in block N or in all: its slot holds position 1's",
+    ),
+    (
+        "softmax_scale[=X|X@blk.N]",
+        "attention scores of block N, or of all, are scaled X times too much (1.01 if not given)",
+    ),
+    ("swap_gate_up[@blk.N]", "SwiGLU gates with up instead of gate, in block N or in all"),
     ("k_head_permuted[@blk.N]", "neighbouring values of key head 0 are swapped in block N (0 if not given)"),
     ("norm_weight_1pct@blk.N", "one weight of the attention norm of block N is 1 % too large"),
     ("bf16_truncation", "weights are cut to BF16 instead of used as they are"),
@@ -69,6 +75,8 @@ enum Kind {
 #[derive(Clone, Debug, Default)]
 pub struct Faults {
     kind: Option<Kind>,
+    /// The only block that the fault is in, for the kinds that are in every block without it.
+    only: Option<usize>,
     text: Option<String>,
 }
 
@@ -90,11 +98,17 @@ impl Faults {
             ),
             found: text.into(),
         };
-        let kind = parse_kind(text).ok_or_else(unknown)?;
-        if kind.block().is_some_and(|block| block >= n_layer) {
+        let (head, only) = only_block(text).ok_or_else(unknown)?;
+        let kind = parse_kind(head).ok_or_else(unknown)?;
+        if kind.block().or(only).is_some_and(|block| block >= n_layer) {
             return Err(unknown());
         }
-        Ok(Self { kind: Some(kind), text: Some(text.into()) })
+        Ok(Self { kind: Some(kind), only, text: Some(text.into()) })
+    }
+
+    /// Whether a fault of every block, or of one alone, is in this one.
+    fn is_in(&self, block: usize) -> bool {
+        self.only.is_none_or(|only| only == block)
     }
 
     /// As it was written.
@@ -135,28 +149,29 @@ impl Faults {
     }
 
     /// Whether the bias of a projection is added.
-    pub fn has_bias(&self, projection: Projection) -> bool {
-        self.kind != Some(Kind::DroppedBias(projection))
+    pub fn has_bias(&self, block: usize, projection: Projection) -> bool {
+        self.kind != Some(Kind::DroppedBias(projection)) || !self.is_in(block)
     }
 
     /// Put position 1's key back into the slot of position 2, if these rows have just written it.
-    pub fn stale_key(&self, rows: &[(usize, usize)], keys: &mut [f32], width: usize) {
-        if self.kind == Some(Kind::KvSlotStale) && rows.iter().any(|(_, position)| *position == 2) {
+    pub fn stale_key(&self, block: usize, rows: &[(usize, usize)], keys: &mut [f32], width: usize) {
+        if self.kind == Some(Kind::KvSlotStale) && self.is_in(block) && rows.iter().any(|(_, position)| *position == 2)
+        {
             keys.copy_within(width..2 * width, 2 * width);
         }
     }
 
     /// Scale of the attention scores.
-    pub fn softmax_scale(&self, scale: f32) -> f32 {
+    pub fn softmax_scale(&self, block: usize, scale: f32) -> f32 {
         match self.kind {
-            Some(Kind::SoftmaxScale(factor)) => scale * factor,
+            Some(Kind::SoftmaxScale(factor)) if self.is_in(block) => scale * factor,
             _ => scale,
         }
     }
 
     /// Whether gate and up trade places.
-    pub fn swaps_gate_up(&self) -> bool {
-        self.kind == Some(Kind::SwapGateUp)
+    pub fn swaps_gate_up(&self, block: usize) -> bool {
+        self.kind == Some(Kind::SwapGateUp) && self.is_in(block)
     }
 
     /// Swap neighbouring values of key head 0 (`head` values at the start of a row).
@@ -226,6 +241,17 @@ impl Kind {
             Kind::KHeadPermuted(block) | Kind::NormWeight1Pct(block) | Kind::Nan(block) => Some(block),
             _ => None,
         }
+    }
+}
+
+/// A fault without the block that it is confined to, and that block; `None` where the number is none.
+fn only_block(text: &str) -> Option<(&str, Option<usize>)> {
+    let confined = ["dropped_bias=", "kv_slot_stale@", "softmax_scale=", "swap_gate_up@"];
+    match text.split_once("@blk.") {
+        Some((head, block)) if confined.iter().any(|name| text.starts_with(name)) => {
+            Some((head, Some(block.parse().ok()?)))
+        }
+        _ => Some((text, None)),
     }
 }
 
@@ -308,6 +334,10 @@ mod tests {
             "nan@all",
             "die=1",
             "dropped_bias=o",
+            "dropped_bias=q@blk.2",
+            "swap_gate_up@blk.x",
+            "softmax_scale@blk.0",
+            "rope_base=2@blk.0",
         ] {
             let error = Faults::parse(Some(text), 2).unwrap_err().to_string();
             assert!(error.contains(&format!("{text:?}")) && error.contains("eps_x10@blk.N|all"), "{error}");
@@ -315,11 +345,28 @@ mod tests {
     }
 
     #[test]
+    fn a_fault_of_every_block_can_be_confined_to_one() {
+        let scaled = Faults::parse(Some("softmax_scale=2@blk.1"), 3).unwrap();
+        assert_eq!([0, 1, 2].map(|block| scaled.softmax_scale(block, 1.0)), [1.0, 2.0, 1.0]);
+        let swapped = Faults::parse(Some("swap_gate_up@blk.0"), 3).unwrap();
+        assert_eq!([0, 1].map(|block| swapped.swaps_gate_up(block)), [true, false]);
+        let dropped = Faults::parse(Some("dropped_bias=v@blk.2"), 3).unwrap();
+        assert_eq!([1, 2].map(|block| dropped.has_bias(block, Projection::V)), [true, false]);
+        assert!(dropped.has_bias(2, Projection::K));
+        let stale = Faults::parse(Some("kv_slot_stale@blk.1"), 3).unwrap();
+        let mut keys = [1.0, 2.0, 3.0];
+        stale.stale_key(0, &[(0, 2)], &mut keys, 1);
+        assert_eq!(keys, [1.0, 2.0, 3.0]);
+        stale.stale_key(1, &[(0, 2)], &mut keys, 1);
+        assert_eq!(keys, [1.0, 2.0, 2.0]);
+    }
+
+    #[test]
     fn without_a_fault_nothing_changes() {
         let none = Faults::parse(None, 2).unwrap();
         assert_eq!(none.eps(Some(0), 1e-5), 1e-5);
         assert_eq!(none.position(7), 7);
-        assert!(none.has_bias(Projection::K) && !none.swaps_gate_up());
+        assert!(none.has_bias(0, Projection::K) && !none.swaps_gate_up(0));
         let mut row = [1.0, 2.0];
         none.residual(0, &mut row);
         none.norm_weight(0, &mut row);

@@ -170,8 +170,8 @@ impl Model {
         let q = taps.block("Qcur", index, rope(q, facts.key_length, angles)?)?.into_rows();
         let k = taps.block("Kcur", index, rope(k, facts.key_length, angles)?)?.into_rows();
         let v = taps.block("Vcur", index, v.into_rows())?.into_rows();
-        self.store(&mut cache.layers[index], batch, &k, &v);
-        let scale = self.faults.softmax_scale(1.0 / (facts.key_length as f32).sqrt());
+        self.store(index, &mut cache.layers[index], batch, &k, &v);
+        let scale = self.faults.softmax_scale(index, 1.0 / (facts.key_length as f32).sqrt());
         let (sequences, slots) = (&batch.sequences, &cache.layers[index]);
         let kqv_out = if taps.looks_inside(index) {
             attention_observed(&q, sequences, slots, facts.heads(), scale, &mut |site, tap| {
@@ -208,7 +208,7 @@ impl Model {
         let [gate, up] = two(linear_shared(&weights, ffn_norm, self.policy)?);
         let gate = taps.block("ffn_gate", index, gate)?;
         let up = taps.block("ffn_up", index, up)?;
-        let (gate, up) = if self.faults.swaps_gate_up() { (up, gate) } else { (gate, up) };
+        let (gate, up) = if self.faults.swaps_gate_up(index) { (up, gate) } else { (gate, up) };
         let ffn_swiglu = taps.block("ffn_swiglu", index, swiglu(gate, up)?)?;
         let ffn_out = linear(&self.weight(&layer.ffn_down), ffn_swiglu, self.policy)?;
         let ffn_out = taps.block("ffn_out", index, ffn_out)?;
@@ -230,7 +230,7 @@ impl Model {
         taps: &mut Taps,
     ) -> Result<Matrix> {
         let Some(bias) = bias else { return Ok(x) };
-        let sum = if self.faults.has_bias(projection) { add_bias(x, bias)? } else { x };
+        let sum = if self.faults.has_bias(index, projection) { add_bias(x, bias)? } else { x };
         taps.block(projection.site(), index, sum)
     }
 
@@ -247,10 +247,10 @@ impl Model {
     }
 
     /// Append the keys and values of a pass to the cache of one layer.
-    fn store(&self, cache: &mut [KeyValues], batch: &Batch, k: &Matrix, v: &Matrix) {
+    fn store(&self, index: usize, cache: &mut [KeyValues], batch: &Batch, k: &Matrix, v: &Matrix) {
         for SequenceRows { sequence, rows } in &batch.sequences {
             cache[*sequence].store(rows, k, v);
-            self.faults.stale_key(rows, &mut cache[*sequence].keys, k.n_features);
+            self.faults.stale_key(index, rows, &mut cache[*sequence].keys, k.n_features);
         }
     }
 

@@ -1,0 +1,181 @@
+"""Seed faults of one op each, one at a time, and see which op rung T3 names.
+
+The reference is captured once, on the file as it is. A fault then costs one replay: with a switch of the candidate, or
+on a copy of the file in which a few bytes are changed and put back.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from parity_lib.capture.cell_request import Cell
+from parity_lib.capture.file_faults import edited, fits
+from parity_lib.capture.tokens import prompt_tokens
+from parity_lib.compare.ops import OpError
+from parity_lib.compare.place_drills import (
+    BIAS,
+    WIDE,
+    PlaceDrill,
+    Trial,
+    TrialTable,
+    judge_trial,
+    load_place_drills,
+    share_of,
+)
+from parity_lib.engines import sites
+from parity_lib.engines.llama_cpp import worker_env
+from parity_lib.engines.machine import machine_class
+from parity_lib.engines.worker import Worker
+from parity_lib.errors import EngineError, UsageError
+from parity_lib.fixture_file import close_matches
+from parity_lib.gguf_file import ModelFile, Tensor
+from parity_lib.names import Compute, Settings
+from parity_lib.record_file import save_record
+
+TRIALS = "place_trials.json"
+FEWEST, MOST = 48, 64  # positions of the sequence
+FED = 5  # the position whose token's row is edited
+Say = Callable[[Trial], None]
+
+
+def run_place_drills(cell: Cell, say: Say, only: str = "", path: Path | None = None) -> TrialTable:
+    """Seed every drill that fits the model; write and return the table.
+
+    Args:
+        cell: the model; its own fault must be empty.
+        say: called with each trial as it ends.
+        only: a shell pattern of names; a plain word matches anywhere.
+        path: a list of the user's own; None is ``fixtures/place_drills.toml``.
+
+    Raises:
+        UsageError: no drill that fits matches.
+        EngineError: without a fault an op is over its limit already, or an engine refused or died.
+    """
+    began, folder = time.monotonic(), cell.spools / "drills"
+    drills, not_seeded = _chosen(cell, load_place_drills(path), only)
+    try:
+        tokens = _capture(cell, folder / "nodes")
+        copy = Path(shutil.copyfile(cell.model_path, folder / "edited.gguf"))
+        sound = _replay(cell, cell.model_path, folder / "nodes", None)
+        if not share_of(sound) <= 1:
+            worst = max(sound, key=lambda error: error.share)
+            raise EngineError(
+                "without a fault an op is over its limit, so none was seeded", place=worst.site, found=worst.share
+            )
+        trials = []
+        for drill in drills:
+            trials.append(_seed(cell, drill, folder / "nodes", copy, tokens))
+            say(trials[-1])
+    finally:
+        shutil.rmtree(cell.spools, ignore_errors=True)
+    table = TrialTable(
+        cell=cell.id,
+        n_positions=len(tokens),
+        n_ops=len(sound),
+        sound_share=share_of(sound),
+        trials=tuple(trials),
+        not_seeded=not_seeded,
+        machine_class=machine_class(),
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=time.monotonic() - began,
+    )
+    save_record(table.to_json(), cell.out_dir / TRIALS, "place_trials")
+    return table
+
+
+def _capture(cell: Cell, folder: Path) -> list[int]:
+    """Let llama.cpp run a sequence of 48 to 64 tokens: a prefill, then two decodes; return its tokens."""
+    asked = {
+        "path": str(cell.model_path),
+        "settings": Settings.STRICT,
+        "isa": cell.id.isa,
+        "n_threads": cell.n_threads,
+    }
+    with Worker("llama_taps", asked, env=worker_env(Settings.STRICT), log=cell.log("llama_cpp")) as engine:
+        longest = max(prompt_tokens(cell.suite, cell.facts, engine), key=len)
+        tokens = (longest * FEWEST)[: max(FEWEST, min(MOST, len(longest)))]
+        engine.call("capture", tokens, [len(tokens) - 2, 1, 1], folder)
+    return tokens
+
+
+def _replay(cell: Cell, path: Path, nodes: Path, fault: str | None) -> list[OpError]:
+    asked = {
+        "path": str(path),
+        "isa": cell.id.isa,
+        "stack": cell.id.stack,
+        "compute": Compute.GGML,
+        "n_threads": cell.n_threads,
+        "fault": fault,
+    }
+    with Worker("burn_replay", asked, log=cell.log("burn")) as engine:
+        errors: list[OpError] = engine.call("replay", nodes)
+    return errors
+
+
+def _chosen(cell: Cell, drills: Sequence[PlaceDrill], only: str) -> tuple[list[PlaceDrill], dict[str, str]]:
+    pattern = only if any(c in only for c in "*?[") else f"*{only}*"
+    named = {id(drill): drill.at(_block(cell, drill)[0])[0] for drill in drills}
+    matching = [drill for drill in drills if fnmatch.fnmatchcase(named[id(drill)], pattern)]
+    misfits = {named[id(drill)]: reason for drill in matching if (reason := _misfit(cell, drill))}
+    fitting = [drill for drill in matching if named[id(drill)] not in misfits]
+    if not fitting:
+        names = list(named.values())
+        raise UsageError(
+            f"no fault that fits this model matches --only{close_matches(only, names)}",
+            place=cell.id,
+            expected=", ".join(names),
+            found=only + "".join(f"; {fault}: {reason}" for fault, reason in misfits.items()),
+        )
+    return fitting, misfits
+
+
+def _misfit(cell: Cell, drill: PlaceDrill) -> str:
+    if drill.needs == BIAS and not cell.facts.has_qkv_bias:
+        return "the model's projections have no biases"
+    if drill.needs == WIDE and set(cell.facts.types) <= {"F32", "BF16"} and "BF16" in cell.facts.types:
+        return "its weights are BF16 already"
+    return _block(cell, drill)[1]
+
+
+def _block(cell: Cell, drill: PlaceDrill) -> tuple[int, str]:
+    """Return the block of a drill, and why there is none that it fits: the first from its depth on, around the end."""
+    n_layer = cell.facts.n_layer
+    start = drill.block(n_layer)
+    if not drill.tensor:
+        return start, ""
+    tensors = ModelFile(cell.model_path).tensors
+    for block in (*range(start, n_layer), *range(start)):
+        found = tensors.get(_stored(cell, drill.at(block)[2]))
+        if found is not None and fits(drill.edit, found.type):
+            return block, ""
+    return start, f"no such tensor has a type with a {drill.edit.replace('_', ' ')}"
+
+
+def _stored(cell: Cell, tensor: str) -> str:
+    return "token_embd.weight" if tensor == "output.weight" and cell.facts.tied_output else tensor
+
+
+def _seed(cell: Cell, drill: PlaceDrill, nodes: Path, copy: Path, tokens: Sequence[int]) -> Trial:
+    began = time.monotonic()
+    name, site, tensor = drill.at(_block(cell, drill)[0])
+    sites.table(site)  # a site that does not exist would be a miss of nobody's
+    if not tensor:
+        errors = _replay(cell, cell.model_path, nodes, name)
+    else:
+        stored = ModelFile(copy).tensors[_stored(cell, tensor)]
+        with edited(copy, stored, drill.edit, _row(drill, stored, tokens)):
+            errors = _replay(cell, copy, nodes, None)
+    return judge_trial(name, drill.what, tensor or "engine", site, errors, time.monotonic() - began)
+
+
+def _row(drill: PlaceDrill, tensor: Tensor, tokens: Sequence[int]) -> int:
+    if drill.row == "fed":
+        return tokens[FED]
+    if drill.row == "unfed":
+        return next(token for token in range(tensor.shape[0] * 2 // 5, tensor.shape[0]) if token not in set(tokens))
+    return tensor.shape[0] * 2 // 5
