@@ -15,7 +15,7 @@ from parity_lib.display.page import HEADLINE, Fragment
 from parity_lib.display.position_data import Positions
 from parity_lib.display.position_map import row_anchor
 from parity_lib.display.profile import profile_words
-from parity_lib.display.text import Words, count, escape, margin, number, percent
+from parity_lib.display.text import Words, code_markup, count, escape, margin, number, percent
 from parity_lib.names import Outcome, Rung
 from parity_lib.verdicts import Verdict
 
@@ -48,7 +48,7 @@ def verdict_box(
         f'<section class="verdict {style.css}" aria-label="verdict">'
         f'<p class="word"><span class="sign" aria-hidden="true">{style.sign}</span> {escape(title)}</p>'
         f'<ul class="marks">{"".join(_chip(mark, reason) for mark, reason in marks)}</ul>'
-        f"{''.join(f'<p>{_to_row(_markup(sentence), verdict, words)}</p>' for sentence in sentences)}</section>"
+        f"{''.join(f'<p>{_to_row(code_markup(sentence), verdict, words)}</p>' for sentence in sentences)}</section>"
     )
     lines = [f"{verdict.cell}  {when(verdict)}", title, " · ".join(mark for mark, _ in marks), *sentences]
     plain = "\n".join(line.replace("`", "") for line in lines)
@@ -224,9 +224,3 @@ def _of_itself(verdict: Verdict) -> str:
 def _causes(causes: Sequence[str]) -> list[str]:
     shown = [f"Cause: {cause}." if not cause.endswith(".") else f"Cause: {cause}" for cause in causes[:5]]
     return shown + ([f"And {len(causes) - 5} more causes, in the lines below."] if len(causes) > 5 else [])
-
-
-def _markup(sentence: str) -> str:
-    """Escape a sentence; what stands between backticks becomes code."""
-    parts = [escape(part) for part in sentence.split("`")]
-    return "".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts))

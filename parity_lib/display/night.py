@@ -10,7 +10,7 @@ from parity_lib.display.nights import cell_verdicts, night_folder
 from parity_lib.display.outcomes import badge, look, severity
 from parity_lib.display.page import HEADLINE, Column, Fragment, plain_table, table
 from parity_lib.display.steps import step_seconds
-from parity_lib.display.text import NONE, count, duration, escape, short, size
+from parity_lib.display.text import NONE, code_markup, count, duration, escape, short, size
 from parity_lib.names import Outcome
 from parity_lib.night.record import CellRecord, Night
 from parity_lib.verdicts import Verdict
@@ -91,11 +91,13 @@ def night_traces(night: Night | None) -> Fragment:
     if not traced or night is None:
         text = "No cell diverged without being asked to."
         return Fragment(html=f"<p>{text}</p>", plain=text)
-    columns = (Column("cell", markup=True), Column("what the trace of its first divergence says"))
+    columns = (Column("cell", markup=True), Column("what the trace of its first divergence says", markup=True))
     rows = []
     for record in traced:
         label = escape(label_of(record, usual(night)))
-        rows.append([f'<a href="{escape(record.trace)}">{label}</a>' if record.trace else label, record.traced])
+        rows.append(
+            [f'<a href="{escape(record.trace)}">{label}</a>' if record.trace else label, code_markup(record.traced)]
+        )
     texts = [[label_of(record, usual(night)), f"{record.traced} {record.trace}".strip()] for record in traced]
     return Fragment(html=table(columns, rows, css="traces"), plain=plain_table(columns, texts))
 

@@ -32,7 +32,7 @@ def night_matrix(night: Night | None, run_dir: str | Path = "") -> Fragment:
     home = _usual(cells)
     own = [record for record in cells if not _other(record, home)]
     caption = f"Leg {home[0]}, stack {home[1]}, compute {home[2]}; margins: limit over worst." if home else ""
-    html, plain = _grid(own, caption, nearest)
+    html, plain = _grid(own, caption, nearest) if own else ("", "")
     other = [record for record in cells if _other(record, home)]
     if other:
         html += _apart("Apart, of another arithmetic, leg or stack", other, home, nearest)

@@ -136,3 +136,9 @@ class Words:
 def words_of(tokens: Mapping[int, bytes | str], prompts: PromptSuite) -> Words:
     """Return the texts of a cell, from what the reference says its tokens spell and from the prompts' names."""
     return Words(tokens, {prompt.idx: prompt.name for prompt in prompts.prompts})
+
+
+def code_markup(sentence: str) -> str:
+    """Return a sentence as markup; what stands between backticks becomes code."""
+    parts = [escape(part) for part in sentence.split("`")]
+    return "".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts))
