@@ -11,6 +11,7 @@ import pytest
 
 from parity_lib.compare.kills import Drill, Kill, KillMatrix, judge_kill, load_drills
 from parity_lib.errors import FixtureError, RecordError
+from parity_lib.fixture_file import fixture_path
 from parity_lib.names import Kind, Outcome, Rung
 from parity_lib.record_file import load_record, save_record
 from parity_lib.verdicts import CellId, Divergence, RungResult, Verdict, conclude
@@ -88,13 +89,18 @@ def test_the_list_names_every_fault_of_the_engine_and_the_ten_that_have_to_be_sh
     assert {drill.outcome for drill in drills} == {Outcome.DIVERGED, Outcome.INCOMPLETE}
 
 
-def test_blind_spots_belong_to_the_models_that_they_name() -> None:
+def test_blind_spots_belong_to_the_models_that_they_name(tmp_path: Path) -> None:
+    table = tmp_path / "faults.toml"
+    spot = '[[blind]]\nfault = "eps_x10@blk.*"\nmodel = "smollm2-135m*"\nquant = "*"\nreason = "too small"\n'
+    table.write_text(fixture_path("faults.toml").read_text() + "\n" + spot)
+
     def blind(cell: CellId) -> set[str]:
-        return {drill.fault for drill in load_drills(cell, PLACES) if drill.blind}
+        return {drill.fault for drill in load_drills(cell, PLACES, table) if drill.blind}
 
     assert "eps_x10@blk.12" in blind(CELL)
     assert blind(replace(CELL, model="synthetic-llama")) == set()
     assert not set(TEN) & blind(CELL)
+    assert not any(drill.blind for drill in load_drills(CELL, PLACES))  # none is known today
 
 
 FAULT = '[[fault]]\nname = "die"\nwhat = "x"\noutcome = "INCOMPLETE"\nwords = ["SIGABRT"]\n'
