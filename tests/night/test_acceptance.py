@@ -20,14 +20,20 @@ from .conftest import MODEL, make_books
 LARGE, QUANTS, PROXY = ("llama-3-8b", "qwen2.5-7b"), ("Q4_K_M", "Q8_0"), ("llama-3.2-3b", "Q4_K_M")
 STACKS = ("crates-io", "overlay")
 WANTED = {*itertools.product(LARGE, QUANTS, (Isa.AVX2, Isa.AVX512, Isa.AMX), STACKS)}
+CONTROLS = 7  # an architecture and a leg each
 WANTED |= {(*PROXY, Isa.NEON, stack) for stack in STACKS}
 
 
 def test_plan_is_complete() -> None:
     plan = load_plan(plan_path("acceptance"))
-    assert {(cell.model, cell.quant, cell.isa, cell.stack) for cell in plan.cells} == WANTED
+    cells = [cell for cell in plan.cells if not cell.control]
+    assert {(cell.model, cell.quant, cell.isa, cell.stack) for cell in cells} == WANTED
     assert plan.complete
-    assert all(cell.required and cell.expect == "parity" and not cell.fault for cell in plan.cells)
+    assert all(cell.required and cell.expect == "parity" and not cell.fault for cell in cells)
+    controls = [cell for cell in plan.cells if cell.control]
+    assert len(controls) == CONTROLS
+    assert {(cell.model, cell.isa) for cell in controls} == {(model, isa) for model, _, isa, _ in WANTED}
+    assert all(cell.fault and cell.required for cell in controls)
     assert all(cell.prompts == "" for cell in plan.cells)  # the frozen suite
     pins = load_pins()
     assert {(pin.id, pin.quant) for pin in pins.models if pin.role == PRODUCTION} == {(m, q) for m, q, _, _ in WANTED}
@@ -46,7 +52,7 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Night, Path]
 def test_night_is_refused_and_nothing_ran(refused: tuple[int, Night, Path]) -> None:
     status, night, folder = refused
     assert (status, night.exit_status, night.outcome) == (3, 3, Outcome.INCOMPLETE)
-    assert len(night.cells) == len(WANTED)
+    assert len(night.cells) == len(WANTED) + CONTROLS
     assert {cell.outcome for cell in night.cells} == {Outcome.INCOMPLETE}
     assert all(cell.causes and not cell.good and not cell.folder for cell in night.cells)
     assert not list(folder.glob("cells/*"))
@@ -64,7 +70,10 @@ def listed(text: str) -> list[str]:
 def test_there_is_one_list_with_everything_missing_once(refused: tuple[int, Night, Path]) -> None:
     _, night, folder = refused
     text = (folder / "night.log").read_text(encoding="utf-8")
-    assert f"refused: {len(WANTED)} of {len(WANTED)} required cells cannot run on this machine" in text
+    assert (
+        f"refused: {len(WANTED) + CONTROLS} of {len(WANTED) + CONTROLS} required cells cannot run on this machine"
+        in text
+    )
     entries = listed(text)
     counts = {entry.rpartition(" (")[0][4:]: int(entry.rpartition(" (")[2].split()[0]) for entry in entries}
     assert len(counts) == len(entries)
