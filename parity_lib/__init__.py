@@ -27,6 +27,7 @@ _HOME = {
     "capture_candidate": "capture.cell",
     "replay_ops": "capture.cell",
     "check_self": "capture.cell",
+    "prove_isa": "capture.cell",
     "judge": "capture.cell",
     "save": "capture.cell",
     "run_cell": "capture.cell",

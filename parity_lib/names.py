@@ -93,6 +93,7 @@ class Kind(StrEnum):
     KL = "KL"
     SPREAD = "SPREAD"  # the reference's own self-spread is not what it was
     BITS = "BITS"  # two paths of one engine that must agree to the bit do not
+    ISA = "ISA"  # other instructions ran than were asked for
     NON_FINITE = "NON_FINITE"
 
 

@@ -62,6 +62,13 @@ def ensure(recipe: Recipe, cache: Path, site: Path, say: Say, *, pip_site: Path 
     return done
 
 
+def ensure_wheel(recipe: Recipe, cache: Path, say: Say) -> Path:
+    """Return the recipe's wheel, built if the cache has none; nothing is installed. Raises as ``ensure``."""
+    folder = cache / "wheels" / recipe.key
+    with _alone(folder, say):
+        return kept_wheel(recipe, folder) or build(recipe, cache, folder, say)
+
+
 @contextmanager
 def _alone(folder: Path, say: Say) -> Iterator[None]:
     """Keep a second set-up with the same recipe waiting: it will find the first one's wheel."""

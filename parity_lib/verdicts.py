@@ -251,7 +251,12 @@ def conclude(rungs: Sequence[RungResult], *, required: Sequence[Rung]) -> tuple[
 
 
 def _cause(result: RungResult) -> str | None:
-    """Return why this rung leaves the cell incomplete, or None."""
+    """Return why this rung leaves the cell incomplete, or None.
+
+    Only T7 may be a hole: which instructions ran changes no number that the other rungs have judged.
+    """
+    if result.outcome is Outcome.HOLE and result.rung is Rung.T7:
+        return None
     if result.outcome not in (Outcome.PARITY, Outcome.DIVERGED, Outcome.REPORTED):
         return f"{result.rung.title}: {result.note or result.outcome.lower()}"
     if result.expected <= 0:

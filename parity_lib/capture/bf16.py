@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from parity_lib.capture import logits
+from parity_lib.capture.leg_build import leg_env
 from parity_lib.capture.logits import Rows
 from parity_lib.capture.model_twins import ensure_twin
 from parity_lib.compare.align import Aligned, align
@@ -45,7 +46,8 @@ def capture_bf16_twin(cell: Cell, reference: Reference) -> Rows:
     path = ensure_twin(cell.model_path, cell.pins, kind="BF16")
     settings = Settings.STRICT
     kwargs = {"path": str(path), "settings": settings, "isa": cell.id.isa, "n_threads": cell.n_threads}
-    with Worker("llama_cpp", kwargs, env=worker_env(settings), log=cell.log("llama_cpp")) as engine:
+    env = worker_env(settings) | leg_env(cell.pins.llama_cpp, cell.id.isa)
+    with Worker("llama_cpp", kwargs, env=env, log=cell.log("llama_cpp")) as engine:
         return _score(cell, engine, reference, "bf16-twin", "llama.cpp scores the BF16 twin")
 
 

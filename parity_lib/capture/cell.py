@@ -1,7 +1,7 @@
 """One cell from pins to verdict, in steps that a notebook calls one by one; ``run_cell`` calls them all.
 
 open_cell -> check_pins -> compare_tokens -> compare_weights -> capture_reference -> capture_twin -> capture_spread ->
-capture_candidate -> replay_ops -> check_self -> judge -> save
+capture_candidate -> replay_ops -> check_self -> prove_isa -> judge -> save
 
 Each step takes and returns records. Engines are opened one after the other, each in a worker process of its own.
 A step that fails with an error of the hierarchy leaves an INCOMPLETE verdict with that error as its cause, and raises.
@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from parity_lib import store
-from parity_lib.capture import bands, cell_judge, cell_pins, consistency, folder
+from parity_lib.capture import bands, cell_judge, cell_pins, consistency, folder, isa_proof
 from parity_lib.capture.bf16 import capture_plain
 from parity_lib.capture.cell_judge import REQUIRED, Bf16Rows, Finding, Judgement, incomplete, positions, required_rungs
 from parity_lib.capture.cell_request import Cell, CellRequest, open_cell
@@ -148,8 +148,8 @@ def capture_spread(cell: Cell, reference: Reference, twin: Rows | None = None) -
 
 @recorded
 def capture_candidate(cell: Cell, reference: Reference) -> Rows:
-    """Let burn score the same tokens on the file as it is, all prompts as rows of one pass."""
-    with _open_burn(cell) as engine:
+    """Let burn score the same tokens on the file as it is, all prompts as rows of one pass, sampled for T7."""
+    with _open_burn(cell, sampled=True) as engine:
         return score(cell, engine, reference, "candidate", "burn scores")
 
 
@@ -182,6 +182,19 @@ def check_self(cell: Cell, reference: Reference, candidate: Rows) -> Finding:
 
 
 @recorded
+def prove_isa(cell: Cell, reference: Reference, candidate: Rows) -> Finding:
+    """Say which instructions made the rows, and whether they are those that were asked for (T7).
+
+    The candidate was sampled while it scored. A small model is done before enough was seen; then it scores again.
+    """
+    seen = isa_proof.candidate_evidence(candidate.run.isa_evidence)
+    if seen.sampled is not None and not isa_proof.is_seen(seen):
+        with _open_burn(cell, sampled=True) as burn:
+            seen = burn.call("prove_isa", reference.sequences, cell.spools)
+    return isa_proof.prove_isa(cell, reference, seen)
+
+
+@recorded
 def judge(
     cell: Cell,
     pins: Sequence[PinCheck],
@@ -194,6 +207,7 @@ def judge(
     tokens: Finding | None = None,
     ops: Finding | None = None,
     itself: Finding | None = None,
+    isa: Finding | None = None,
 ) -> Judgement:
     """Judge T0, T4 and T5, and conclude. Every expected position is counted, delivered or not.
 
@@ -208,10 +222,11 @@ def judge(
         tokens: T1, from ``compare_tokens``; None for a file without a vocabulary.
         ops: T3, from ``replay_ops``.
         itself: T6, from ``check_self``.
+        isa: T7, from ``prove_isa``.
 
     A step that was not run leaves its rung out. If the cell needs that rung, it is INCOMPLETE and names it.
     """
-    steps = [finding for finding in (tokens, weights, ops, itself) if finding is not None]
+    steps = [finding for finding in (tokens, weights, ops, itself, isa) if finding is not None]
     return cell_judge.judge(cell, pins, steps, reference, twin, candidate, spread)
 
 
@@ -248,8 +263,10 @@ def run_cell(request: CellRequest) -> Verdict:
         candidate = capture_candidate(cell, reference)
         ops = replay_ops(cell, reference)
         itself = check_self(cell, reference, candidate)
+        isa = prove_isa(cell, reference, candidate)
         rows = (reference, twin, candidate)
-        return save(cell, judge(cell, pins, weights, *rows, spread=spread, tokens=tokens, ops=ops, itself=itself))
+        judgement = judge(cell, pins, weights, *rows, spread=spread, tokens=tokens, ops=ops, itself=itself, isa=isa)
+        return save(cell, judgement)
     except ParityError as error:
         if not (cell.out_dir / store.VERDICT).exists():
             raise error from error.__cause__  # the disk is full: what could not be written is the thing to say
@@ -259,7 +276,7 @@ def run_cell(request: CellRequest) -> Verdict:
         folder.let_go(cell.out_dir)
 
 
-def _open_burn(cell: Cell) -> Worker:
+def _open_burn(cell: Cell, *, sampled: bool = False) -> Worker:
     settings: dict[str, Any] = {
         "path": str(cell.candidate_path),
         "isa": cell.id.isa,
@@ -267,5 +284,6 @@ def _open_burn(cell: Cell) -> Worker:
         "compute": cell.id.compute,
         "n_threads": cell.n_threads,
         "fault": cell.request.fault or None,
+        "sampled": sampled,
     }
     return Worker("burn", settings, log=cell.log("burn"))

@@ -19,14 +19,16 @@ from parity_lib.compare.native import accuse_reference, judge_native, report_nat
 from parity_lib.compare.pins import PinCheck
 from parity_lib.compare.power import power_statement, text_numbers
 from parity_lib.engines.machine import machine_class
+from parity_lib.isa_proofs import LLAMA_CPP, proofs_of
 from parity_lib.names import Outcome, Rung
 from parity_lib.spread_pins import load_spreads
 from parity_lib.spreads import SelfSpread
 from parity_lib.tolerances import BandSet
-from parity_lib.traces import PairTrace, Position, expected_positions
+from parity_lib.traces import PairTrace, Position, RunInfo, expected_positions
 from parity_lib.verdicts import Divergence, RungResult, Verdict, conclude
 
-REQUIRED = (Rung.T0, Rung.T1, Rung.T2, Rung.T3, Rung.T4, Rung.T5, Rung.T6)  # of a file with a vocabulary, in f32
+# Of a file with a vocabulary, in f32.
+REQUIRED = (Rung.T0, Rung.T1, Rung.T2, Rung.T3, Rung.T4, Rung.T5, Rung.T6, Rung.T7)
 
 Known = Any  # the fields of a verdict, each of its own type
 
@@ -100,7 +102,7 @@ def judge(
         own, rows = None, _report(cell, reference, twin, candidate, spread)
     else:
         own, rows = spread, _judge_rows(cell, reference, twin, candidate, spread, limits)
-    runs = {"reference": reference.rows.run, "reference-twin": twin.run, "candidate": candidate.run}
+    runs = {"reference": _observed(reference.rows.run, steps), "reference-twin": twin.run, "candidate": candidate.run}
     if isinstance(spread, Bf16Rows):
         runs["reference-bf16-twin"] = spread.twin.run
     rung_t0 = cell_pins.judge_all(cell, pins, *runs.values())
@@ -121,6 +123,13 @@ def judge(
         literal={**rows.literal, **_of_steps(steps, own), **_text(reference), **_diary(cell)},
     )
     return Judgement(verdict, rows.twin, rows.native, limits, own, tokens.used_text(reference.token_text, rows.twin))
+
+
+def _observed(run: RunInfo, steps: Sequence[Finding]) -> RunInfo:
+    """Return the reference's run with the leg that its proof has seen; it was taken beside the rows, or before."""
+    proofs = [proof for finding in steps for proof in proofs_of(finding.literal)]
+    seen = next((p.observed for p in proofs if p.evidence.engine == LLAMA_CPP), run.isa_observed)
+    return replace(run, isa_observed=seen)
 
 
 def _judge_rows(

@@ -39,6 +39,7 @@ class CellRequest:
     fresh: bool = False  # compute the reference although it is cached, and hold it to the cached bits
     full: bool = False  # rungs T3 and T6 on every prompt
     day: int = 0  # which prompt is replayed op by op beside the first; a night counts its days
+    require_isa: bool = False  # an unproven leg makes the cell incomplete; else its rung is a hole
     out_dir: str | Path = "reports/scratch"
     n_threads: int = 0  # 0: every core that this process may use
 

@@ -7,7 +7,6 @@ machine class, settings, threads, and the source files that run it.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,13 +16,13 @@ from typing import Any
 from parity_lib.capture import logits, tokens
 from parity_lib.capture.bf16 import capture_bf16_twin
 from parity_lib.capture.cell_request import Cell
+from parity_lib.capture.leg_build import leg_env, leg_receipt
 from parity_lib.capture.logits import Rows
 from parity_lib.capture.model_twins import ensure_twin
 from parity_lib.capture.reference_cache import Kept, open_slot
 from parity_lib.engines.llama_cpp import worker_env
 from parity_lib.engines.llama_settings import asked
 from parity_lib.engines.machine import machine_class
-from parity_lib.engines.receipt import FILE_NAME, read_receipt
 from parity_lib.engines.worker import Worker
 from parity_lib.errors import EngineError
 from parity_lib.json_text import dump_line
@@ -35,11 +34,15 @@ SOURCES = (  # who can change what the reference computes, beside the reference 
     *("capture/reference.py", "capture/tokens.py", "capture/logits.py", "capture/bf16.py", "compare/metrics.py"),
     *("engines/llama_*.py", "engines/spool.py", "engines/worker*.py"),
 )
-MEASURES = ("spread", "relations")  # parts that are not rows, but what was measured on rows
 MEASURE_SOURCES = (
     *("capture/reference_self.py", "capture/consistency.py", "capture/spread.py", "capture/other_build.py"),
     *("spreads.py", *(f"compare/{name}.py" for name in ("align", "flips", "ledger", "spread"))),
 )
+MORE_SOURCES = {  # of parts that are not rows, but what was measured on rows, or while they were made
+    "spread": MEASURE_SOURCES,
+    "relations": MEASURE_SOURCES,
+    "dispatch": ("capture/isa_proof.py", "compare/isa.py", "engines/sampler.py", "isa_proofs.py"),
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,7 +69,8 @@ def open_llama(cell: Cell, path: Path, n_threads: int | None = None) -> Worker:
     """Return a worker with llama.cpp on a file, strict settings, with the cell's threads unless others are given."""
     settings = Settings.STRICT
     kwargs = {"path": str(path), "settings": settings, "isa": cell.id.isa, "n_threads": n_threads or cell.n_threads}
-    return Worker("llama_cpp", kwargs, env=worker_env(settings), log=cell.log("llama_cpp"))
+    env = worker_env(settings) | leg_env(cell.pins.llama_cpp, cell.id.isa)
+    return Worker("llama_cpp", kwargs, env=env, log=cell.log("llama_cpp"))
 
 
 def generate(cell: Cell) -> Reference:
@@ -194,7 +198,7 @@ def _fields(cell: Cell, part: str) -> dict[str, Any]:
         "model_sha256": sha256_file(cell.model_path),
         "prompts_sha256": cell.suite.sha256,
         "llama_cpp": cell.pins.llama_cpp.commit,
-        "receipt": receipt(),
+        "receipt": asdict(leg_receipt(cell.pins.llama_cpp, cell.id.isa)),
         "isa": cell.id.isa,
         "machine_class": machine_class(),
         "libc": " ".join(platform.libc_ver()),
@@ -204,21 +208,10 @@ def _fields(cell: Cell, part: str) -> dict[str, Any]:
     }
 
 
-def receipt() -> dict[str, Any]:
-    """Return the receipt of the installed llama.cpp, which is not loaded for that.
-
-    Raises:
-        PinError: it has none.
-    """
-    spec = importlib.util.find_spec("llama_cpp")
-    folders = list((spec.submodule_search_locations if spec else None) or ["llama_cpp"])
-    return asdict(read_receipt(Path(folders[0]) / "lib" / FILE_NAME))
-
-
 def source_sha256(part: str, library: Path = Path(__file__).parents[1]) -> str:
     """Return a digest over the sources that can change a part of what the reference computes."""
     digest = hashlib.sha256()
-    patterns = (*SOURCES, *MEASURE_SOURCES) if part in MEASURES else SOURCES
+    patterns = (*SOURCES, *MORE_SOURCES.get(part, ()))
     for path in sorted({path for pattern in patterns for path in library.glob(pattern)}):
         content = path.read_bytes()
         digest.update(f"{path.relative_to(library).as_posix()}\0{len(content)}\0".encode() + content)

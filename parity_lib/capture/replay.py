@@ -17,6 +17,7 @@ from typing import Any
 
 from parity_lib.capture.cell_judge import Finding
 from parity_lib.capture.cell_request import Cell
+from parity_lib.capture.leg_build import leg_env
 from parity_lib.capture.model_twins import ensure_twin
 from parity_lib.capture.reference import Reference
 from parity_lib.capture.trace_place import watched_rows
@@ -118,9 +119,10 @@ def replay(cell: Cell, excerpts: Sequence[Excerpt], settings: Settings) -> list[
         "n_threads": cell.n_threads,
         "fault": cell.request.fault or None,
     }
+    env = worker_env(settings) | leg_env(cell.pins.llama_cpp, cell.id.isa)
     replays = []
     with (
-        Worker("llama_taps", theirs, env=worker_env(settings), log=cell.log("llama_cpp")) as reference,
+        Worker("llama_taps", theirs, env=env, log=cell.log("llama_cpp")) as reference,
         Worker("burn_replay", ours, log=cell.log("burn")) as candidate,
     ):
         for part in excerpts:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from parity_lib.capture import logits
+from parity_lib.capture.leg_build import leg_env
 from parity_lib.capture.logits import Rows
 from parity_lib.capture.other_build import find_other_build
 from parity_lib.compare.align import Aligned, align
@@ -146,7 +147,7 @@ def _score(cell: Cell, reference: Reference, way: _Way, path: str) -> Rows:
     spool = cell.spools / f"spread-{way.name}.f32"
     spool.parent.mkdir(parents=True, exist_ok=True)
     # Asleep: threads that wait spinning change no bit, and cost everything on a machine that does something else.
-    env = {**worker_env(way.settings), **ASLEEP, **way.env}
+    env = {**worker_env(way.settings), **ASLEEP, **(way.env or leg_env(cell.pins.llama_cpp, isa))}
     with Worker("llama_cpp", kwargs, env=env, log=cell.log("llama_cpp")) as engine:
         fed = [sequence for sequence, takes_part in zip(sequences, takes, strict=True) if takes_part]
         given = iter(engine.call("score", fed, spool, batch=way.batch, progress=cell.progress.step(way.words)))

@@ -19,6 +19,7 @@ import numpy as np
 from parity_lib.capture import bands, logits, tokens
 from parity_lib.capture.capsule_save import save_capsule
 from parity_lib.capture.cell_request import Cell
+from parity_lib.capture.leg_build import leg_env
 from parity_lib.capture.logits import Rows
 from parity_lib.capture.model_twins import ensure_twin
 from parity_lib.capture.reference import Reference
@@ -194,7 +195,8 @@ def _capture(
     else:
         names = [site for site in sites.expected(cell.facts.n_layer, biased) if sites.split(site)[1] == block]
         watched, always = len(batches), [*names, "embd", f"l_out-{block - 1}"]
-    with Worker("llama_taps", asked, env=worker_env(Settings.STRICT), log=cell.log("llama_cpp")) as engine:
+    env = worker_env(Settings.STRICT) | leg_env(cell.pins.llama_cpp, cell.id.isa)
+    with Worker("llama_taps", asked, env=env, log=cell.log("llama_cpp")) as engine:
         engine.call("capture", list(place.sequence), list(batches), folder, watched=watched, always=always)
         run: RunInfo = engine.call("run_info")
     return run

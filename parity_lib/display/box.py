@@ -151,10 +151,10 @@ def _marks(verdict: Verdict) -> list[tuple[str, str]]:
         marks.append(("provisional limits", "limits are measured, but not yet derived from the kernel baseline"))
     if verdict.unpinned:
         marks.append(("unpinned", "the file or the prompts are the user's own; limits were derived on the fly"))
-    unproven = [name for name, run in verdict.runs.items() if run.isa_observed == "unproven"]
-    if unproven:
-        reason = f"requested, and no dispatch proof exists for: {', '.join(unproven)}"
-        marks.append((f"{verdict.cell.isa} unproven", reason))
+    proof = verdict.rung(Rung.T7)
+    if proof is None or proof.outcome is not Outcome.PARITY:
+        reason = "no proof was asked for" if proof is None else proof.note
+        marks.append((f"{verdict.cell.isa} unproven", f"requested; {reason}"))
     return marks
 
 

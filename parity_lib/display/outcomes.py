@@ -49,6 +49,7 @@ _KIND = {
     Kind.KL: "mean KL over its limit",
     Kind.SPREAD: "llama.cpp's own spread is not the pinned one",
     Kind.BITS: "two paths that must agree to the bit do not",
+    Kind.ISA: "other instructions ran than were asked for",
     Kind.NON_FINITE: "not finite",
 }
 

@@ -8,17 +8,22 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from parity_lib.engines import burn_paths, machine
+from parity_lib.compare.isa import prove
+from parity_lib.engines import burn_isa, burn_paths, machine
 from parity_lib.engines.burn_build import CRATES_IO, check_isa, load
 from parity_lib.engines.burn_paths import Digests, Span
 from parity_lib.engines.protocol import Progress
+from parity_lib.engines.sampler import Watch
 from parity_lib.engines.sequences import checked
 from parity_lib.errors import EngineError, ModelFileError
+from parity_lib.isa_proofs import Evidence
+from parity_lib.json_text import encode
 from parity_lib.model_file import sha256_file
 from parity_lib.names import Compute, Isa
 from parity_lib.traces import F32, RunInfo
@@ -44,6 +49,7 @@ class Burn:
         compute: arithmetic of the weight matmuls.
         n_threads: threads of the engine's own pool.
         fault: a seeded fault as ``burn_gguf.faults()`` lists them, or None.
+        sampled: note where program counters stand during ``score``; it changes no bit.
 
     Raises:
         EngineError: the extension is not built, or an option is unknown.
@@ -59,6 +65,8 @@ class Burn:
         compute: Compute | str = Compute.F32,
         n_threads: int = 2,
         fault: str | None = None,
+        *,
+        sampled: bool = False,
     ) -> None:
         self._started = datetime.now(UTC)
         self._seconds = 0.0
@@ -80,6 +88,7 @@ class Burn:
             self._file: Extension = self._extension.GgufFile(self._path)
             self._model: Extension = self._load(n_threads)
         self._facts: dict[str, Any] = json.loads(self._model.facts_json())
+        self._watch = Watch(self._extension, burn_isa.OWN) if sampled else None
 
     def n_vocab(self) -> int:
         """Return the number of logits in a row."""
@@ -89,6 +98,7 @@ class Burn:
     def run_info(self) -> RunInfo:
         """Return what ran, with the settings as the engine itself reports them."""
         self._open()
+        proof = prove(self.evidence())
         return RunInfo(
             engine="burn",
             version=self._build["crates"]["burn-ndarray"],
@@ -98,8 +108,8 @@ class Burn:
             model_sha256=self._sha256,
             settings=self._facts,
             isa_requested=str(self._isa),
-            isa_observed=self._evidence["observed"],
-            isa_evidence=self._evidence,
+            isa_observed=proof.observed,
+            isa_evidence=self._evidence | {"proof": encode(proof.evidence)},
             n_threads=self._facts["n_threads"],
             kv_type="F32",
             compute=self._facts["policy"],
@@ -119,9 +129,36 @@ class Burn:
         The engine's own count of rows is returned, whatever was expected: judging it is not its own task.
         """
         rows = self._check(sequences)
-        with self._spool(Path(spool)) as part:
+        with self._spool(Path(spool)) as part, self._watch.watching() if self._watch else contextlib.nullcontext():
             counts: list[int] = self._model.score(rows, part, progress)
         return counts
+
+    def evidence(self) -> Evidence:
+        """Return what is known about the instructions of every pass that ``score`` has made."""
+        return burn_isa.evidence(
+            self._watch, self._isa, burn_isa.fingerprint(partial(self.op, "linear"), self._facts["policy"])
+        )
+
+    def prove_isa(self, sequences: Sequence[Sequence[int]], folder: Path, seconds: float = 2.0) -> Evidence:
+        """Score again until enough program counters were seen, or for ``seconds``; the rows are dropped.
+
+        Args:
+            sequences: what is fed, as rows of one pass.
+            folder: where the rows lie meanwhile.
+            seconds: of CPU time, all threads together.
+        """
+        rows = self._check(sequences)
+        watch = self._watch = self._watch or Watch(self._extension, burn_isa.OWN)
+        spool = Path(folder) / "sampled.f32"
+        with self._spool(spool) as part:
+
+            def run() -> None:
+                part.unlink(missing_ok=True)
+                self._model.score(rows, part, _silent)
+
+            watch.repeat(run, burn_isa.is_enough, seconds)
+        spool.unlink()
+        return self.evidence()
 
     def decode(self, sequences: Sequence[Sequence[int]], spool: Path, *, progress: Progress = _silent) -> list[int]:
         """Write the same rows as ``score``, fed one token at a time through the key and value cache.

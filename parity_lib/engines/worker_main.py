@@ -24,6 +24,7 @@ from parity_lib.errors import EngineError, ParityError
 
 ENGINES = {
     "llama_cpp": "parity_lib.engines.llama_cpp:LlamaCpp",
+    "llama_dispatch": "parity_lib.engines.llama_dispatch:LlamaDispatch",
     "llama_taps": "parity_lib.engines.llama_taps:LlamaTaps",
     "llama_op": "parity_lib.engines.llama_op:LlamaOp",
     "llama_quantize": "parity_lib.engines.llama_quantize:Quantizer",

@@ -107,3 +107,12 @@ def build_info() -> str:
 
 def isa_json() -> str:
     """JSON: CPU flags, compiled kernels, and what is proven about them."""
+
+def sampling_start() -> None:
+    """Note where program counters stand, in every library of this process, until ``sampling_stop``.
+
+    It and ``sampling_stop`` are there on Linux in builds with the feature ``sampler``.
+    """
+
+def sampling_stop() -> str:
+    """JSON: n samples, how many were lost, and places as [library, function, instruction ...], count."""

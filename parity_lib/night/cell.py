@@ -15,7 +15,7 @@ from parity_lib.verdicts import CellId, Verdict, conclude
 
 
 def sound_verdict(
-    folder: Path, identity: CellId, cell: PlanCell, *, has_vocabulary: bool, since: datetime
+    folder: Path, identity: CellId, cell: PlanCell, *, has_vocabulary: bool, require_isa: bool = False, since: datetime
 ) -> tuple[Verdict | None, list[str]]:
     """Return the record in a cell's folder if it is this cell's own and follows from its rungs, else None and why not.
 
@@ -27,6 +27,7 @@ def sound_verdict(
         identity: the cell that must stand in the record.
         cell: what the plan says of it.
         has_vocabulary: whether its file has one; without, there is no tokenizer to compare (T1).
+        require_isa: whether its leg has to be proved; an unproven one is no hole then (T7).
         since: when its notebook was started; an older record is one that was left in place.
     """
     try:
@@ -38,6 +39,9 @@ def sound_verdict(
     outcome, causes = conclude(verdict.rungs, required=required)
     if verdict.outcome is Outcome.PARITY and outcome is not Outcome.PARITY:
         wrong += causes
+    proof = verdict.rung(Rung.T7)
+    if require_isa and proof is not None and proof.outcome is Outcome.HOLE and verdict.outcome is Outcome.PARITY:
+        wrong.append(f"the leg {identity.isa} is not proved, and has to be: {proof.note}")
     if verdict.cell != identity or verdict.control != cell.control:
         wrong.append(f"the verdict is of another cell: {verdict.cell}")
     if _written(verdict) < since.replace(microsecond=0):

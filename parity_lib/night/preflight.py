@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from parity_lib.capture.leg_build import leg_receipt
 from parity_lib.capture.model_cache import models_dir
 from parity_lib.engines import machine
 from parity_lib.engines.burn import load
-from parity_lib.errors import EngineError, PinError
+from parity_lib.errors import EngineError, ParityError, PinError
 from parity_lib.fixture_file import fixture_path
-from parity_lib.night.content import installed_reference
 from parity_lib.night.faults import check_faults
 from parity_lib.night.job import check_notebooks
 from parity_lib.night.plan import HOST, Plan, PlanCell
@@ -99,11 +99,10 @@ def _leg_lacks(isa: str, pins: Pins) -> list[Lack]:
     if missing:
         what = f"this machine cannot run the leg {isa}: it lacks {', '.join(missing)}"
         return [Lack(what, f"run these cells on a machine of that leg: parity nightly --only '*-{isa}-*'")]
-    receipt = installed_reference()
-    if receipt is None or receipt.leg != isa:
-        found = f"the installed one is {receipt.leg}" if receipt is not None else "none is installed"
-        step = f"python -m parity_lib.reference_build --leg {isa}"
-        return [Lack(f"llama.cpp is not built for the leg {isa}: {found}", step)]
+    try:
+        leg_receipt(pins.llama_cpp, isa)
+    except ParityError as error:
+        return [Lack(f"llama.cpp is not built for the leg {isa}: {error.what}", f"parity isa build {isa}")]
     return []
 
 

@@ -86,6 +86,10 @@ class Cells:
         """Return the leg that a cell runs on."""
         return self.host_leg if cell.isa == HOST else cell.isa
 
+    def require_isa(self, cell: PlanCell) -> bool:
+        """Return whether a cell needs its leg proved: one that names a leg does; with ``--require-all`` each does."""
+        return cell.isa != HOST or self.require_all
+
     def key(self, cell: PlanCell) -> str:
         """Return the cell's name with the leg filled in, and 8 digits over everything that can change its result."""
         source = f"{self.source} full" if self.full else self.source
@@ -113,7 +117,7 @@ class Cells:
         partial.mkdir(parents=True)
         (partial / PROGRESS_FILE).write_text("{}")  # tells the cell that somebody reads it there
         notebook = self.notebooks / f"{cell.notebook}.ipynb"
-        tonight = {"fresh": fresh, "full": self.full, "day": self.day}
+        tonight = {"fresh": fresh, "full": self.full, "day": self.day, "require_isa": self.require_isa(cell)}
         parameters = cell_parameters(cell, isa, notebook, partial, tonight)
         job = NotebookJob(notebook, partial / notebook.name, parameters, partial / "run.log", cell.limit_s)
         identity = CellId(cell.model, cell.quant, isa, cell.stack, cell.compute)
@@ -125,7 +129,12 @@ class Cells:
         rename_inside(partial, final)
         result = inspect_run(end)
         verdict, wrong = sound_verdict(
-            partial, ready.identity, cell, has_vocabulary=ready.has_vocabulary, since=ready.started
+            partial,
+            ready.identity,
+            cell,
+            has_vocabulary=ready.has_vocabulary,
+            require_isa=self.require_isa(cell),
+            since=ready.started,
         )
         outcome, good, causes = decide(cell, verdict, [*result.causes, *wrong], asserted=result.asserted)
         repair(end, result)

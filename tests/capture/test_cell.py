@@ -34,6 +34,7 @@ class Captured(NamedTuple):
     candidate: logits.Rows
     ops: Finding
     itself: Finding
+    isa: Finding
 
     def judged(self, **other: Any) -> Judgement:
         """Judge, with some of the records replaced."""
@@ -68,7 +69,8 @@ def captured(folder: Path) -> Captured:
     assert isinstance(spread, SelfSpread)
     candidate = steps.capture_candidate(cell, reference)
     ops, itself = steps.replay_ops(cell, reference), steps.check_self(cell, reference, candidate)
-    return Captured(cell, reference, twin, spread, candidate, ops, itself)
+    isa = steps.prove_isa(cell, reference, candidate)
+    return Captured(cell, reference, twin, spread, candidate, ops, itself, isa)
 
 
 def test_reference_generates_what_was_asked_for_and_all_are_fed_the_same(captured: Captured) -> None:
@@ -94,7 +96,8 @@ def test_judged_then_saved_then_read_again(captured: Captured) -> None:
     judgement = captured.judged()
     verdict, n = judgement.verdict, len(captured.twin.positions)
     assert verdict.outcome is Outcome.PARITY
-    assert [rung.rung for rung in verdict.rungs] == [Rung.T0, Rung.T2, Rung.T3, Rung.T4, Rung.T5, Rung.T6]
+    rungs = [Rung.T0, Rung.T2, Rung.T3, Rung.T4, Rung.T5, Rung.T6, Rung.T7]
+    assert [rung.rung for rung in verdict.rungs] == rungs
     assert set(verdict.runs) == {"reference", "reference-twin", "candidate"}
     assert verdict.unpinned
     for name in (Rung.T4, Rung.T5):
@@ -139,7 +142,10 @@ def test_a_row_that_the_candidate_lost_makes_the_cell_incomplete_and_is_named(ca
     assert any("prompt 1 token 4" in cause for cause in verdict.causes)
 
 
-@pytest.mark.parametrize(("left_out", "cause"), [("ops", "T3 ops"), ("spread", "T5 native"), ("itself", "T6 self")])
+LEFT_OUT = [("ops", "T3 ops"), ("spread", "T5 native"), ("itself", "T6 self"), ("isa", "T7 ISA")]
+
+
+@pytest.mark.parametrize(("left_out", "cause"), LEFT_OUT)
 def test_step_that_was_not_run_makes_the_cell_incomplete(captured: Captured, left_out: str, cause: str) -> None:
     verdict = captured.judged(**{left_out: None}).verdict
     assert verdict.outcome is Outcome.INCOMPLETE
@@ -237,13 +243,13 @@ def test_cell_in_bf16_reports_end_to_end_and_is_held_to_itself(captured: Capture
     measure = steps.capture_spread(cell, reference, twin)
     candidate = steps.capture_candidate(cell, reference)
     weights, itself = steps.compare_weights(cell), steps.check_self(cell, reference, candidate)
-    ops = steps.replay_ops(cell, reference)
-    rows = (reference, twin, candidate)
-    judgement = steps.judge(cell, steps.check_pins(cell), weights, *rows, spread=measure, ops=ops, itself=itself)
+    found = {"spread": measure, "itself": itself, "ops": steps.replay_ops(cell, reference)}
+    found["isa"] = steps.prove_isa(cell, reference, candidate)
+    judgement = steps.judge(cell, steps.check_pins(cell), weights, reference, twin, candidate, **found)
     verdict = steps.save(cell, judgement)
     assert verdict.outcome is Outcome.PARITY
     outcomes = {str(rung.rung): rung.outcome for rung in verdict.rungs}
-    gated = dict.fromkeys(("T0", "T2", "T3", "T6"), Outcome.PARITY)
+    gated = dict.fromkeys(("T0", "T2", "T3", "T6", "T7"), Outcome.PARITY)
     assert outcomes == gated | dict.fromkeys(("T4", "T5"), Outcome.REPORTED)
     assert verdict.literal["bf16"]["band"]["all"]["rms_over_row_std"] > 1e-4
     assert not np.array_equal(candidate.digests, captured.candidate.digests)

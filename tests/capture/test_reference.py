@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ import parity_lib
 from parity_lib.capture import cell as steps
 from parity_lib.capture import reference, reference_cache
 from parity_lib.capture.cell import Cell
+from parity_lib.capture.leg_build import leg_receipt
 from parity_lib.engines.llama_settings import asked
 from parity_lib.names import Settings
 from parity_lib.traces import RunInfo
@@ -82,7 +83,7 @@ def test_changed_source_is_another_key(tmp_path: Path, name: str, rows_too: bool
 
 def test_receipt_is_that_of_the_build_that_runs(cell: Cell) -> None:
     run: RunInfo = steps.capture_reference(cell).rows.run
-    assert reference.receipt() == dict(run.build)
+    assert asdict(leg_receipt(cell.pins.llama_cpp, cell.id.isa)) == dict(run.build)
 
 
 @pytest.mark.parametrize("pattern", [*reference.SOURCES, *reference.MEASURE_SOURCES])

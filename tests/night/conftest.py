@@ -29,7 +29,8 @@ run = RunInfo("burn", "0", "0", {}, "m.gguf", "0" * 64, {}, isa, "unproven", {},
               "class", "host", seeded or None, "2026-11-23T00:00:00+00:00", 1.0, 1000)
 bad = [Divergence(Rung.T4, Kind.TOP1, 0.5, 3, 17, delta=0.75, delta_id=7)] if broken else []
 ok = Outcome.PARITY
-rungs = [RungResult(rung, ok, 5, 5, None, None, "pins") for rung in (Rung.T0, Rung.T2, Rung.T3, Rung.T5, Rung.T6)]
+RUNGS = (Rung.T0, Rung.T2, Rung.T3, Rung.T5, Rung.T6, Rung.T7)
+rungs = [RungResult(rung, ok, 5, 5, None, None, "pins") for rung in RUNGS]
 worst = 0.75 if broken else 0.25
 rungs += [RungResult(Rung.T4, Outcome.DIVERGED if broken else ok, 5, compared, worst, 0.5, "logits", note=note)]
 outcome, causes = conclude(rungs, required=(Rung.T4,))

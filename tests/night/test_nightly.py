@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from parity_lib import store
+from parity_lib.engines.machine import host_leg
 from parity_lib.errors import FixtureError, RecordError, UsageError
 from parity_lib.names import Outcome
 from parity_lib.night.record import Night, load_night
@@ -174,6 +175,19 @@ def test_required_cell_that_cannot_run_is_a_gap_and_so_is_any_with_require_all(b
         record, _, text = night(books, cell, require_all=require_all)
         assert (record.cells[0].outcome, record.exit_status) == (Outcome.INCOMPLETE, 3)
         assert any(line.startswith("INCOMPLETE model=llama-3-8b") for line in text.splitlines())
+
+
+def test_unproven_leg_is_a_hole_of_its_rung_and_a_gap_where_it_was_named(tmp_path: Path) -> None:
+    hole = "\nrungs[5] = RungResult(Rung.T7, Outcome.HOLE, 2, 1, None, None, 'proofs', note='unproven: no sampler')"
+    record_cell = RECORD.replace("\nworst =", f"{hole}\nworst =")
+    assert record_cell != RECORD
+    books = make_books(tmp_path, unproven=[SETUP, record_cell, ASSERT])
+    cell = MODEL + 'notebook = "unproven"\n'
+    named = cell + f'isa = "{host_leg()}"\n'
+    ends = [night(books, cell), night(books, named), night(books, cell, require_all=True)]
+    assert [record.cells[0].outcome for record, _, _ in ends] == [Outcome.PARITY, *[Outcome.INCOMPLETE] * 2]
+    assert [record.exit_status for record, _, _ in ends] == [0, 3, 3]
+    assert all("is not proved, and has to be: unproven: no sampler" in text for _, _, text in ends[1:])
 
 
 def test_page_that_breaks_off_is_a_gap_and_still_drawn(books: Path) -> None:

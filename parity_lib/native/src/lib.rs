@@ -20,6 +20,8 @@ pub mod ops;
 mod panel;
 pub mod quant;
 pub mod refusal;
+#[cfg(all(feature = "sampler", target_os = "linux"))]
+pub mod sampler;
 pub mod score;
 pub mod session;
 mod state;

@@ -7,6 +7,8 @@
 mod calls;
 mod file;
 mod ops;
+#[cfg(all(feature = "sampler", target_os = "linux"))]
+mod sampler;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -246,6 +248,11 @@ fn burn_gguf(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Model>()?;
     module.add_class::<Session>()?;
     ops::register(module)?;
+    #[cfg(all(feature = "sampler", target_os = "linux"))]
+    {
+        module.add_function(wrap_pyfunction!(sampler::sampling_start, module)?)?;
+        module.add_function(wrap_pyfunction!(sampler::sampling_stop, module)?)?;
+    }
     module.add_function(wrap_pyfunction!(faults, module)?)?;
     module.add_function(wrap_pyfunction!(sites, module)?)?;
     module.add_function(wrap_pyfunction!(build_info, module)?)?;

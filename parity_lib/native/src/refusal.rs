@@ -83,6 +83,10 @@ pub enum Refusal {
     #[error("{}: the logits cannot be written; expected room and permission for {expected} more bytes; found {source}; next: free space or choose another folder", .file.display())]
     Sink { file: PathBuf, expected: usize, source: std::io::Error },
 
+    /// Program counters cannot be sampled.
+    #[error("sampler: program counters cannot be sampled; expected {expected}; found {found}; next: run without other profilers, on Linux, with a build that has the feature sampler")]
+    Sampler { expected: &'static str, found: String },
+
     /// The caller asked to stop.
     #[error("stopped by the caller; expected to finish; found an interrupt; next: run it again")]
     Interrupted,

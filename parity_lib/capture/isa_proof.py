@@ -1,0 +1,98 @@
+"""Prove which instructions made a cell's rows: the capture of rung T7.
+
+The candidate's own forced pass was sampled while it made the rows that are judged. The reference's rows may come from
+the cache; its evidence is taken once on the same file, build, settings and class of machine, and kept with the rows.
+Strict settings keep every weight where the file has it, so nothing is repacked and no tile is ever touched there: where
+a leg lives in llama.cpp's extra buffers (AMX), its defaults are proved as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from parity_lib.capture.cell_judge import Finding
+from parity_lib.capture.cell_request import Cell
+from parity_lib.capture.leg_build import leg_env
+from parity_lib.capture.reference import Reference, through_cache
+from parity_lib.capture.reference_cache import Kept
+from parity_lib.compare.isa import MIN_PRODUCTS, judge_isa, prove
+from parity_lib.engines.llama_cpp import worker_env
+from parity_lib.engines.llama_settings import ASLEEP
+from parity_lib.engines.worker import Worker
+from parity_lib.errors import RecordError
+from parity_lib.isa_proofs import UNPROVEN, Evidence
+from parity_lib.json_text import encode
+from parity_lib.names import Isa, Settings
+
+PLAIN = {str(Isa.AMX): str(Isa.AVX512)}
+"""Legs that llama.cpp reaches only with its extra buffers on, and what the same build runs without: strict settings."""
+SECONDS = 4.0  # of CPU time for sampled passes of the reference
+
+
+def prove_isa(cell: Cell, reference: Reference, burn: Evidence) -> Finding:
+    """Return rung T7 of a cell: what each engine was asked for, what was seen, and what that proves.
+
+    Args:
+        cell: the cell.
+        reference: what was fed.
+        burn: the candidate's evidence, of the rows that are judged.
+    """
+    cell.progress.step("instructions")
+    strict, deployed = reference_evidence(cell, reference.sequences)
+    proofs = [prove(burn), prove(strict)]
+    told = prove(deployed)
+    if cell.id.isa in PLAIN:
+        proofs.append(told)
+    rung, divergences = judge_isa(proofs, expected=2 + (cell.id.isa in PLAIN), required=cell.request.require_isa)
+    literal: dict[str, Any] = {"proofs": encode(proofs), "required": cell.request.require_isa}
+    literal |= {} if cell.id.isa in PLAIN else {"deployed": encode(told)}
+    return Finding(rung, tuple(divergences), {"isa": literal})
+
+
+def candidate_evidence(isa_evidence: Mapping[str, Any]) -> Evidence:
+    """Return the evidence that a candidate's run info holds.
+
+    Raises:
+        RecordError: it holds none.
+    """
+    found = isa_evidence.get("proof")
+    if not isinstance(found, Mapping):
+        raise RecordError("the candidate's run says nothing of its instructions", expected="a proof", found=found)
+    return Evidence.from_json(found)
+
+
+def is_seen(evidence: Evidence) -> bool:
+    """Return whether enough multiply-adds of a candidate were sampled to judge it."""
+    return evidence.sampled is not None and sum(evidence.sampled.products.values()) >= MIN_PRODUCTS
+
+
+def reference_evidence(cell: Cell, sequences: Sequence[Sequence[int]]) -> list[Evidence]:
+    """Return the reference's evidence with strict settings and with its defaults, taken now or from the cache.
+
+    Strict settings are asked for what a leg's build can run without extra buffers.
+    """
+    sequence = max(sequences, key=len)
+
+    def make() -> Kept:
+        return Kept({str(s): encode(_run(cell, s, sequence)) for s in (Settings.STRICT, Settings.DEFAULT)})
+
+    kept = through_cache(cell, "dispatch", {}, make, again=False)
+    strict, deployed = _asked(cell, kept)
+    if prove(strict).observed == UNPROVEN:  # too little was seen then; what is kept must not say so for ever
+        strict, deployed = _asked(cell, make())
+    return [strict, deployed]
+
+
+def _asked(cell: Cell, kept: Kept) -> tuple[Evidence, Evidence]:
+    strict, deployed = (Evidence.from_json(kept.data[str(s)]) for s in (Settings.STRICT, Settings.DEFAULT))
+    return replace(strict, requested=PLAIN.get(cell.id.isa, cell.id.isa)), deployed
+
+
+def _run(cell: Cell, settings: Settings, sequence: Sequence[int]) -> Evidence:
+    asked = {"path": str(cell.model_path), "settings": settings, "isa": cell.id.isa, "n_threads": cell.n_threads}
+    env = {**worker_env(settings), **ASLEEP, **leg_env(cell.pins.llama_cpp, cell.id.isa)}
+    with Worker("llama_dispatch", asked, env=env, log=cell.log("llama_cpp")) as engine:
+        evidence: Evidence = engine.call("prove_isa", sequence, SECONDS)
+    return evidence
