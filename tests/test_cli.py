@@ -34,7 +34,7 @@ def run_model(tmp_path: Path, prompts: Path, *words: str, name: str = "run") -> 
 NAMES = ("doctor", "nightly", "run", "compare", "bands", "faults", "spread", "trace", "models", "isa")
 COMMANDS = [[], *([name] for name in NAMES)]
 COMMANDS += [["models", name] for name in ("list", "prepare", "verify", "stage")]
-COMMANDS += [["isa", name] for name in ("build",)]
+COMMANDS += [["isa", name] for name in ("build", "prove", "split")]
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)

@@ -31,6 +31,7 @@ PARAMETERS = {
         "fresh",
         "full",
         "day",
+        "require_isa",
         "out_dir",
     },
     "03_trace": {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 EPILOG = "Exit status: 0 proven, built or split; 1 other instructions ran; 2 usage error; 3 unproven, or not possible."
@@ -10,6 +12,60 @@ EPILOG = "Exit status: 0 proven, built or split; 1 other instructions ran; 2 usa
 @click.group(name="isa", epilog=EPILOG)
 def command() -> None:
     """Instruction sets: build a leg of llama.cpp, prove what runs, split a delta by engine and leg."""
+
+
+@command.command(epilog=EPILOG)
+@click.argument("legs", nargs=-1)
+@click.option("--threads", default=2, show_default=True, metavar="N", help="Threads of each engine.")
+def prove(legs: tuple[str, ...], threads: int) -> int:
+    """Run both engines on each of LEGS (default: all) for a moment and say which instructions they ran.
+
+    A leg that this CPU lacks is refused; that is a failure only where it was named.
+    """
+    from parity_lib.capture.isa_machine import prove_machine
+    from parity_lib.compare.isa import words
+    from parity_lib.pins import load_pins
+
+    pins = load_pins()
+    for leg in legs:
+        pins.llama_cpp.leg(leg)
+    proofs = prove_machine(pins, legs, threads)
+    for proof in proofs:
+        word = "proven" if proof.proven else "REFUSED" if proof.contradicted else "unproven"
+        evidence = proof.evidence
+        click.echo(
+            f"{word:8} {evidence.engine:9} requested={evidence.requested} observed={proof.observed}"
+            f" run={evidence.run!r}: {words(proof)}"
+        )
+    if any(proof.contradicted for proof in proofs):
+        return 1
+    wanted = [p for p in proofs if legs or not p.reason.startswith("refused: this CPU")]
+    return 0 if all(p.proven for p in wanted) else 3
+
+
+@command.command(epilog=EPILOG)
+@click.argument("model")
+@click.argument("quant", default="")
+@click.option("--legs", default="avx512,avx2", show_default=True, help="The two legs, the reference's own first.")
+@click.option("--prompts", default="", metavar="FILE", help="A prompts file of your own.")
+@click.option("--threads", default=0, metavar="N", help="Threads of each engine; 0 is every core.")
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder of the record and the logs.")
+def split(model: str, quant: str, legs: str, prompts: str, threads: int, out: Path | None) -> int:
+    """Say how much of a delta comes from the engine and how much from the instruction set.
+
+    Both engines score the same tokens on both legs of this machine, on MODEL's file and on its F32 twin.
+    """
+    from parity_lib.capture.isa_split import measure_split
+    from parity_lib.json_text import dump_page
+    from parity_lib.record_file import write_atomic
+
+    folder = out or _folder(model, quant)
+    found = measure_split(model, quant, legs.split(","), prompts=prompts, n_threads=threads, out_dir=folder)
+    write_atomic(folder / "isa_split.json", dump_page(found).encode())
+    for line in found.lines():
+        click.echo(line)
+    click.echo(f"record: {folder / 'isa_split.json'}")
+    return 3 if found.absent else 0
 
 
 @command.command(epilog=EPILOG)
@@ -29,3 +85,11 @@ def build(leg: str) -> int:
     wheel = ensure_wheel(recipe, cache_dir(), lambda line: click.echo(f"reference: {line}", err=True))
     click.echo(wheel)
     return 0
+
+
+def _folder(model: str, quant: str) -> Path:
+    from datetime import UTC, datetime
+
+    name = "-".join(part for part in (Path(model).stem, quant, "isa-split") if part)
+    root = Path(__file__).resolve().parents[2] / "reports" / "runs"
+    return root / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{name}"

@@ -19,6 +19,7 @@ SECTIONS = {
     Rung.T4: "#positions",
     Rung.T5: "#literal",
     Rung.T6: "#self",
+    Rung.T7: "#isa",
 }
 """Where the details of each rung stand on a cell's page."""
 

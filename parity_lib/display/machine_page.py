@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from parity_lib.capture.models import ModelStatus
+from parity_lib.display.isa_table import proof_tables
 from parity_lib.display.page import HEADLINE, Column, Fragment, plain_table, table
 from parity_lib.display.text import NONE, escape, short, size
 from parity_lib.engines.machine import missing_flags
+from parity_lib.isa_proofs import BURN, LLAMA_CPP, UNPROVEN, IsaProof
 from parity_lib.model_file import sha256_file
 from parity_lib.pins import FilePin, Pins
-
-_UNPROVEN = "unproven"  # until a dispatch proof (rung T7) says which instructions really ran
 
 
 class Check(Protocol):
@@ -58,18 +58,36 @@ def check_table(checks: Sequence[Check]) -> Fragment:
     return Fragment(html=html, plain=plain_table(columns, rows))
 
 
-def leg_table(pins: Pins) -> Fragment:
-    """Return each instruction-set leg: can it run here, was it proved, with which flags llama.cpp is built for it."""
-    columns = (Column("leg"), Column("this CPU"), Column("observed"), Column("CPU flags needed"), Column("CMake"))
+def leg_table(pins: Pins, proofs: Sequence[IsaProof] = ()) -> Fragment:
+    """Return each instruction-set leg: can it run here, what was seen of it, the flags that llama.cpp is built with.
+
+    Args:
+        pins: with the legs.
+        proofs: of both engines on the legs of this machine, as ``capture.isa_machine`` takes them.
+    """
+    columns = (
+        *(Column("leg"), Column("this CPU"), Column("observed: burn"), Column("observed: llama.cpp")),
+        *(Column("CPU flags needed"), Column("CMake")),
+    )
     rows = []
     for name, leg in pins.llama_cpp.legs.items():
         lacking = missing_flags(leg.cpu_flags)
         found = f"lacks {', '.join(lacking)}" if lacking else "has all of it"
         flags = [*pins.llama_cpp.cmake_args, *leg.cmake_args]
-        rows.append([name, found, NONE if lacking else _UNPROVEN, " ".join(leg.cpu_flags), " ".join(flags)])
-    note = "Requested and observed are two things: a leg stays unproven until a dispatch proof names what ran."
+        seen = [NONE if lacking else _seen(proofs, name, engine) for engine in (BURN, LLAMA_CPP)]
+        rows.append([name, found, *seen, " ".join(leg.cpu_flags), " ".join(flags)])
+    note = "Requested and observed are two things: a leg is unproven unless sampled instructions show it."
     html = table(columns, rows, css="legs") + f"<p class=note>{note}</p>"
-    return Fragment(html=html, plain=plain_table(columns, rows))
+    told = proof_tables([p for p in proofs if p.evidence.sampled is not None]) if proofs else Fragment("", "")
+    return Fragment(html=html + told.html, plain=f"{plain_table(columns, rows)}\n{told.plain}".rstrip())
+
+
+def _seen(proofs: Sequence[IsaProof], leg: str, engine: str) -> str:
+    """Return what was observed of an engine on a leg: proven, something else, or why nothing."""
+    found = next((p for p in proofs if (p.evidence.requested, p.evidence.engine) == (leg, engine)), None)
+    if found is None:
+        return UNPROVEN
+    return f"{found.observed}, {'proven' if found.proven else short(found.reason)}"
 
 
 def file_table(files: Sequence[ModelStatus]) -> Fragment:

@@ -22,6 +22,7 @@ _COLUMNS = (
     Column("with probability", numeric=True),
     Column("reference, run twice"),
     Column("candidate against itself"),
+    Column("instructions observed"),
 )
 _NOT_MEASURED = (
     "Not measured by a night: how often a sound engine is called diverged (its rate with an interval), the share of "
@@ -46,7 +47,7 @@ def sure_table(night: Night | None, run_dir: str | Path = "") -> Fragment:
 
 def _row(verdict: Verdict | None) -> list[str]:
     if verdict is None:
-        return [NONE, NONE, NONE, NONE, "the record cannot be read", NONE]
+        return [NONE, NONE, NONE, NONE, "the record cannot be read", NONE, NONE]
     twin = verdict.rung(Rung.T4)
     gated = twin is not None and twin.outcome is not Outcome.REPORTED
     known = power(verdict) if gated else None
@@ -57,6 +58,7 @@ def _row(verdict: Verdict | None) -> list[str]:
         NONE if known is None else number(known["confidence"]),
         _reference(verdict),
         _candidate(verdict),
+        _instructions(verdict),
     ]
 
 
@@ -75,6 +77,16 @@ def _candidate(verdict: Verdict) -> str:
     if rung.outcome is Outcome.PARITY:
         return f"bit-equal, {count(rung.compared)} rows"
     return f"{rung.outcome}: {rung.note or rung.worst_where}"
+
+
+def _instructions(verdict: Verdict) -> str:
+    """Return which leg rung T7 saw beside the one that was asked for."""
+    rung = verdict.rung(Rung.T7)
+    if rung is None:
+        return NONE
+    if rung.outcome is Outcome.PARITY:
+        return f"{verdict.cell.isa}, proven"
+    return f"{verdict.cell.isa} {'refused' if rung.outcome is Outcome.DIVERGED else 'unproven'}: {rung.note}"
 
 
 def _controls(night: Night) -> list[str]:
