@@ -14,6 +14,7 @@ from parity_lib.commands.faults import command as faults
 from parity_lib.commands.replay import command as replay
 from parity_lib.commands.isa import command as isa_group
 from parity_lib.commands.spread import command as spread
+from parity_lib.commands.stack import group as stack_group
 from parity_lib.commands.trace import command as trace
 from parity_lib.errors import ParityError
 
@@ -172,6 +173,7 @@ cli.add_command(faults)
 cli.add_command(replay)
 cli.add_command(isa_group)
 cli.add_command(spread)
+cli.add_command(stack_group)
 cli.add_command(trace)
 
 

@@ -128,12 +128,23 @@ class ModelPin:
 
 
 @dataclass(frozen=True, slots=True)
+class SourcePin:
+    """The fork's source that a stack is built with; none of it lies in this repository."""
+
+    repository: str
+    revision: str  # 40 hex digits
+    sha256: str  # of the files, see ``stacks/source.py``
+
+
+@dataclass(frozen=True, slots=True)
 class StackPin:
     """What stands under the candidate: crate names and exact versions."""
 
     id: str
     what: str
     crates: Mapping[str, str]
+    isa: str = ""  # the only leg that the build can run, or "" for the widest one
+    source: SourcePin | None = None  # None: everything comes from crates.io
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,6 +356,14 @@ def _recipe_from_file(kind: str, table: Table, model_id: str) -> Recipe:
 
 
 def _stack(table: Table) -> StackPin:
-    stack = StackPin(_word(table, "id"), table.text("what"), table.strings("crates"))
+    source = _source(table.table("source")) if "source" in table.left() else None
+    isa = table.one_of("isa", list(Isa)) if "isa" in table.left() else ""
+    stack = StackPin(_word(table, "id"), table.text("what"), table.strings("crates"), isa, source)
     table.done()
     return stack
+
+
+def _source(table: Table) -> SourcePin:
+    pin = SourcePin(table.text("repository"), table.hex("revision", 40), table.hex("sha256", 64))
+    table.done()
+    return pin

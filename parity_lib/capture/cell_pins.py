@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from parity_lib.capture.cell_request import Cell
 from parity_lib.capture.model_twins import ensure_twin
 from parity_lib.compare.pins import PinCheck, check_any, check_commit, check_equal, judge_pins
+from parity_lib.engines.burn_sources import lock_sha256, manifest
 from parity_lib.engines.machine import machine_class
 from parity_lib.model_file import sha256_file
 from parity_lib.names import Settings
@@ -18,7 +17,6 @@ from parity_lib.pins import FilePin
 from parity_lib.traces import RunInfo
 from parity_lib.verdicts import RungResult
 
-LOCK = Path(__file__).resolve().parents[1] / "native" / "Cargo.lock"
 FILES = ("model file", "F32 twin", "tokenizer", "prompts")
 ENGINES = (
     "llama.cpp commit",
@@ -83,7 +81,7 @@ def judge_all(
         candidate: burn.
         bf16_twin: llama.cpp on the BF16 twin, in a cell in bf16.
     """
-    pin = cell.pins.llama_cpp
+    pin, stack = cell.pins.llama_cpp, cell.pins.stack(cell.id.stack)
     flags = " ".join(sorted(pin.build_args(cell.id.isa)))
     runs = [run for run in (reference, twin, bf16_twin) if run is not None]
     strict = ", ".join([Settings.STRICT] * len(runs)) + "; " + ", ".join(["f32"] * len(runs))
@@ -98,13 +96,17 @@ def judge_all(
         check_equal("llama.cpp read the model file", sha256_file(cell.model_path), reference.model_sha256),
         check_equal("llama.cpp read the F32 twin", sha256_file(cell.twin_path), twin.model_sha256),
         check_equal("burn read the file", sha256_file(cell.candidate_path), candidate.model_sha256),
-        check_equal("burn Cargo.lock", _sha256(LOCK), candidate.lock_sha256),
+        check_equal("burn Cargo.lock", lock_sha256(manifest(cell.id.stack)), candidate.lock_sha256),
         check_equal("same machine", reference.machine_class, candidate.machine_class),
     ]
     checks += [
         check_equal(f"burn crate {crate}", version, _crates(candidate.build).get(crate))
-        for crate, version in cell.pins.stack(cell.id.stack).crates.items()
+        for crate, version in stack.crates.items()
     ]
+    if stack.source is not None:
+        built = candidate.build.get("receipt", {})
+        checks.append(check_equal("fork revision", stack.source.revision, built.get("revision")))
+        checks.append(check_equal("fork source", stack.source.sha256, built.get("fork_sha256")))
     if bf16_twin is not None:
         path = ensure_twin(cell.model_path, cell.pins, kind="BF16")
         checks.append(check_equal("llama.cpp read the BF16 twin", sha256_file(path), bf16_twin.model_sha256))
@@ -119,10 +121,6 @@ def judge_all(
 def _crates(build: Mapping[str, Any]) -> Mapping[str, Any]:
     crates = build.get("crates", build)
     return crates if isinstance(crates, Mapping) else {}
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def recorded_pins(cell: Cell) -> dict[str, str]:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from parity_lib.engines import machine
+from parity_lib.engines import machine, stack_store
+from parity_lib.engines.burn_sources import CRATES_IO, NATIVE, lock_sha256, manifest, source_sha256
 from parity_lib.errors import EngineError, PinError
 from parity_lib.names import Isa
 
 Extension = Any  # the module burn_gguf, or an object of it; its types are in native/burn_gguf.pyi
 
-NATIVE = Path(__file__).resolve().parents[1] / "native"
-CRATES_IO = "crates-io"  # the stack whose manifest lies beside the sources; the others have a folder in stacks/
+__all__ = ["CPU_FLAGS", "CRATES_IO", "KERNEL", "NATIVE", "check_isa", "check_sources", "load", "source_sha256"]
+
 REBUILD = "run `make setup`, which builds the extension again"
 CPU_FLAGS: Mapping[Isa, tuple[str, ...]] = {
     Isa.AVX2: ("avx2", "fma"),
@@ -31,12 +32,8 @@ KERNEL: Mapping[Isa, str] = {Isa.AVX2: "avx2", Isa.AVX512: "avx512", Isa.NEON: "
 
 def check_sources(build: Mapping[str, Any], native: Path = NATIVE) -> None:
     """Raise ``PinError`` if ``native`` holds other sources, or another lock, than ``build`` was made from."""
-    manifest = native if build["stack"] == CRATES_IO else native / "stacks" / build["stack"]
-    lock = manifest / "Cargo.lock"
-    found = {
-        "source_sha256": source_sha256(manifest, native),
-        "lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.exists() else "no Cargo.lock",
-    }
+    own = manifest(build["stack"], native)
+    found = {"source_sha256": source_sha256(own, native), "lock_sha256": lock_sha256(own)}
     for name, digest in found.items():
         if build[name] != digest:
             raise PinError(
@@ -44,24 +41,8 @@ def check_sources(build: Mapping[str, Any], native: Path = NATIVE) -> None:
                 place=f"burn_gguf, {name}",
                 expected=digest,
                 found=build[name],
-                next_step=REBUILD,
+                next_step=REBUILD if build["stack"] == CRATES_IO else f"parity stack build {build['stack']}",
             )
-
-
-def source_sha256(manifest: Path, native: Path = NATIVE) -> str:
-    """Return the digest that ``native/build.rs`` writes into the binary; the recipe stands there.
-
-    Args:
-        manifest: the folder of the stack's ``Cargo.toml``.
-        native: the folder of ``build.rs`` and ``src``.
-    """
-    files = {"Cargo.toml": manifest / "Cargo.toml", "build.rs": native / "build.rs"}
-    files |= {path.relative_to(native).as_posix(): path for path in (native / "src").rglob("*.rs")}
-    digest = hashlib.sha256()
-    for name in sorted(files, key=str.encode):
-        content = files[name].read_bytes() if files[name].exists() else b""
-        digest.update(f"{name}\0{len(content)}\0".encode() + content)
-    return digest.hexdigest()
 
 
 def check_isa(isa: Isa, expected_kernel: str) -> None:
@@ -92,22 +73,17 @@ def check_isa(isa: Isa, expected_kernel: str) -> None:
 
 @cache
 def load(stack: str) -> tuple[Extension, dict[str, Any]]:
-    """Return the extension and what it says it was built from.
+    """Return the extension of a stack and what it says it was built from; ``receipt`` is the builder's own record.
 
     Raises:
+        UsageError: there is no such stack.
         EngineError: it is not built.
         PinError: it was built from other sources than those of this checkout, or on another stack.
     """
-    try:
-        extension: Extension = importlib.import_module("burn_gguf")
-    except ImportError as error:
-        raise EngineError(
-            "the Rust extension is not built",
-            place="burn_gguf",
-            expected="an importable module burn_gguf",
-            found=error,
-            next_step=REBUILD,
-        ) from error
+    if stack == CRATES_IO:
+        extension, receipt = _installed(), None
+    else:
+        extension, receipt = stack_store.load(stack)
     build: dict[str, Any] = json.loads(extension.build_info())
     if build["stack"] != stack:
         raise PinError(
@@ -118,4 +94,17 @@ def load(stack: str) -> tuple[Extension, dict[str, Any]]:
             next_step=f"{REBUILD}, or ask for stack {build['stack']}",
         )
     check_sources(build)
-    return extension, build
+    return extension, build | ({"receipt": asdict(receipt)} if receipt is not None else {})
+
+
+def _installed() -> Extension:
+    try:
+        return importlib.import_module("burn_gguf")
+    except ImportError as error:
+        raise EngineError(
+            "the Rust extension is not built",
+            place="burn_gguf",
+            expected="an importable module burn_gguf",
+            found=error,
+            next_step=REBUILD,
+        ) from error

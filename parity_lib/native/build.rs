@@ -2,7 +2,7 @@
 //!
 //! `source_sha256`: SHA-256 over `Cargo.toml`, `build.rs` and `src/**/*.rs`, sorted by their path relative to the crate
 //! with `/` between parts; for each file the path, a zero byte, its length in decimal digits, a zero byte, its content.
-//! `parity_lib/engines/burn.py` computes the same over the work tree and refuses a build that differs.
+//! `parity_lib/engines/burn_sources.py` computes the same over the work tree and refuses a build that differs.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

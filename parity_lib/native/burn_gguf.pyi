@@ -22,7 +22,12 @@ class GgufFile:
 @final
 class Model:
     def __new__(
-        cls, path: str | PathLike[str], policy: str = "f32", n_threads: int = 2, fault: str | None = None
+        cls,
+        path: str | PathLike[str],
+        policy: str = "f32",
+        n_threads: int = 2,
+        fault: str | None = None,
+        plain: Sequence[str] = ...,
     ) -> Model: ...
     def facts_json(self) -> str: ...
     def score(
@@ -100,6 +105,9 @@ def op_add(a: bytes, b: bytes, n_threads: int = 1) -> bytes: ...
 def op_embed(ty: str, blocks: bytes, n_vocab: int, n_embd: int, tokens: Sequence[int]) -> bytes: ...
 def faults() -> list[tuple[str, str]]:
     """Every seeded fault: as it is written, and what it does."""
+
+def plain_ops() -> list[tuple[str, str]]:
+    """Every op of burn that a run can replace by a plain twin, to find a reason: its name, and what is replaced."""
 
 def sites(n_layer: int) -> list[str]: ...
 def build_info() -> str:

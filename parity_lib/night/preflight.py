@@ -12,7 +12,7 @@ from typing import Any
 from parity_lib.capture.leg_build import leg_receipt
 from parity_lib.capture.model_cache import models_dir
 from parity_lib.engines import machine
-from parity_lib.engines.burn import load
+from parity_lib.engines.burn import CRATES_IO, load
 from parity_lib.errors import EngineError, ParityError, PinError
 from parity_lib.fixture_file import fixture_path
 from parity_lib.night.faults import check_faults
@@ -114,7 +114,8 @@ def _stack_lacks(stack: str, plan: Plan, pins: Pins) -> list[Lack]:
         load(stack)
     except (EngineError, PinError) as error:
         found = error.found or error.what
-        return [Lack(f"the stack {stack} is not what is built here: {error.what}, found {found}", "make setup")]
+        step = "make setup" if stack == CRATES_IO else error.next_step or f"parity stack build {stack}"
+        return [Lack(f"the stack {stack} is not what is built here: {error.what}, found {found}", step)]
     return []
 
 

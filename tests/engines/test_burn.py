@@ -21,7 +21,7 @@ from parity_lib.engines import burn, burn_build, machine
 from parity_lib.engines.burn import Burn
 from parity_lib.engines.oracle import Oracle
 from parity_lib.engines.worker import Worker
-from parity_lib.errors import EngineError, ModelFileError, PinError, WorkerDied
+from parity_lib.errors import EngineError, ModelFileError, PinError, UsageError, WorkerDied
 from parity_lib.names import Isa
 
 F64 = npt.NDArray[np.float64]
@@ -323,9 +323,9 @@ def test_a_build_of_another_leg_is_refused(leg: Isa) -> None:
         burn_build.check_isa(leg, "sgemm generic")
 
 
-def test_another_stack_is_refused(models: dict[str, Path], leg: Isa) -> None:
-    with pytest.raises(PinError, match=r"another stack.*expected spine.*found crates-io"):
-        Burn(models["llama"], isa=leg, stack="spine")
+def test_an_unknown_stack_is_refused(models: dict[str, Path], leg: Isa) -> None:
+    with pytest.raises(UsageError, match=r"unknown stack 'spline'.*did you mean spine"):
+        Burn(models["llama"], isa=leg, stack="spline")
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ use rayon::prelude::*;
 use self::task::{gather_heads, place_all, scatter_heads, tasks, Gathered, Task};
 use crate::backend::{tensor, values};
 use crate::matrix::{transpose, Matrix};
+use crate::plain::SoftMax;
 use crate::refusal::{Refusal, Result};
 use crate::tap::Tap;
 
@@ -106,7 +107,14 @@ impl SequenceRows {
 }
 
 /// `kqv_out`: `(n, n_head * value)` by rows, for all sequences of a batch. `cache[sequence]` already holds these rows.
-pub fn attention(q: &Matrix, batch: &[SequenceRows], cache: &[KeyValues], heads: Heads, scale: f32) -> Matrix {
+pub fn attention(
+    q: &Matrix,
+    batch: &[SequenceRows],
+    cache: &[KeyValues],
+    heads: Heads,
+    scale: f32,
+    soft_max: SoftMax,
+) -> Matrix {
     let tasks = tasks(batch, cache, heads);
     let attend = |task: &Task| {
         let Gathered { queries, keys, values, visible, n_keys } = task.gather(q, cache, heads);
@@ -130,6 +138,7 @@ pub fn attention_observed(
     cache: &[KeyValues],
     heads: Heads,
     scale: f32,
+    soft_max: SoftMax,
     see: &mut See,
 ) -> Result<Matrix> {
     if batch.len() != 1 {

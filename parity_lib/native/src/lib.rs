@@ -18,6 +18,7 @@ pub mod model;
 mod operand;
 pub mod ops;
 mod panel;
+pub mod plain;
 pub mod quant;
 pub mod refusal;
 #[cfg(all(feature = "sampler", target_os = "linux"))]

@@ -12,7 +12,8 @@ use crate::fault::{Faults, Projection};
 use crate::gguf::GgufFile;
 use crate::linear::{linear, linear_shared, Policy, Weight};
 use crate::matrix::Matrix;
-use crate::ops::{add, add_bias, embed, rms_norm, rope, swiglu, Angles, Rope};
+use crate::ops::{embed, rope, Angles, Rope};
+use crate::plain::Plain;
 use crate::refusal::{Refusal, Result};
 use crate::tap::Taps;
 use crate::tensors::{Layer, Tensor, Tensors};
@@ -23,6 +24,8 @@ pub struct Model {
     pub policy: Policy,
     pub n_threads: usize,
     pub faults: Faults,
+    /// Ops that are computed here instead of by burn, to find a reason.
+    pub plain: Plain,
     file: GgufFile,
     workers: rayon::ThreadPool,
     rope: Rope,
@@ -73,6 +76,7 @@ impl Model {
             n_threads,
             rope: faults.rope(rope),
             faults,
+            plain: Plain::default(),
             workers,
             token_embd,
             layers,
@@ -82,6 +86,11 @@ impl Model {
             facts,
             file,
         })
+    }
+
+    /// The same model with some of burn's ops replaced by plain twins.
+    pub fn with_plain(self, plain: Plain) -> Self {
+        Self { plain, ..self }
     }
 
     /// The file that the model was read from.
@@ -136,7 +145,7 @@ impl Model {
             tick(2 * index + 2, 2 * self.layers.len())?;
         }
         let result_norm =
-            self.on_workers(|| rms_norm(x, &self.output_norm, self.faults.eps(None, self.facts.rms_eps)))?;
+            self.on_workers(|| self.plain.rms_norm(x, &self.output_norm, self.faults.eps(None, self.facts.rms_eps)))?;
         taps.global("result_norm", result_norm)
     }
 
@@ -164,26 +173,28 @@ impl Model {
         taps: &mut Taps,
     ) -> Result<Matrix> {
         let facts = &self.facts;
-        let attn_norm = rms_norm(x.clone(), &layer.attn_norm, self.faults.eps(Some(index), facts.rms_eps))?;
+        let attn_norm =
+            self.plain.rms_norm(x.clone(), &layer.attn_norm, self.faults.eps(Some(index), facts.rms_eps))?;
         let attn_norm = taps.block("attn_norm", index, attn_norm)?;
         let [q, k, v] = self.projections(index, layer, attn_norm, taps)?;
         let q = taps.block("Qcur", index, rope(q, facts.key_length, angles)?)?.into_rows();
         let k = taps.block("Kcur", index, rope(k, facts.key_length, angles)?)?.into_rows();
         let v = taps.block("Vcur", index, v.into_rows())?.into_rows();
         self.store(index, &mut cache.layers[index], batch, &k, &v);
+        let soft_max = self.plain.soft_max();
         let scale = self.faults.softmax_scale(index, 1.0 / (facts.key_length as f32).sqrt());
         let (sequences, slots) = (&batch.sequences, &cache.layers[index]);
         let kqv_out = if taps.looks_inside(index) {
-            attention_observed(&q, sequences, slots, facts.heads(), scale, &mut |site, tap| {
+            attention_observed(&q, sequences, slots, facts.heads(), scale, soft_max, &mut |site, tap| {
                 taps.see(&format!("{site}-{index}"), tap)
             })?
         } else {
-            attention(&q, sequences, slots, facts.heads(), scale)
+            attention(&q, sequences, slots, facts.heads(), scale, soft_max)
         };
         let kqv_out = taps.block("kqv_out", index, kqv_out)?;
         let attn_out = linear(&self.weight(&layer.attn_output), kqv_out, self.policy)?;
         let attn_out = taps.block("attn_out", index, attn_out)?;
-        taps.block("ffn_inp", index, add(x, attn_out)?)
+        taps.block("ffn_inp", index, self.plain.add(x, attn_out)?)
     }
 
     /// Queries, keys and values of a block: the products, and their biases where there are any.
@@ -202,17 +213,18 @@ impl Model {
 
     /// norm, gate and up, SwiGLU, down projection, residual.
     fn ffn_block(&self, index: usize, layer: &Layer, ffn_inp: Matrix, taps: &mut Taps) -> Result<Matrix> {
-        let ffn_norm = rms_norm(ffn_inp.clone(), &layer.ffn_norm, self.faults.eps(Some(index), self.facts.rms_eps))?;
+        let ffn_norm =
+            self.plain.rms_norm(ffn_inp.clone(), &layer.ffn_norm, self.faults.eps(Some(index), self.facts.rms_eps))?;
         let ffn_norm = taps.block("ffn_norm", index, ffn_norm)?;
         let weights = [self.weight(&layer.ffn_gate), self.weight(&layer.ffn_up)];
         let [gate, up] = two(linear_shared(&weights, ffn_norm, self.policy)?);
         let gate = taps.block("ffn_gate", index, gate)?;
         let up = taps.block("ffn_up", index, up)?;
         let (gate, up) = if self.faults.swaps_gate_up(index) { (up, gate) } else { (gate, up) };
-        let ffn_swiglu = taps.block("ffn_swiglu", index, swiglu(gate, up)?)?;
+        let ffn_swiglu = taps.block("ffn_swiglu", index, self.plain.swiglu(gate, up)?)?;
         let ffn_out = linear(&self.weight(&layer.ffn_down), ffn_swiglu, self.policy)?;
         let ffn_out = taps.block("ffn_out", index, ffn_out)?;
-        let mut l_out = add(ffn_inp, ffn_out)?;
+        let mut l_out = self.plain.add(ffn_inp, ffn_out)?;
         self.faults.residual(index, &mut l_out.data);
         if index == self.layers.len() / 2 {
             self.faults.maybe_die();
@@ -230,7 +242,7 @@ impl Model {
         taps: &mut Taps,
     ) -> Result<Matrix> {
         let Some(bias) = bias else { return Ok(x) };
-        let sum = if self.faults.has_bias(index, projection) { add_bias(x, bias)? } else { x };
+        let sum = if self.faults.has_bias(index, projection) { self.plain.add_bias(x, bias)? } else { x };
         taps.block(projection.site(), index, sum)
     }
 

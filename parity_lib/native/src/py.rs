@@ -23,6 +23,7 @@ use crate::fault::FAULTS;
 use crate::linear::Policy;
 use crate::matrix::Matrix;
 use crate::model;
+use crate::plain::{Plain, PLAIN};
 use crate::refusal::{Refusal, Result};
 use crate::score::score;
 use crate::session::{self, little_endian, Look, Step};
@@ -80,11 +81,19 @@ struct Model(Arc<model::Model>);
 #[pymethods]
 impl Model {
     #[new]
-    #[pyo3(signature = (path, policy = "f32", n_threads = 2, fault = None))]
-    fn new(py: Python, path: PathBuf, policy: &str, n_threads: usize, fault: Option<&str>) -> PyResult<Self> {
+    #[pyo3(signature = (path, policy = "f32", n_threads = 2, fault = None, plain = Vec::new()))]
+    fn new(
+        py: Python,
+        path: PathBuf,
+        policy: &str,
+        n_threads: usize,
+        fault: Option<&str>,
+        plain: Vec<String>,
+    ) -> PyResult<Self> {
         detached(py, || {
+            let plain = Plain::parse(&plain)?;
             let model = model::Model::open(&path, Policy::parse(policy)?, n_threads, fault)?;
-            Ok(Self(Arc::new(model)))
+            Ok(Self(Arc::new(model.with_plain(plain))))
         })
     }
 
@@ -98,6 +107,7 @@ impl Model {
         facts["policy"] = model.policy.name().into();
         facts["n_threads"] = model.n_threads.into();
         facts["fault"] = model.faults.text().into();
+        facts["plain"] = model.plain.names().into();
         Ok(facts.to_string())
     }
 
@@ -204,6 +214,12 @@ fn faults() -> Vec<(&'static str, &'static str)> {
     FAULTS.to_vec()
 }
 
+/// Ops of burn that a run can replace by plain twins: `(name, what is replaced)`.
+#[pyfunction]
+fn plain_ops() -> Vec<(&'static str, &'static str)> {
+    PLAIN.to_vec()
+}
+
 /// Sites that can be tapped in a model of `n_layer` blocks.
 #[pyfunction]
 fn sites(n_layer: usize) -> Vec<String> {
@@ -254,6 +270,7 @@ fn burn_gguf(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add_function(wrap_pyfunction!(sampler::sampling_stop, module)?)?;
     }
     module.add_function(wrap_pyfunction!(faults, module)?)?;
+    module.add_function(wrap_pyfunction!(plain_ops, module)?)?;
     module.add_function(wrap_pyfunction!(sites, module)?)?;
     module.add_function(wrap_pyfunction!(build_info, module)?)?;
     module.add_function(wrap_pyfunction!(isa_json, module)?)

@@ -3,7 +3,7 @@
 mod tiny;
 
 use burn_gguf::activation::{self, ActivationKind};
-use burn_gguf::attention::{attention, Heads, KeyValues, SequenceRows};
+use burn_gguf::attention::{attention, soft_max, Heads, KeyValues, SequenceRows};
 use burn_gguf::linear::{linear, linear_shared, Policy, Weight};
 use burn_gguf::matrix::Matrix;
 use burn_gguf::ops::{add, add_bias, embed, rms_norm, rope, swiglu, Pairing, Rope};
@@ -299,7 +299,7 @@ fn attention_follows_its_formula_for_shared_heads_and_unequal_widths() {
         let mut cache = vec![KeyValues::default()];
         let by_rows = |data: &[f32], width: usize| Matrix::from_rows(n, width, data.to_vec());
         cache[0].store(&batch[0].rows, &by_rows(&k, n_head_kv * 24), &by_rows(&v, n_head_kv * 40));
-        let found = attention(&by_rows(&q, n_head * 24), &batch, &cache, heads, 0.2);
+        let found = attention(&by_rows(&q, n_head * 24), &batch, &cache, heads, 0.2, soft_max);
         let wanted = plain_attention(&q, &k, &v, heads, f64::from(0.2f32));
         assert!(nmse(&found.data, &wanted) < 1e-12, "{heads:?}: {}", nmse(&found.data, &wanted));
     }
@@ -314,7 +314,7 @@ fn scores_below_the_range_of_exp_weigh_nothing_and_are_not_nan() {
     let keys: Vec<f32> = (0..20).map(|i| if i == 0 { 0.0 } else { -95.0 * 10f32.powi(i) }).collect();
     let mut cache = vec![KeyValues::default()];
     cache[0].store(&batch[0].rows, &Matrix::from_rows(20, 1, keys), &Matrix::from_rows(20, 1, values("v", 20, 1.0)));
-    let found = attention(&Matrix::from_rows(20, 1, vec![1.0; 20]), &batch, &cache, heads, 1.0);
+    let found = attention(&Matrix::from_rows(20, 1, vec![1.0; 20]), &batch, &cache, heads, 1.0, soft_max);
     assert!(found.data.iter().all(|&x| x == cache[0].values[0]), "{:?}", found.data);
 }
 

@@ -140,7 +140,7 @@ fn op_attention<'py>(
         for sequence in &batch {
             cache[sequence.sequence].store(&sequence.rows, &k, &v);
         }
-        Ok(attention(&q, &batch, &cache, heads, scale))
+        Ok(attention(&q, &batch, &cache, heads, scale, attention::soft_max))
     })
 }
 

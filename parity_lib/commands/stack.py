@@ -1,0 +1,91 @@
+"""``parity stack``: build the candidate on other dependencies, list what is built, show what a build is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from parity_lib.pins import StackPin
+
+OK, DIFFERS, INCOMPLETE = 0, 1, 3
+SOUND = 1e-5  # of a product, largest difference over its rms: f32 sums of 512 terms reach a fifth of it
+
+
+@click.group(name="stack")
+def group() -> None:
+    """Build the candidate on other dependencies, and show what each build is."""
+
+
+@group.command(name="build", epilog="Exit status: 0 built; 2 usage error; 3 no source, another source, or no build.")
+@click.argument("stack")
+@click.option(
+    "--source",
+    "from_",
+    default="",
+    envvar="PARITY_FORK_SOURCE",
+    metavar="DIR|GIT",
+    help="The fork: a checkout, a git directory, or what git clones. Default: $PARITY_FORK_SOURCE, or as last time.",
+)
+@click.option("--again", is_flag=True, help="Build although the build of these sources is there.")
+@click.option("--relock", is_flag=True, help="Resolve the stack's Cargo.lock again, after a manifest was changed.")
+def build_command(stack: str, from_: str, again: bool, relock: bool) -> int:
+    """Build STACK from the sources here into the cache; does nothing where that is done."""
+    from parity_lib.pins import load_pins
+    from parity_lib.stacks.build import build
+
+    pin = load_pins().stack(stack)
+    given = click.get_current_context().get_parameter_source("from_")
+    if pin.source is None and given is click.core.ParameterSource.ENVIRONMENT:
+        from_ = ""  # the variable is for the stacks that need it
+    build(stack, from_, click.echo, again=again, relock=relock)
+    return OK
+
+
+@group.command(name="list")
+def list_command() -> int:
+    """Show each stack: built, or a hole and what to do about it."""
+    from parity_lib.pins import load_pins
+
+    for pin in load_pins().stacks.values():
+        state, words = look(pin)
+        click.echo(f"{pin.id:10} {state:6} {words}")
+        click.echo(f"{'':10} {'':6} {pin.what}")
+    return OK
+
+
+@group.command(name="prove", epilog="Exit status: 0 the build multiplies as it should; 1 it does not; 3 a hole.")
+@click.argument("stack")
+def prove_command(stack: str) -> int:
+    """Show what the build of STACK is, and let it multiply: its distance to float64 and the digest of its bits."""
+    from parity_lib.engines.worker import Worker
+    from parity_lib.pins import load_pins
+
+    pin = load_pins().stack(stack)
+    state, words = look(pin)
+    click.echo(f"{pin.id}: {state}: {words}")
+    if state != "built":
+        return INCOMPLETE
+    with Worker("parity_lib.engines.stack_probe:StackProbe", {"stack": stack}, timeout=120) as probe:
+        isa, product = probe.call("isa"), probe.call("multiply")
+    click.echo(f"  kernel that it would choose: {isa['expected_kernel']}")
+    click.echo(f"  observed: {isa['observed']}, {isa['reason']}")
+    distance = f"{product['error']:.2g} from float64, limit {SOUND:g}"
+    click.echo(f"  product {product['shape']}: {distance}; bits {product['sha256'][:16]}")
+    return OK if product["error"] < SOUND else DIFFERS
+
+
+def look(pin: StackPin) -> tuple[str, str]:
+    """Return ("built" or "HOLE", what the build is or why there is none)."""
+    from parity_lib.engines import stack_store
+    from parity_lib.engines.burn_build import CRATES_IO, load
+    from parity_lib.errors import EngineError, PinError
+
+    try:
+        if pin.id == CRATES_IO:
+            _, build = load(CRATES_IO)
+            return "built", f"lock {build['lock_sha256'][:12]}, {build['rustc']}, installed by `make setup`"
+        return "built", stack_store.find(pin).words()
+    except (EngineError, PinError) as error:
+        return "HOLE", str(error)

@@ -1,0 +1,176 @@
+"""Where builds of the candidate on other stacks lie, and what each says about itself; ``stacks`` makes them."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from parity_lib.engines import burn_sources
+from parity_lib.errors import EngineError, PinError
+from parity_lib.model_file import cache_dir
+from parity_lib.pins import StackPin, load_pins
+from parity_lib.record_file import write_atomic
+
+Extension = Any  # the module burn_gguf; its types are in native/burn_gguf.pyi
+
+SCHEMA = "parity/stack-receipt/1"
+RECEIPT, LIBRARY = "receipt.json", "burn_gguf.abi3.so"
+AGAIN = "build the stack again: parity stack build"
+RECIPE = Path(__file__).resolve().parents[1] / "stacks" / "patch.py"  # decides what a patched crate holds
+
+
+@dataclass(frozen=True, slots=True)
+class StackReceipt:
+    """What one build of a stack is. The library beside it has the hash that stands here, or is refused."""
+
+    stack: str
+    key: str
+    source_sha256: str  # of the Rust sources and the stack's manifest, see ``native/build.rs``
+    lock_sha256: str
+    recipe_sha256: str  # of the code that prepares patched crates
+    revision: str  # of the fork, 40 hex digits; empty where everything comes from crates.io
+    fork_sha256: str  # of the fork's files
+    patched: Mapping[str, str]  # crate that cargo compiled from a patched folder -> its version
+    library_sha256: str
+    rustc: str
+    features: tuple[str, ...]
+    target: str
+    schema: str = SCHEMA
+
+    def words(self) -> str:
+        """Return the build in a line."""
+        fork = f"fork {self.revision[:12]}, " if self.revision else ""
+        patched = ", ".join(f"{crate} {version}" for crate, version in self.patched.items())
+        return (
+            f"{fork}{f'patched {patched}, ' if patched else ''}lock {self.lock_sha256[:12]}, "
+            f"library {self.library_sha256[:12]}, {self.rustc}, features {' '.join(self.features) or 'none'}"
+        )
+
+
+def stacks_dir() -> Path:
+    """Return the folder of all builds; it may not exist yet."""
+    return cache_dir() / "stacks"
+
+
+def key(pin: StackPin) -> str:
+    """Return the name of the build that belongs to this checkout: 16 hex digits over everything that decides it."""
+    manifest = burn_sources.manifest(pin.id)
+    source = pin.source
+    parts = {
+        "stack": pin.id,
+        "source_sha256": burn_sources.source_sha256(manifest),
+        "lock_sha256": burn_sources.lock_sha256(manifest),
+        "recipe_sha256": recipe_sha256(),
+        "revision": source.revision if source is not None else "",
+        "fork_sha256": source.sha256 if source is not None else "",
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def recipe_sha256() -> str:
+    """Return the SHA-256 of the code that prepares patched crates."""
+    return hashlib.sha256(RECIPE.read_bytes()).hexdigest()
+
+
+def folder(pin: StackPin) -> Path:
+    """Return where the build of this checkout's sources lies, or would lie."""
+    return stacks_dir() / pin.id / key(pin)
+
+
+def find(pin: StackPin) -> StackReceipt:
+    """Return the receipt of the build that belongs to this checkout, after its library was read against it.
+
+    Raises:
+        EngineError: it is not built.
+        PinError: its receipt cannot be read, or the library is not the one that was built.
+    """
+    place = folder(pin)
+    if not (place / RECEIPT).is_file():
+        others = sorted(path.parent.name for path in place.parent.glob(f"*/{RECEIPT}"))
+        raise EngineError(
+            "the stack is not built",
+            place=f"stack {pin.id}",
+            expected=f"a build of these sources ({place.name})",
+            found=f"builds of other sources only ({', '.join(others)})" if others else "none",
+            next_step=how(pin),
+        )
+    receipt = read(place / RECEIPT)
+    library = place / LIBRARY
+    found = hashlib.sha256(library.read_bytes()).hexdigest() if library.is_file() else "no library"
+    if receipt.key != place.name or found != receipt.library_sha256:
+        raise PinError(
+            "the library of the stack is not the one that was built",
+            place=f"stack {pin.id}",
+            expected=f"{place.name}, {receipt.library_sha256}",
+            found=f"{receipt.key}, {found}",
+            next_step=how(pin),
+        )
+    return receipt
+
+
+def how(pin: StackPin) -> str:
+    """Return the command that builds a stack."""
+    if pin.source is None:
+        return f"parity stack build {pin.id}"
+    where = f"a checkout or git directory of {pin.source.repository} that has {pin.source.revision[:12]}"
+    return f"parity stack build {pin.id} --source DIR ({where})"
+
+
+def read(path: Path) -> StackReceipt:
+    """Read a receipt; raise ``PinError`` if it is damaged or of another version."""
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        receipt = StackReceipt(**(fields | {"features": tuple(fields["features"])}))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise PinError(
+            "the receipt of a stack's build cannot be read",
+            place=path,
+            expected=SCHEMA,
+            found=error,
+            next_step=AGAIN,
+        ) from error
+    if receipt.schema != SCHEMA:
+        raise PinError(
+            "the receipt is of another version", place=path, expected=SCHEMA, found=receipt.schema, next_step=AGAIN
+        )
+    return receipt
+
+
+def write(receipt: StackReceipt, path: Path) -> None:
+    """Write a receipt, whole or not at all."""
+    write_atomic(path, (json.dumps(asdict(receipt), indent=2, sort_keys=True) + "\n").encode())
+
+
+def load(stack: str) -> tuple[Extension, StackReceipt]:
+    """Import the extension of a stack from its folder, and return it with its receipt.
+
+    All stacks have one module name. A worker loads one of them; here each is loaded beside the others.
+
+    Raises:
+        UsageError: there is no such stack.
+        EngineError: it is not built, or cannot be imported.
+        PinError: as ``find``.
+    """
+    pin = load_pins().stack(stack)
+    receipt = find(pin)
+    path = folder(pin) / LIBRARY
+    spec = importlib.util.spec_from_file_location("burn_gguf", path)
+    assert spec is not None, "a path that ends in .so has a loader"
+    assert spec.loader is not None, "a path that ends in .so has a loader"
+    try:
+        extension = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(extension)
+    except ImportError as error:
+        raise EngineError(
+            "the library of the stack cannot be imported",
+            place=f"stack {stack}",
+            expected="the module burn_gguf",
+            found=error,
+            next_step=how(pin),
+        ) from error
+    return extension, receipt
