@@ -110,7 +110,7 @@ def run(
     from parity_lib.capture.cell import CellRequest, run_cell
     from parity_lib.night.faults import check_faults
 
-    check_faults([(fault, stack, "--fault")] if fault else [])
+    check_faults([(fault, "--fault")] if fault else [])
     request = CellRequest(
         model=model,
         quant=quant,

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
+    from parity_lib.capture.cell import Cell, Reference
+    from parity_lib.compare.bits import BitDifference
     from parity_lib.pins import StackPin
 
 OK, DIFFERS, INCOMPLETE = 0, 1, 3
@@ -89,3 +95,60 @@ def look(pin: StackPin) -> tuple[str, str]:
         return "built", stack_store.find(pin).words()
     except (EngineError, PinError) as error:
         return "HOLE", str(error)
+
+
+@group.command(name="compare", epilog="Exit status: 0 every bit equal; 1 not; 2 usage error; 3 a stack is not built.")
+@click.argument("first")
+@click.argument("second")
+@click.argument("model")
+@click.argument("quant", default="")
+@click.option("--plain", default="", metavar="OPS", help="Ops of SECOND that plain twins replace: soft_max,swiglu,..")
+@click.option("--compute", default="f32", show_default=True, help="Arithmetic of both.")
+@click.option("--isa", default="host", show_default=True, help="Instruction-set leg, or 'host': the widest here.")
+@click.option("--prompts", default="", metavar="FILE", help="A prompts file of your own.")
+@click.option("--threads", default=0, metavar="N", help="Threads of each engine; 0 is every core.")
+def compare_command(
+    first: str, second: str, model: str, quant: str, plain: str, compute: str, isa: str, prompts: str, threads: int
+) -> int:
+    """Compare all logits of two stacks on the same tokens, bit by bit: FIRST and SECOND under burn on MODEL QUANT."""
+    from parity_lib.capture.stack_compare import Side, compare_sides
+
+    ask = {"model": model, "quant": quant, "compute": compute, "isa": isa, "prompts": prompts, "n_threads": threads}
+    other = Side(second, tuple(filter(None, plain.split(","))))
+    with _opened(first, **ask) as (cell, reference):
+        [(side, found)] = compare_sides(cell, reference, Side(first), [other])
+    click.echo(f"{first} against {side} on {cell.id.model} {cell.id.quant} {compute}: {bits_words(found)}")
+    return OK if found.equal else DIFFERS
+
+
+@contextmanager
+def _opened(stack: str, **ask: Any) -> Iterator[tuple[Cell, Reference]]:  # noqa: ANN401 - fields of a request
+    """Yield a cell in a folder that goes away, and what llama.cpp generated for it."""
+    from parity_lib.capture.cell import capture_reference, check_pins, open_cell
+    from parity_lib.capture.folder import let_go
+
+    with tempfile.TemporaryDirectory(prefix="parity-stack-") as folder:
+        cell = open_cell(**ask, stack=stack, out_dir=Path(folder) / "cell")
+        try:
+            check_pins(cell)
+            yield cell, capture_reference(cell)
+        finally:
+            let_go(cell.out_dir)
+
+
+def bits_words(found: BitDifference) -> str:
+    """Return a comparison in a sentence."""
+    total = f"{found.n_rows:,} positions x {found.n_vocab:,} logits"
+    if found.equal:
+        return f"all bits equal, {total}"
+    words = f"{found.n_rows - found.equal_rows:,} of {total} differ in bits"
+    words += f" ({found.n_rows * found.n_vocab - found.equal_logits:,} logits)"
+    words += f"; rms {found.rms_over_std:.3g} of std, largest {found.max_abs:.3g}"
+    words += f"; top-1 equal at {found.same_top1:,} positions"
+    if any(found.nonfinite):
+        words += f"; not finite {found.nonfinite[0]:,} against {found.nonfinite[1]:,} logits"
+    part = found.part
+    if part is not None:
+        words += f"; first at prompt {part.position.prompt_idx}, token {part.position.token_idx}, id {part.token}:"
+        words += f" {part.first:.7g} against {part.second:.7g}"
+    return words

@@ -50,6 +50,8 @@ class Burn:
         n_threads: threads of the engine's own pool.
         fault: a seeded fault as ``burn_gguf.faults()`` lists them, or None.
         sampled: note where program counters stand during ``score``; it changes no bit.
+        plain: ops of burn that are computed by plain twins instead (``burn_gguf.plain_ops()``), to find a reason;
+            the run info's settings list them. Such a run says nothing about the stack.
 
     Raises:
         EngineError: the extension is not built, or an option is unknown.
@@ -65,6 +67,7 @@ class Burn:
         compute: Compute | str = Compute.F32,
         n_threads: int = 2,
         fault: str | None = None,
+        plain: Sequence[str] = (),
         *,
         sampled: bool = False,
     ) -> None:
@@ -72,6 +75,7 @@ class Burn:
         self._seconds = 0.0
         self._path, self._isa, self._stack = Path(path), Isa(isa), stack
         self._compute, self._n_threads, self._fault = Compute(compute), n_threads, fault
+        self._plain = list(plain)
         self._extension, self._build = load(stack)
         self._evidence: dict[str, Any] = json.loads(self._extension.isa_json())
         check_isa(self._isa, self._evidence["expected_kernel"])
@@ -276,7 +280,7 @@ class Burn:
         self._model = self._file = None
 
     def _load(self, n_threads: int) -> Extension:
-        return self._extension.Model(self._path, str(self._compute), n_threads, self._fault)
+        return self._extension.Model(self._path, str(self._compute), n_threads, self._fault, self._plain)
 
     def _new_session(self, n_sequences: int) -> Extension:
         return self._extension.Session(self._model, n_sequences)

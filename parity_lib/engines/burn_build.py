@@ -14,10 +14,21 @@ from parity_lib.engines import machine, stack_store
 from parity_lib.engines.burn_sources import CRATES_IO, NATIVE, lock_sha256, manifest, source_sha256
 from parity_lib.errors import EngineError, PinError
 from parity_lib.names import Isa
+from parity_lib.pins import load_pins
 
 Extension = Any  # the module burn_gguf, or an object of it; its types are in native/burn_gguf.pyi
 
-__all__ = ["CPU_FLAGS", "CRATES_IO", "KERNEL", "NATIVE", "check_isa", "check_sources", "load", "source_sha256"]
+__all__ = [
+    "CPU_FLAGS",
+    "CRATES_IO",
+    "KERNEL",
+    "NATIVE",
+    "check_built",
+    "check_isa",
+    "check_sources",
+    "load",
+    "source_sha256",
+]
 
 REBUILD = "run `make setup`, which builds the extension again"
 CPU_FLAGS: Mapping[Isa, tuple[str, ...]] = {
@@ -95,6 +106,14 @@ def load(stack: str) -> tuple[Extension, dict[str, Any]]:
         )
     check_sources(build)
     return extension, build | ({"receipt": asdict(receipt)} if receipt is not None else {})
+
+
+def check_built(stack: str) -> None:
+    """Raise what ``load`` would raise about a stack, without loading any but the installed one."""
+    if stack == CRATES_IO:
+        load(stack)
+    else:
+        stack_store.find(load_pins().stack(stack))
 
 
 def _installed() -> Extension:

@@ -12,6 +12,7 @@ import numpy as np
 
 from parity_lib.engines.burn_build import load
 from parity_lib.errors import EngineError
+from parity_lib.traces import F32
 
 ROWS, INNER, COLUMNS = 96, 512, 64  # of the probe: every kernel's main loop and its edges
 
@@ -40,6 +41,12 @@ class StackProbe:
         isa: dict[str, Any] = json.loads(self._extension.isa_json())
         return isa
 
+    def linear(self, weights: F32, rows: F32) -> F32:
+        """Return ``rows`` ``(m, k)`` times the rows of ``weights`` ``(n, k)``, float32 through burn: ``(m, n)``."""
+        n_out, n_in = weights.shape
+        raw = self._extension.op_linear("F32", weights.tobytes(), n_out, n_in, rows.tobytes())
+        return np.frombuffer(raw, "<f4").reshape(len(rows), n_out)
+
     def multiply(self) -> dict[str, Any]:
         """Multiply two fixed matrices through burn; return how far the product is from float64, and its digest.
 
@@ -47,11 +54,14 @@ class StackProbe:
         """
         values = np.random.default_rng(1).standard_normal(ROWS * INNER + INNER * COLUMNS).astype("<f4")
         weights, rows = values[: ROWS * INNER].reshape(ROWS, INNER), values[ROWS * INNER :].reshape(COLUMNS, INNER)
-        raw = self._extension.op_linear("F32", weights.tobytes(), ROWS, INNER, rows.tobytes())
-        product = np.frombuffer(raw, "<f4").reshape(COLUMNS, ROWS)
+        product = self.linear(weights, rows)
         exact = rows.astype(np.float64) @ weights.astype(np.float64).T
         error = float(np.abs(product - exact).max() / np.sqrt(np.square(exact).mean()))
-        return {"shape": [COLUMNS, INNER, ROWS], "error": error, "sha256": hashlib.sha256(raw).hexdigest()}
+        return {
+            "shape": [COLUMNS, INNER, ROWS],
+            "error": error,
+            "sha256": hashlib.sha256(product.tobytes()).hexdigest(),
+        }
 
 
 def _import(library: Path) -> Any:  # noqa: ANN401 - the extension; its types are in native/burn_gguf.pyi

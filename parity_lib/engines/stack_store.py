@@ -149,7 +149,8 @@ def write(receipt: StackReceipt, path: Path) -> None:
 def load(stack: str) -> tuple[Extension, StackReceipt]:
     """Import the extension of a stack from its folder, and return it with its receipt.
 
-    All stacks have one module name. A worker loads one of them; here each is loaded beside the others.
+    For workers: all stacks have one module name, and each brings an allocator whose thread-local memory is reserved
+    when it is loaded, so that a process can hold two or three of them and no more. Others ask ``find``.
 
     Raises:
         UsageError: there is no such stack.

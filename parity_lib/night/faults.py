@@ -6,7 +6,7 @@ import functools
 import re
 from collections.abc import Iterable
 
-from parity_lib.engines.burn import load
+from parity_lib.engines.burn import CRATES_IO, load
 from parity_lib.errors import EngineError, PinError, UsageError
 from parity_lib.fixture_file import close_matches
 
@@ -15,13 +15,15 @@ _PLACE = dict.fromkeys("NPRS", r"[0-9]+") | {"X": _NUMBER}  # capitals stand for
 _FORM = re.compile(r"(?P<name>[a-z0-9_]+)(?:(?P<optional>\[)?(?P<sign>[@=])(?P<choices>[^\]]+)\]?)?")
 
 
-def known_faults(stack: str) -> dict[str, str]:
-    """Return every fault that the extension of a stack can seed, as it is written, and what it does.
+def known_faults() -> dict[str, str]:
+    """Return every fault that the candidate can seed, as it is written, and what it does.
+
+    The installed extension is asked: all stacks are built from the same sources.
 
     Raises:
         EngineError, PinError: the extension is not built, stale, or of another stack.
     """
-    extension, _ = load(stack)
+    extension, _ = load(CRATES_IO)
     return {str(form): str(what) for form, what in extension.faults()}
 
 
@@ -43,17 +45,17 @@ def check_fault(fault: str, forms: Iterable[str], place: str) -> None:
     )
 
 
-def check_faults(faults: Iterable[tuple[str, str, str]]) -> None:
-    """Refuse the unknown ones among (fault, stack, place).
+def check_faults(faults: Iterable[tuple[str, str]]) -> None:
+    """Refuse the unknown ones among (fault, place).
 
     An extension that does not load is not this check's gap: the cells that need it cannot run, and say why.
 
     Raises:
         UsageError: as ``check_fault``.
     """
-    for fault, stack, place in faults:
+    for fault, place in faults:
         try:
-            forms = known_faults(stack)
+            forms = known_faults()
         except (EngineError, PinError):
             continue
         check_fault(fault, forms, place)

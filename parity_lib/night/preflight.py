@@ -12,7 +12,7 @@ from typing import Any
 from parity_lib.capture.leg_build import leg_receipt
 from parity_lib.capture.model_cache import models_dir
 from parity_lib.engines import machine
-from parity_lib.engines.burn import CRATES_IO, load
+from parity_lib.engines.burn_build import CRATES_IO, check_built
 from parity_lib.errors import EngineError, ParityError, PinError
 from parity_lib.fixture_file import fixture_path
 from parity_lib.night.faults import check_faults
@@ -49,7 +49,7 @@ def check_plan(plan: Plan, cells: Sequence[PlanCell], pins: Pins, notebooks: Pat
             fixture_path(cell.prompts)
         if cell.isa != HOST:
             pins.llama_cpp.leg(cell.isa)
-    check_faults((cell.fault, cell.stack, f"{plan.path.name}: {cell.name}") for cell in cells if cell.fault)
+    check_faults((cell.fault, f"{plan.path.name}: {cell.name}") for cell in cells if cell.fault)
     sources = {cell.notebook: notebooks / f"{cell.notebook}.ipynb" for cell in cells}
     check_notebooks((path, cell_parameters(cells[0], HOST, path, Path("out"), {})) for path in sources.values())
 
@@ -111,7 +111,7 @@ def _stack_lacks(stack: str, plan: Plan, pins: Pins) -> list[Lack]:
         step = "pin it in fixtures/gguf_parity.toml and build it; until then leave its cells out"
         return [Lack(f"the stack {stack} is not pinned ({plan.stacks[stack]})", step)]
     try:
-        load(stack)
+        check_built(stack)
     except (EngineError, PinError) as error:
         found = error.found or error.what
         step = "make setup" if stack == CRATES_IO else error.next_step or f"parity stack build {stack}"
