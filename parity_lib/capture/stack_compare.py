@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from parity_lib.capture.cell_request import Cell
@@ -37,10 +37,10 @@ def compare_sides(
         PinError: a build is stale, or cannot run on this machine.
     """
     try:
-        base = _rows(cell, reference, first, 0)
+        base = score_side(cell, reference, first, 0)
         found = []
         for number, other in enumerate(others, start=1):
-            rows = _rows(cell, reference, other, number)
+            rows = score_side(cell, reference, other, number)
             found.append((other, compare_bits(base.open(), rows.open(), base.positions)))
             rows.spool.unlink()
         return found
@@ -48,7 +48,13 @@ def compare_sides(
         shutil.rmtree(cell.spools, ignore_errors=True)
 
 
-def _rows(cell: Cell, reference: Reference, side: Side, number: int) -> Rows:
+def score_side(cell: Cell, reference: Reference, side: Side, number: int) -> Rows:
+    """Let one side score the reference's tokens; its rows lie in the cell's spools under ``number``.
+
+    Raises:
+        EngineError: it is not built, or delivered fewer rows than it was fed.
+        PinError: its build is stale, or cannot run on this machine.
+    """
     with open_side(cell, side, "burn") as engine:
         rows = score(cell, engine, reference, f"side-{number}", f"burn on {side}")
     expected = _all(reference)
@@ -81,8 +87,3 @@ def open_side(cell: Cell, side: Side, kind: str, compute: str = "") -> Worker:
         "plain": side.plain,
     }
     return Worker(kind, asked, log=cell.log("burn"))
-
-
-def on_stack(cell: Cell, stack: str) -> Cell:
-    """Return the cell as one of another stack."""
-    return replace(cell, id=replace(cell.id, stack=stack))

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from parity_lib.commands.stack_words import bits_words, op_lines, without_line
+
 if TYPE_CHECKING:
     from parity_lib.capture.cell import Cell, Reference
-    from parity_lib.compare.bits import BitDifference
     from parity_lib.pins import StackPin
 
 OK, DIFFERS, INCOMPLETE = 0, 1, 3
@@ -136,19 +137,62 @@ def _opened(stack: str, **ask: Any) -> Iterator[tuple[Cell, Reference]]:  # noqa
             let_go(cell.out_dir)
 
 
-def bits_words(found: BitDifference) -> str:
-    """Return a comparison in a sentence."""
-    total = f"{found.n_rows:,} positions x {found.n_vocab:,} logits"
-    if found.equal:
-        return f"all bits equal, {total}"
-    words = f"{found.n_rows - found.equal_rows:,} of {total} differ in bits"
-    words += f" ({found.n_rows * found.n_vocab - found.equal_logits:,} logits)"
-    words += f"; rms {found.rms_over_std:.3g} of std, largest {found.max_abs:.3g}"
-    words += f"; top-1 equal at {found.same_top1:,} positions"
-    if any(found.nonfinite):
-        words += f"; not finite {found.nonfinite[0]:,} against {found.nonfinite[1]:,} logits"
-    part = found.part
-    if part is not None:
-        words += f"; first at prompt {part.position.prompt_idx}, token {part.position.token_idx}, id {part.token}:"
-        words += f" {part.first:.7g} against {part.second:.7g}"
-    return words
+@group.command(name="ops", epilog="Exit status: 0 every op sound; 1 one is not; 2 usage error; 3 a hole.")
+@click.argument("stack")
+def ops_command(stack: str) -> int:
+    """Try the ops of STACK by themselves on hard inputs: distance to float64, and whether a value's place matters."""
+    from parity_lib.engines.stack_ops import LIMIT
+    from parity_lib.engines.worker import Worker
+    from parity_lib.pins import load_pins
+
+    state, words = look(load_pins().stack(stack))
+    if state != "built":
+        click.echo(f"{stack}: {state}: {words}")
+        return INCOMPLETE
+    with Worker("parity_lib.engines.stack_ops:StackOps", {"stack": stack}, timeout=120) as engine:
+        cases = engine.call("sweep")
+    for case in cases:
+        place = {None: "", True: "; same bits at every place", False: "; bits depend on the place"}[case.same_bits]
+        click.echo(
+            f"{'ok   ' if case.sound else 'WRONG'} {case.op:9} {case.case:32} {case.share:.2g}{place}; {case.worst}"
+        )
+    wrong = sorted({case.op for case in cases if not case.sound})
+    click.echo(f"{stack}: {', '.join(wrong) or 'no op'} wrong, limit {LIMIT:g} of a result")
+    return DIFFERS if wrong else OK
+
+
+@group.command(name="diagnose", epilog="Exit status: 0 no op is wrong; 1 one is; 2 usage error; 3 a hole.")
+@click.argument("stack")
+@click.argument("model")
+@click.argument("quant", default="")
+@click.option("--prompt", default="0", show_default=True, metavar="ID", help="Number or name of the replayed prompt.")
+@click.option("--ops-only", is_flag=True, help="Leave out the model with its ops replaced one by one.")
+@click.option("--isa", default="host", show_default=True, help="Instruction-set leg, or 'host': the widest here.")
+@click.option("--prompts", default="", metavar="FILE", help="A prompts file of your own.")
+@click.option("--threads", default=0, metavar="N", help="Threads of each engine; 0 is every core.")
+def diagnose_command(
+    stack: str, model: str, quant: str, prompt: str, ops_only: bool, isa: str, prompts: str, threads: int
+) -> int:
+    """Name the ops of STACK that are wrong on MODEL QUANT, with layer and inputs, and show the model without each."""
+    from parity_lib.capture.stack_diagnosis import replay_ops, without_ops
+    from parity_lib.capture.trace_place import find_place
+
+    ask = {"model": model, "quant": quant, "isa": isa, "prompts": prompts, "n_threads": threads}
+    with _opened(stack, **ask) as (cell, reference):
+        number = cell.suite.get(prompt).idx
+        last = len(reference.sequences[number]) - len(reference.prompts[number])
+        place = find_place(cell, reference, prompt, last)
+        wrong, n_ops = replay_ops(cell, stack, place)
+        click.echo(
+            f"{stack} on {cell.id.model} {cell.id.quant}, prompt {number} ({place.prompt}), positions {place.first} to "
+            f"{place.row}: {n_ops:,} ops on llama.cpp's own inputs, {len(wrong)} kinds of them wrong"
+        )
+        for op in wrong:
+            for line in op_lines(op):
+                click.echo(line)
+        twins = list(dict.fromkeys(op.twin for op in wrong if op.twin))
+        if wrong and not ops_only:
+            click.echo("the whole model, with plain twins in the place of what is wrong:")
+            for without in without_ops(cell, reference, stack, twins):
+                click.echo(without_line(without))
+    return DIFFERS if wrong else OK

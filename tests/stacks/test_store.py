@@ -16,7 +16,7 @@ from parity_lib.engines.stack_store import LIBRARY, RECEIPT, StackReceipt
 from parity_lib.errors import EngineError, PinError
 from parity_lib.pins import StackPin, load_pins
 
-OTHERS = ("avx2", "spine", "overlay", "poisoned")
+OTHERS = ("avx2", "simd", "spine", "overlay", "poisoned")
 
 
 def put(pin: StackPin, library: bytes = b"no library") -> StackReceipt:
