@@ -35,7 +35,7 @@ NAMES = ("doctor", "nightly", "run", "compare", "bands", "faults", "isa", "repla
 COMMANDS = [[], *([name] for name in NAMES)]
 COMMANDS += [["models", name] for name in ("list", "prepare", "verify", "stage")]
 COMMANDS += [["isa", name] for name in ("build", "prove", "split")]
-COMMANDS += [["stack", name] for name in ("build", "compare", "list", "prove")]
+COMMANDS += [["stack", name] for name in ("build", "compare", "diagnose", "list", "ops", "prove")]
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)

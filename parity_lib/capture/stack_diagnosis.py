@@ -22,7 +22,7 @@ from parity_lib.engines.llama_cpp import worker_env
 from parity_lib.engines.node_file import NodeFile
 from parity_lib.engines.worker import Worker
 from parity_lib.names import Compute, Settings
-from parity_lib.traces import F32
+from parity_lib.traces import F32, F64
 from parity_lib.verdicts import RungResult
 
 # Site -> the plain twin that can take its place (``burn_gguf.plain_ops``), and the site whose values go in.
@@ -60,8 +60,17 @@ class Without:
     twin: RungResult | None  # T4 against llama.cpp on the F32 twin; None where no limits are pinned for these prompts
 
 
-def replay_ops(cell: Cell, stack: str, place: Place) -> tuple[list[WrongOp], int]:
-    """Lead the stack through the reference's run of a sequence, op by op; return what is over its limit, and all ops.
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """A sequence led through a stack, op by op."""
+
+    wrong: tuple[WrongOp, ...]  # kinds of ops over their limit, in the order of the run
+    n_ops: int
+    deepest: float  # scaled score farthest below its row's largest that softmax was given: exp's argument
+
+
+def replay_ops(cell: Cell, stack: str, place: Place) -> Replay:
+    """Lead the stack through the reference's run of a sequence, op by op.
 
     Raises:
         EngineError, PinError: the stack is not built or cannot run here, or the engines have other sites.
@@ -74,7 +83,8 @@ def replay_ops(cell: Cell, stack: str, place: Place) -> tuple[list[WrongOp], int
             engine.call("capture", list(place.sequence), list(place.passes), folder, watched=len(place.fills))
         with open_side(cell, Side(stack), "burn_replay", Compute.GGML) as engine:
             errors: list[OpError] = engine.call("replay", folder, progress=cell.progress.step(f"{stack}, op by op"))
-        return list(_wrong(cell, errors, NodeFile(folder))), len(errors)
+        nodes = NodeFile(folder)
+        return Replay(tuple(_wrong(cell, errors, nodes)), len(errors), _deepest(cell, nodes))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -90,6 +100,26 @@ def _wrong(cell: Cell, errors: Sequence[OpError], nodes: NodeFile) -> Iterator[W
             twin = TWINS.get(name, ("", ""))[0]
             inputs = _inputs(cell, worst, nodes)
             yield WrongOp(name, own[0].op, twin, len(over), len(own), over[0], worst, inputs)
+
+
+def _deepest(cell: Cell, nodes: NodeFile) -> float:
+    """Return the lowest argument of exp in all softmax rows of the watched passes."""
+    deepest, first = 0.0, sum(nodes.batches[: nodes.watched])
+    for batch in range(nodes.watched, len(nodes.batches)):
+        n_rows = nodes.batches[batch]
+        for layer in range(cell.facts.n_layer):
+            values = nodes.get(batch, f"kq-{layer}").reshape(cell.facts.n_head, n_rows, -1)
+            for row in range(n_rows):
+                deepest = min(deepest, float(_below(cell, values[:, row, : first + row + 1]).min()))
+        first += n_rows
+    return deepest
+
+
+def _below(cell: Cell, scores: F32) -> F64:
+    """Return scaled scores of one position's heads, ``(n_head, n_keys)``, less the largest of each head."""
+    scaled = scores.astype(np.float64) / np.sqrt(cell.facts.key_length)
+    below: F64 = scaled - scaled.max(1, keepdims=True)
+    return below
 
 
 def _inputs(cell: Cell, error: OpError, nodes: NodeFile) -> str:
@@ -108,9 +138,7 @@ def _inputs(cell: Cell, error: OpError, nodes: NodeFile) -> str:
     values = nodes.get(error.batch, full)
     if name == "kq_soft_max":
         scores: F32 = values.reshape(cell.facts.n_head, n_rows, -1)[:, row, : error.position + 1]
-        scaled = scores.astype(np.float64) / np.sqrt(cell.facts.key_length)
-        below = scaled - scaled.max(1, keepdims=True)
-        return f"{scores.shape[1]} scores a head, down to {below.min():.1f} below their row's largest"
+        return f"{scores.shape[1]} scores a head, down to {_below(cell, scores).min():.1f} below their row's largest"
     given = values.reshape(n_rows, -1)[row]
     rms = float(np.sqrt(np.square(given.astype(np.float64)).mean()))
     return f"{source} of {given.min():.4g} to {given.max():.4g}, rms {rms:.4g}"

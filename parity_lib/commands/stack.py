@@ -101,25 +101,56 @@ def look(pin: StackPin) -> tuple[str, str]:
 @group.command(name="compare", epilog="Exit status: 0 every bit equal; 1 not; 2 usage error; 3 a stack is not built.")
 @click.argument("first")
 @click.argument("second")
-@click.argument("model")
+@click.argument("model", default="")
 @click.argument("quant", default="")
+@click.option("--plan", default="", metavar="PLAN", help="Instead of MODEL: every model and quant of a plan.")
 @click.option("--plain", default="", metavar="OPS", help="Ops of SECOND that plain twins replace: soft_max,swiglu,..")
 @click.option("--compute", default="f32", show_default=True, help="Arithmetic of both.")
 @click.option("--isa", default="host", show_default=True, help="Instruction-set leg, or 'host': the widest here.")
 @click.option("--prompts", default="", metavar="FILE", help="A prompts file of your own.")
 @click.option("--threads", default=0, metavar="N", help="Threads of each engine; 0 is every core.")
 def compare_command(
-    first: str, second: str, model: str, quant: str, plain: str, compute: str, isa: str, prompts: str, threads: int
+    first: str,
+    second: str,
+    model: str,
+    quant: str,
+    plan: str,
+    plain: str,
+    compute: str,
+    isa: str,
+    prompts: str,
+    threads: int,
 ) -> int:
     """Compare all logits of two stacks on the same tokens, bit by bit: FIRST and SECOND under burn on MODEL QUANT."""
     from parity_lib.capture.stack_compare import Side, compare_sides
 
-    ask = {"model": model, "quant": quant, "compute": compute, "isa": isa, "prompts": prompts, "n_threads": threads}
+    if bool(model) == bool(plan):
+        raise click.UsageError("give MODEL QUANT, or --plan PLAN")
+    ask = {"compute": compute, "isa": isa, "prompts": prompts, "n_threads": threads}
     other = Side(second, tuple(filter(None, plain.split(","))))
-    with _opened(first, **ask) as (cell, reference):
-        [(side, found)] = compare_sides(cell, reference, Side(first), [other])
-    click.echo(f"{first} against {side} on {cell.id.model} {cell.id.quant} {compute}: {bits_words(found)}")
-    return OK if found.equal else DIFFERS
+    status = OK
+    for name, kind in _models_of(plan) if plan else [(model, quant)]:
+        with _opened(first, model=name, quant=kind, **ask) as (cell, reference):
+            [(side, found)] = compare_sides(cell, reference, Side(first), [other])
+        click.echo(f"{first} against {side} on {cell.id.model} {cell.id.quant} {compute}: {bits_words(found)}")
+        status = status if found.equal else DIFFERS
+    return status
+
+
+def _models_of(plan: str) -> list[tuple[str, str]]:
+    """Return the models and quants of a plan that this machine can make or has, each once."""
+    from parity_lib.capture.model_cache import models_dir
+    from parity_lib.night.plan import load_plan, plan_path
+    from parity_lib.pins import load_pins
+
+    pins, found = load_pins(), []
+    for name, quant in dict.fromkeys((cell.model, cell.quant) for cell in load_plan(plan_path(plan)).cells):
+        pin = pins.model(name, quant)
+        if pin.recipe.kind == "staged" and not (models_dir() / pin.file_name).exists():
+            click.echo(f"left out: {name} {quant} is not staged")
+        else:
+            found.append((name, quant))
+    return found
 
 
 @contextmanager
@@ -182,17 +213,18 @@ def diagnose_command(
         number = cell.suite.get(prompt).idx
         last = len(reference.sequences[number]) - len(reference.prompts[number])
         place = find_place(cell, reference, prompt, last)
-        wrong, n_ops = replay_ops(cell, stack, place)
+        found = replay_ops(cell, stack, place)
         click.echo(
             f"{stack} on {cell.id.model} {cell.id.quant}, prompt {number} ({place.prompt}), positions {place.first} to "
-            f"{place.row}: {n_ops:,} ops on llama.cpp's own inputs, {len(wrong)} kinds of them wrong"
+            f"{place.row}: {found.n_ops:,} ops on llama.cpp's own inputs, {len(found.wrong)} kinds of them wrong; "
+            f"scores down to {found.deepest:.1f} below their row's largest"
         )
-        for op in wrong:
+        for op in found.wrong:
             for line in op_lines(op):
                 click.echo(line)
-        twins = list(dict.fromkeys(op.twin for op in wrong if op.twin))
-        if wrong and not ops_only:
+        twins = list(dict.fromkeys(op.twin for op in found.wrong if op.twin))
+        if found.wrong and not ops_only:
             click.echo("the whole model, with plain twins in the place of what is wrong:")
             for without in without_ops(cell, reference, stack, twins):
                 click.echo(without_line(without))
-    return DIFFERS if wrong else OK
+    return DIFFERS if found.wrong else OK

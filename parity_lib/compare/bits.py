@@ -64,11 +64,12 @@ def compare_bits(first: F32, second: F32, positions: Sequence[Position]) -> BitD
         wrong = [wrong[0] + int((~finite_a).sum()), wrong[1] + int((~finite_b).sum())]
         both = finite_a & finite_b
         n_finite += int(both.sum())
-        wide = a.astype(np.float64)
-        delta = np.where(both, b.astype(np.float64) - wide, 0.0)
+        wide = np.where(both, a.astype(np.float64), 0.0)
+        delta = np.where(both, b.astype(np.float64), 0.0) - wide
         max_abs = max(max_abs, float(np.abs(delta).max()))
         square += float(np.square(delta).sum())
-        centred = np.where(both, wide - np.mean(wide, axis=1, where=both, keepdims=True), 0.0)
+        means = wide.sum(1, keepdims=True) / np.maximum(both.sum(1, keepdims=True), 1)
+        centred = np.where(both, wide - means, 0.0)
         variance += float(np.square(centred).sum())
         sound = both.all(axis=1)
         same_top1 += int((top_k(a[sound], 1) == top_k(b[sound], 1)).sum())

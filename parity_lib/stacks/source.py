@@ -34,20 +34,21 @@ def bring(source: str, pin: SourcePin, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as part:
         tree = Path(part) / "tree"
-        place = Path(source)
-        if _is_git_dir(place):
-            _export(place, pin.revision, tree)
-        elif place.is_dir():
-            _copy(place, tree)
+        given = Path(source)
+        if _is_git_dir(given):
+            _export(given, pin.revision, tree)
+        elif given.is_dir():
+            _copy(given, tree)
         else:
             clone = Path(part) / "clone"
             _git("clone", "--quiet", "--bare", source, str(clone))
             _export(clone, pin.revision, tree)
         check(tree, pin, source)
-        kept = folder / pin.sha256[:12]
-        shutil.rmtree(kept, ignore_errors=True)
-        tree.rename(kept)
-    return kept
+        place = folder / pin.sha256[:12]
+        if kept(pin, folder) is None:  # else it stays with its file times, and cargo compiles nothing again
+            shutil.rmtree(place, ignore_errors=True)
+            tree.rename(place)
+    return place
 
 
 def kept(pin: SourcePin, folder: Path) -> Path | None:

@@ -80,7 +80,7 @@ def test_a_cell_on_a_stack_that_is_not_built_is_incomplete_and_no_other_burn_run
     assert not verdict.runs
 
 
-@pytest.mark.parametrize("stack", ["avx2", "spine", "overlay"])
+@pytest.mark.parametrize("stack", ["avx2", "spine", "simd", "overlay"])
 def test_bits_against_crates_io_where_the_stack_is_built(stack: str, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["stack", "compare", CRATES_IO, stack, *MODEL, "--prompts", str(PROMPTS), "--threads", "1"]
     status = main(command)
@@ -91,10 +91,67 @@ def test_bits_against_crates_io_where_the_stack_is_built(stack: str, capsys: pyt
         assert f"stack {stack}: the stack is not built" in said.err
         assert f"next: {stack_store.how(pin)}" in said.err
         return
-    assert status == (1 if stack == "overlay" else 0)
+    differs = stack == "overlay"
+    assert status == int(differs)
     line = said.out.splitlines()[-1]
     equal = "all bits equal, 20 positions x 2,048 logits"
-    assert (equal in line) == (stack != "overlay")
-    if stack == "overlay":  # its polynomial exp is another function; how far off is what T3 and T4 judge
+    assert (equal in line) != differs
+    if differs:  # another exp: how far off is what T3 and T4 judge
         assert "differ in bits" in line
-        assert "first at prompt 0" in line
+        assert "; first at prompt " in line
+
+
+def test_the_installed_burn_is_right_op_by_op_and_there_is_nothing_to_replace(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["stack", "ops", CRATES_IO]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1].startswith("crates-io: no op wrong")
+    assert all(line.startswith("ok ") for line in said[:-1])
+    assert {line.split()[1] for line in said[:-1]} == {"soft_max", "swiglu", "rms_norm"}
+    assert main(["stack", "diagnose", CRATES_IO, *MODEL, "--prompts", str(PROMPTS), "--threads", "1"]) == 0
+    said_last = capsys.readouterr().out.splitlines()[-1]
+    assert "0 kinds of them wrong" in said_last
+    assert " 158 ops on llama.cpp's own inputs" in said_last
+
+
+def test_a_wrong_product_is_named_with_its_layer(capsys: pytest.CaptureFixture[str]) -> None:
+    build("poisoned", "", lambda _: None)
+    command = ["stack", "diagnose", "poisoned", *MODEL, "--prompts", str(PROMPTS), "--threads", "1"]
+    assert main([*command, "--ops-only"]) == 1
+    wrong = [line for line in capsys.readouterr().out.splitlines() if line.startswith("WRONG")]
+    assert "first Qcur.MUL_MAT-0 in prefill" in wrong[0]
+    assert all("(MUL_MAT)" in line or "(CONT)" in line for line in wrong)
+    assert any(line.startswith("WRONG result_output") for line in wrong)
+
+
+def test_replaced_ops_stand_in_the_run_and_an_unknown_one_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["stack", "compare", CRATES_IO, CRATES_IO, *MODEL, "--prompts", str(PROMPTS), "--threads", "1"]
+    assert main(command) == 0
+    assert "all bits equal" in capsys.readouterr().out
+    assert main([*command, "--plain", "rms_norm,soft_max"]) == 1
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert "crates-io against crates-io with plain rms_norm, soft_max on" in line
+    assert "top-1 equal at 20 positions" in line
+    assert main([*command, "--plain", "exp"]) == 3
+    assert 'expected soft_max, rms_norm, swiglu, add; found "exp"' in capsys.readouterr().err
+    assert main(["stack", "compare", CRATES_IO, CRATES_IO]) == 2
+    assert "give MODEL QUANT, or --plan PLAN" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("stack", "wrong"), [("simd", "rms_norm"), ("overlay", "rms_norm, soft_max, swiglu")])
+def test_ops_that_are_known_to_be_wrong_are_named_where_the_stack_is_built(
+    stack: str, wrong: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = main(["stack", "ops", stack])
+    said = capsys.readouterr().out.splitlines()
+    if not stack_store.folder(load_pins().stack(stack)).is_dir():
+        assert status == 3
+        assert said[0].startswith(f"{stack}: HOLE: ")
+        return
+    assert status == 1
+    assert said[-1].startswith(f"{stack}: {wrong} wrong")
+    assert {line.split()[1] for line in said if line.startswith("WRONG")} == set(wrong.split(", "))
+    assert all("bits depend on the place" in line for line in said if line.startswith("WRONG rms_norm"))
