@@ -24,6 +24,7 @@ from parity_lib.capture.tokens import prompt_tokens
 from parity_lib.compare.metrics import pair_statistics
 from parity_lib.engines import machine
 from parity_lib.engines.llama_cpp import worker_env
+from parity_lib.engines.node_file import VALUES
 from parity_lib.engines.worker import Worker
 from parity_lib.errors import EngineError
 from parity_lib.model_file import read_facts
@@ -35,6 +36,7 @@ MODEL, QUANT = "smollm2-135m", "Q8_0"
 NATIVE = Path(__file__).resolve().parent / "native"
 ROUNDS = 3  # the best of each side counts: noise only ever adds time
 GIGABYTE = 1e9
+TRACED = 64  # tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +124,54 @@ def share_of_sgemm(n_threads: int, n_rows: int) -> Iterator[Row]:
         yield Row(f"share of sgemm, {name}", share, "", 0.7, False, f"{ours:.0f} of {raw:.0f} GFLOPS, {words[0]} rows")
 
 
+def tracing(folder: Path, n_threads: int) -> Iterator[Row]:
+    """Yield what a look at every node costs the reference, and how long rung T3 takes for one prompt of 64 tokens."""
+    path = models.ensure(MODEL, QUANT, load_pins())
+    facts, isa, log = read_facts(path), machine.host_leg(), folder / "engines.log"
+    asked = {"path": str(path), "isa": isa, "n_threads": n_threads}
+    theirs, env = asked | {"settings": Settings.STRICT}, worker_env(Settings.STRICT)
+    with (
+        Worker("llama_cpp", theirs, env=env, log=log) as plain,
+        Worker("llama_taps", theirs, env=env, log=log) as looks,
+    ):
+        longest = max(prompt_tokens(load_prompts(), facts, plain), key=len)[:TRACED]
+        nodes = folder / "nodes"
+        times: list[tuple[float, float]] = []
+        for _ in range(2 * ROUNDS):  # in turn: whatever else the machine does, both sides get some of it
+            without = _own_seconds(plain, lambda: plain.call("score", [longest], folder / "plain.f32"))
+            times.append((without, _own_seconds(looks, lambda: looks.call("capture", longest, [TRACED], nodes))))
+    plain_s, taps_s = (min(side) for side in zip(*times, strict=True))
+    size = (nodes / VALUES).stat().st_size / 1e6
+    detail = f"{taps_s * 1e3:.0f} over {plain_s * 1e3:.0f} ms, {TRACED} tokens, {size:.0f} MB"
+    yield Row("a look at every node over none, prefill", taps_s / plain_s, "x", 1.15, True, detail)
+    ours = asked | {"stack": "crates-io", "compute": "ggml"}
+
+    def replay() -> None:
+        with Worker("llama_taps", theirs, env=env, log=log) as engine:
+            engine.call("capture", longest, [TRACED], nodes)
+        with Worker("burn_replay", ours, log=log) as engine:
+            engine.call("replay", nodes)
+
+    seconds = best_seconds(replay)
+    words = f"{MODEL} {QUANT}, both engines started, {n_threads} threads"
+    yield Row(f"T3 of one prompt of {TRACED} tokens", seconds, "s", 10.0, True, words)
+
+
+def _own_seconds(engine: Worker, run: Callable[[], object]) -> float:
+    """Return the time that an engine itself counts for a call: its graph, with what looks at it."""
+    before: float = engine.call("run_info").seconds
+    run()
+    after: float = engine.call("run_info").seconds
+    return after - before
+
+
 def rows(parts: Sequence[str], n_threads: int) -> Iterator[Row]:
-    """Yield the rows of the chosen parts: ``pass``, ``sgemm``."""
+    """Yield the rows of the chosen parts: ``pass``, ``sgemm``, ``trace``."""
     with tempfile.TemporaryDirectory(prefix="parity-bench-") as folder:
         if "pass" in parts:
             yield from forced_pass(Path(folder), n_threads)
+        if "trace" in parts:
+            yield from tracing(Path(folder), n_threads)
     if "sgemm" in parts:
         yield from share_of_sgemm(n_threads, 640)
 
@@ -136,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words: Any = sys.argv[1:] if arguments is None else arguments
     n_threads = len(os.sched_getaffinity(0))
     sys.stdout.write(f"{machine.machine_class()}, {n_threads} threads, best of {ROUNDS}\n")
-    for row in rows(list(words) or ["pass", "sgemm"], n_threads):
+    for row in rows(list(words) or ["pass", "trace", "sgemm"], n_threads):
         sys.stdout.write(f"{row}\n")
         sys.stdout.flush()
     return 0

@@ -21,6 +21,7 @@ from parity_lib.model_file import ModelFacts
 from parity_lib.traces import F32
 
 DOT, NUMBER, ROW, SOME, WHOLE = "one dot product", "one number", "one row", "some rows", "the whole op at one position"
+KV_PAD = 256  # llama.cpp's graph has room for a multiple of so many keys (llama-kv-cache.cpp, get_n_kv)
 NEIGHBOURS = 32  # rows or numbers that are kept together: no fewer than a kernel takes at once
 
 
@@ -183,7 +184,7 @@ def _inside(source: Source, name: str, step: int) -> Cut:
     heads = range(facts.n_head) if step == 2 else range(worst.head, worst.head + 1)
     shared = facts.n_head // facts.n_head_kv
     kv = range(facts.n_head_kv) if step == 2 else range(worst.head // shared, worst.head // shared + 1)
-    n_kv = source.nodes.get(source.error.batch, f"kq-{_block(source)}").shape[-1]
+    n_kv = -(-(source.error.first_position + len(source.error.by_position)) // KV_PAD) * KV_PAD
     key, dv = facts.key_length, facts.value_length
     if name == "kq":
         queries = _input(source, "Qcur", "Qcur", slice(heads[0] * key, (heads[-1] + 1) * key))

@@ -20,6 +20,7 @@ from parity_lib.errors import EngineError
 from parity_lib.traces import F32
 
 TYPE_F32 = 0  # ggml.h
+KEY_PAD = 32  # keys are kept up to a multiple of this, as the candidate pads them (attention.rs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,7 @@ class LlamaTaps(LlamaCpp):
             try:
                 position = 0
                 for batch in batches:
+                    self._writer.begin_batch(position + batch)
                     self._decode(sequence[position : position + batch], position)
                     self._writer.end_batch()
                     position += batch
@@ -117,8 +119,13 @@ class _Writer:
         self._file, self._base, self._watched, self._always = file, base, watched, always
         self.nodes: list[Node] = []
         self.weights_in: Counter[str] = Counter()  # name of a weight's buffer -> products that were written
-        self._offset, self._batch = 0, 0
+        self._offset, self._batch, self._n_keys = 0, 0, 0
+        self._names: dict[tuple[bytes, int, bytes], str | None] = {}
         self._error: Exception | None = None
+
+    def begin_batch(self, n_positions: int) -> None:
+        """Start a pass after which the cache holds so many positions."""
+        self._n_keys = -(-n_positions // KEY_PAD) * KEY_PAD
 
     def look(self, tensor: GgmlTensor, ask: bool) -> bool:
         try:
@@ -137,8 +144,12 @@ class _Writer:
         self._batch += 1
 
     def _site(self, tensor: GgmlTensor) -> str | None:
-        source = GgmlTensor.from_address(tensor.src[0]).name.decode() if tensor.src[0] else ""
-        site = sites.of_node(tensor.name.decode(), self._base.ggml_op_name(tensor.op).decode(), source)
+        source = GgmlTensor.from_address(tensor.src[0]).name if tensor.src[0] else b""
+        key = (tensor.name, tensor.op, source)
+        if key not in self._names:  # asked twice for each node of each pass
+            op = self._base.ggml_op_name(tensor.op).decode()
+            self._names[key] = sites.of_node(tensor.name.decode(), op, source.decode())
+        site = self._names[key]
         return site if site is not None and self._is_kept(site) else None
 
     def _is_kept(self, site: str) -> bool:
@@ -152,7 +163,7 @@ class _Writer:
             weight = GgmlTensor.from_address(tensor.src[0])
             self.weights_in[self._base.ggml_backend_buffer_name(weight.buffer).decode()] += 1
         self.nodes.append(Node(site, op, self._batch, values.shape, self._offset))
-        self._file.write(values.tobytes())
+        self._file.write(np.ascontiguousarray(values).data.cast("B"))
         self._offset += values.size
 
     def _values(self, site: str, tensor: GgmlTensor) -> F32:
@@ -165,4 +176,5 @@ class _Writer:
         view: F32 = np.ndarray(shape, np.float32, memory, strides=strides)
         while view.ndim > 2 and view.shape[0] == 1:
             view = view[0]
-        return view
+        # The graph has room for a multiple of 256 keys; nobody looks at what the mask hides.
+        return view[..., : self._n_keys] if sites.split(site)[0] in ("kq", "kq_soft_max") else view
