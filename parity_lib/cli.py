@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from parity_lib.commands.faults import command as faults
-from parity_lib.commands.replay import command as replay
 from parity_lib.commands.isa import command as isa_group
+from parity_lib.commands.replay import command as replay
 from parity_lib.commands.spread import command as spread
 from parity_lib.commands.stack import group as stack_group
 from parity_lib.commands.trace import command as trace

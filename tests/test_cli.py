@@ -31,8 +31,21 @@ def run_model(tmp_path: Path, prompts: Path, *words: str, name: str = "run") -> 
     return status, out
 
 
-NAMES = ("doctor", "nightly", "run", "compare", "bands", "faults", "isa", "replay", "spread", "stack", "trace", "models")
-COMMANDS = [[], *([name] for name in NAMES)]
+NAMES = [
+    "doctor",
+    "nightly",
+    "run",
+    "compare",
+    "bands",
+    "faults",
+    "isa",
+    "replay",
+    "spread",
+    "stack",
+    "trace",
+    "models",
+]
+COMMANDS = [[], ["models"], *([name] for name in NAMES)]
 COMMANDS += [["models", name] for name in ("list", "prepare", "verify", "stage")]
 COMMANDS += [["isa", name] for name in ("build", "prove", "split")]
 COMMANDS += [["stack", name] for name in ("build", "compare", "diagnose", "list", "ops", "prove")]
