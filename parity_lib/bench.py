@@ -37,6 +37,7 @@ NATIVE = Path(__file__).resolve().parent / "native"
 ROUNDS = 3  # the best of each side counts: noise only ever adds time
 GIGABYTE = 1e9
 TRACED = 64  # tokens
+TURNS = 15  # of two short calls, one side and then the other
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,13 +138,14 @@ def tracing(folder: Path, n_threads: int) -> Iterator[Row]:
         longest = max(prompt_tokens(load_prompts(), facts, plain), key=len)[:TRACED]
         nodes = folder / "nodes"
         times: list[tuple[float, float]] = []
-        for _ in range(2 * ROUNDS):  # in turn: whatever else the machine does, both sides get some of it
+        for _ in range(TURNS):  # in turn: whatever else the machine does, both sides get some of it
             without = _own_seconds(plain, lambda: plain.call("score", [longest], folder / "plain.f32"))
             times.append((without, _own_seconds(looks, lambda: looks.call("capture", longest, [TRACED], nodes))))
+    ratio = float(np.median([taps / without for without, taps in times]))
     plain_s, taps_s = (min(side) for side in zip(*times, strict=True))
     size = (nodes / VALUES).stat().st_size / 1e6
-    detail = f"{taps_s * 1e3:.0f} over {plain_s * 1e3:.0f} ms, {TRACED} tokens, {size:.0f} MB"
-    yield Row("a look at every node over none, prefill", taps_s / plain_s, "x", 1.15, True, detail)
+    detail = f"median of {TURNS}; best {taps_s * 1e3:.0f} over {plain_s * 1e3:.0f} ms, {TRACED} tokens, {size:.0f} MB"
+    yield Row("a look at every node over none, prefill", ratio, "x", 1.15, True, detail)
     ours = asked | {"stack": "crates-io", "compute": "ggml"}
 
     def replay() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from parity_lib.capture.cell_request import Cell
 from parity_lib.capture.file_faults import edited, fits
+from parity_lib.capture.leg_build import leg_env
 from parity_lib.capture.tokens import prompt_tokens
 from parity_lib.compare.ops import OpError
 from parity_lib.compare.place_drills import (
@@ -96,7 +97,8 @@ def _capture(cell: Cell, folder: Path) -> list[int]:
         "isa": cell.id.isa,
         "n_threads": cell.n_threads,
     }
-    with Worker("llama_taps", asked, env=worker_env(Settings.STRICT), log=cell.log("llama_cpp")) as engine:
+    env = worker_env(Settings.STRICT) | leg_env(cell.pins.llama_cpp, cell.id.isa)
+    with Worker("llama_taps", asked, env=env, log=cell.log("llama_cpp")) as engine:
         longest = max(prompt_tokens(cell.suite, cell.facts, engine), key=len)
         tokens = (longest * FEWEST)[: max(FEWEST, min(MOST, len(longest)))]
         engine.call("capture", tokens, [len(tokens) - 2, 1, 1], folder)

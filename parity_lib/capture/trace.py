@@ -17,32 +17,28 @@ from typing import Any
 import numpy as np
 
 from parity_lib.capture import bands, logits, tokens
-from parity_lib.capture.capsule_save import save_capsule
 from parity_lib.capture.cell_request import Cell
-from parity_lib.capture.leg_build import leg_env
 from parity_lib.capture.logits import Rows
-from parity_lib.capture.model_twins import ensure_twin
 from parity_lib.capture.reference import Reference
+from parity_lib.capture.trace_native import CAPSULE, Native, trace_native
 from parity_lib.capture.trace_place import Place, find_place
+from parity_lib.capture.trace_runs import burn, capture, replay
 from parity_lib.compare.align import align
 from parity_lib.compare.blame import Blame, blame, floors, position_errors
 from parity_lib.compare.logits import judge_twin
 from parity_lib.compare.ops import OpError, Replayed, judge_ops
+from parity_lib.compare.split import ErrorSplit
 from parity_lib.compare.waterfall import Waterfall, waterfall
 from parity_lib.engines import sites
 from parity_lib.engines.burn_follow import LOGITS, STREAMS, Entered, Followed
-from parity_lib.engines.llama_cpp import worker_env
 from parity_lib.engines.node_file import NodeFile
 from parity_lib.engines.oracle_rope import WALKED
 from parity_lib.engines.worker import Worker
-from parity_lib.errors import ParityError
-from parity_lib.names import Compute, Rung, Settings
+from parity_lib.names import Compute, Rung
 from parity_lib.tolerances import FIRST, LATER, Band, BandSet, ToleranceTable
 from parity_lib.traces import F32, F64, PairTrace, RunInfo
 from parity_lib.verdicts import Divergence, RungResult
 
-CAPSULE = "capsule"  # folder beside the page
-ALWAYS = ("embd", "l_out", "result_norm", "result_output")  # sites of the twin that are kept at every position
 FLOOR = bands.CHAINS * bands.SAMPLE
 """Two sound engines are at most so many times farther apart than the better of them is from the arbiter: the same
 reasons and the same factor as for the limits of rung T4."""
@@ -94,6 +90,9 @@ class TokenTrace:
     twin_divergences: tuple[Divergence, ...]
     ops: Replayed  # T3 on the native path: local errors
     native: RungResult  # T3
+    split: ErrorSplit  # of every product on the native path
+    capsule: Path | None  # of the first op over its limit on the native path
+    capsule_lost: str  # why there is none although an op is over
     twin_ops: tuple[OpError, ...]  # local errors on the twin, in f32
     followed: Followed  # total errors on the twin
     layers: Layers
@@ -104,8 +103,6 @@ class TokenTrace:
     by_op: Waterfall | None  # inside of that block
     token_text: Mapping[int, bytes]
     runs: Mapping[str, RunInfo]
-    capsule: Path | None = None  # of the first op over its limit on the native path
-    capsule_lost: str = ""  # why there is none although an op is over
 
 
 def trace_token(cell: Cell, reference: Reference, prompt: str | int = 0, token: int = 0) -> TokenTrace:
@@ -119,17 +116,17 @@ def trace_token(cell: Cell, reference: Reference, prompt: str | int = 0, token: 
     shutil.rmtree(cell.out_dir / CAPSULE, ignore_errors=True)  # of an earlier trace
     folder = cell.spools / "trace"
     try:
-        ops, capsule, lost = _replay_native(cell, place, folder / "native")
-        return replace(_trace_twin(cell, place, reference, ops, folder), capsule=capsule, capsule_lost=lost)
+        native = trace_native(cell, place, folder / "native")
+        return _trace_twin(cell, place, reference, native, folder)
     finally:
         shutil.rmtree(cell.spools, ignore_errors=True)
 
 
-def _trace_twin(cell: Cell, place: Place, reference: Reference, ops: Replayed, folder: Path) -> TokenTrace:
+def _trace_twin(cell: Cell, place: Place, reference: Reference, native: Native, folder: Path) -> TokenTrace:
     nodes = folder / "twin"
-    reference_run = _capture(cell, cell.twin_path, place, (*place.fills, len(place.sequence) - place.first), nodes)
-    twin_ops = _replay(cell, Compute.F32, nodes)
-    with _burn(cell, "burn_follow", Compute.F32) as engine:
+    reference_run = capture(cell, cell.twin_path, place, (*place.fills, len(place.sequence) - place.first), nodes)
+    twin_ops = replay(cell, Compute.F32, nodes)
+    with burn(cell, "burn_follow", Compute.F32) as engine:
         followed = engine.call("follow", nodes, cell.facts.n_head, cell.facts.n_head_kv)
         candidate_run = engine.call("run_info")
     arbiter_run = _arbitrate(cell, place, folder)
@@ -147,8 +144,11 @@ def _trace_twin(cell: Cell, place: Place, reference: Reference, ops: Replayed, f
         bands=limits,
         twin=rung,
         twin_divergences=tuple(divergences),
-        ops=ops,
-        native=judge_ops([ops])[0],
+        ops=native.ops,
+        native=judge_ops([native.ops])[0],
+        split=native.split,
+        capsule=native.capsule,
+        capsule_lost=native.capsule_lost,
         twin_ops=tuple(twin_ops),
         followed=followed,
         layers=_layers(cell, place, folder),
@@ -158,54 +158,6 @@ def _trace_twin(cell: Cell, place: Place, reference: Reference, ops: Replayed, f
         token_text=tokens.used_text(reference.token_text, pair),
         runs=runs,
     )
-
-
-def _replay_native(cell: Cell, place: Place, folder: Path) -> tuple[Replayed, Path | None, str]:
-    """Lead the candidate through the reference's run of the deployed file; in bf16, of its BF16 twin.
-
-    The second is the capsule of the first op over its limit, None if there is none; or why it could not be made.
-    """
-    is_bf16 = cell.id.compute == Compute.BF16
-    path = ensure_twin(cell.model_path, cell.pins, kind="BF16") if is_bf16 else cell.model_path
-    watched = place.passes[len(place.fills) :]
-    n_sites = len(sites.expected(cell.facts.n_layer, cell.facts.has_qkv_bias))
-    compute = Compute.BF16 if is_bf16 else Compute.GGML
-    run = _capture(cell, path, place, place.passes, folder)
-    try:
-        errors = tuple(_replay(cell, compute, folder))
-        found = Replayed(place.prompt_idx, place.n_prompt, Settings.STRICT, watched, n_sites * len(watched), errors)
-        try:
-            capsule = save_capsule(cell, folder, found, path, compute, run, cell.out_dir / CAPSULE)
-        except ParityError as error:  # the trace says what is wrong without it
-            return found, None, str(error)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    return found, capsule, ""
-
-
-def _capture(
-    cell: Cell, path: Path, place: Place, batches: Sequence[int], folder: Path, block: int | None = None
-) -> RunInfo:
-    """Let llama.cpp run the sequence with a look at every node; with ``block``, at that block's nodes only."""
-    asked = {"path": str(path), "settings": Settings.STRICT, "isa": cell.id.isa, "n_threads": cell.n_threads}
-    cell.progress.step("llama.cpp, every node of its graph")
-    biased = cell.facts.has_qkv_bias
-    if block is None:
-        watched, always = len(place.fills), list(ALWAYS)
-    else:
-        names = [site for site in sites.expected(cell.facts.n_layer, biased) if sites.split(site)[1] == block]
-        watched, always = len(batches), [*names, "embd", f"l_out-{block - 1}"]
-    env = worker_env(Settings.STRICT) | leg_env(cell.pins.llama_cpp, cell.id.isa)
-    with Worker("llama_taps", asked, env=env, log=cell.log("llama_cpp")) as engine:
-        engine.call("capture", list(place.sequence), list(batches), folder, watched=watched, always=always)
-        run: RunInfo = engine.call("run_info")
-    return run
-
-
-def _replay(cell: Cell, compute: Compute, folder: Path) -> list[OpError]:
-    with _burn(cell, "burn_replay", compute) as engine:
-        errors: list[OpError] = engine.call("replay", folder, progress=cell.progress.step("burn, op by op"))
-    return errors
 
 
 def _arbitrate(cell: Cell, place: Place, folder: Path) -> RunInfo:
@@ -252,7 +204,7 @@ def _not_tighter(derived: Sequence[Band]) -> list[Band]:
 
 def _enter(cell: Cell, place: Place, nodes: Path, token: int) -> Entered:
     progress = cell.progress.step("burn from llama.cpp's residual stream, layer by layer")
-    with _burn(cell, "burn_follow", Compute.F32) as engine:
+    with burn(cell, "burn_follow", Compute.F32) as engine:
         entered: Entered = engine.call("enter", nodes, place.row, token, progress=progress)
     return entered
 
@@ -268,9 +220,9 @@ def _falls(cell: Cell, place: Place, nodes: Path, entered: Entered | None, token
         nodes = nodes.with_name("block")
         fills = [512] * (len(place.sequence) // 512)
         rest = len(place.sequence) - sum(fills)
-        _capture(cell, cell.twin_path, place, [*fills, *([rest] if rest else [])], nodes, block)
+        capture(cell, cell.twin_path, place, [*fills, *([rest] if rest else [])], nodes, block)
     progress = cell.progress.step(f"burn inside of layer {block}, op by op")
-    with _burn(cell, "burn_follow", Compute.F32) as engine:
+    with burn(cell, "burn_follow", Compute.F32) as engine:
         led = engine.call("lead", nodes, block, cell.facts.n_head, place.row, token, progress=progress)
     by_op = waterfall([sites.split(site)[0] for site, _ in led[1:]], [value for _, value in led])
     return {"by_layer": by_layer, "block": block, "by_op": by_op}
@@ -310,15 +262,3 @@ def _layers(cell: Cell, place: Place, folder: Path) -> Layers:
 
 def _rows(path: Path, n: int, dtype: str = "<f4") -> Any:  # noqa: ANN401 - a memory map of either width
     return np.memmap(path, dtype, "r").reshape(n, -1)
-
-
-def _burn(cell: Cell, kind: str, compute: Compute) -> Worker:
-    asked = {
-        "path": str(cell.candidate_path),
-        "isa": cell.id.isa,
-        "stack": cell.id.stack,
-        "compute": compute,
-        "n_threads": cell.n_threads,
-        "fault": cell.request.fault or None,
-    }
-    return Worker(kind, asked, log=cell.log("burn"))

@@ -51,7 +51,7 @@ def run_trace(asked: dict[str, Any], folder: Path) -> int:
         UsageError: there is no such model or prompt.
     """
     from parity_lib.capture.capsule import MANIFEST
-    from parity_lib.capture.trace import CAPSULE
+    from parity_lib.capture.trace_native import CAPSULE
     from parity_lib.display.records import read_records
     from parity_lib.night.job import NotebookJob, run_notebook
     from parity_lib.night.pages import draw

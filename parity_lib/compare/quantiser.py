@@ -77,11 +77,22 @@ def product(weights: F32, x: Quantised, minima: F64 | None = None) -> F64:
         minima: of the rows' blocks, ``(n_out, n_in / 32)``, where ``x`` has sums: ``W x`` already holds the minimum
             times the sum of the rounded values; the reference multiplies it with ``sums`` instead.
     """
-    out: F64 = x.values @ weights.astype(np.float64).T
-    if x.sums is not None and minima is not None:
-        held = x.values.reshape(len(x.values), -1, 32).sum(-1)
-        out = out + (x.sums - held) @ minima.T
+    out: F64 = x.values @ weights.astype(np.float64).T + correction(x, minima)
     return out
+
+
+def correction(x: Quantised, minima: F64 | None) -> F64 | float:
+    """Return what the reference's own sums add to the product of the rounded values, ``(n, n_out)``; 0 for most types.
+
+    Args:
+        x: activations.
+        minima: of the rows' blocks, as in ``product``.
+    """
+    if x.sums is None or minima is None:
+        return 0.0
+    held = x.values.reshape(len(x.values), -1, 32).sum(-1)
+    added: F64 = (x.sums - held) @ minima.T
+    return added
 
 
 def minima(kind: str, blocks: npt.NDArray[np.uint8]) -> F64 | None:

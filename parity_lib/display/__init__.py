@@ -41,6 +41,7 @@ _HOME = {
     "layer_table": "trace_tables",
     "op_table": "trace_tables",
     "trace_commands": "trace_tables",
+    "split_table": "trace_split",
     "traced_tokens": "trace_slider",
     "run_table": "runs",
     "lines_block": "lines",

@@ -32,6 +32,7 @@ ENGINES = {
     "burn": "parity_lib.engines.burn:Burn",
     "burn_follow": "parity_lib.engines.burn_follow:BurnFollow",
     "burn_replay": "parity_lib.engines.burn_replay:BurnReplay",
+    "burn_split": "parity_lib.engines.burn_split:BurnSplit",
     "burn_site": "parity_lib.engines.burn_site:BurnSite",
     "oracle": "parity_lib.engines.oracle:Oracle",
 }

@@ -181,6 +181,23 @@ def test_tables(fault: TokenTrace) -> None:
     assert ops.plain.splitlines()[2].startswith("layer 1 attn_k")
 
 
+def test_products_are_split_by_kind(sound: TokenTrace) -> None:
+    found = show.split_table(sound)
+    lines = found.plain.splitlines()
+    names = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "output"]
+    assert [line.split("  ")[0] for line in lines[1:9]] == names
+    assert "Q8_0 x 3" in lines[1]
+    assert lines[1].split("  ")[-1].strip().startswith("layer ")
+    assert 'class="bad"' not in found.html
+    assert "At the logits, rms over their spread, 11 positions: burn's f32 policy is 0.0" in lines[-1]
+    assert "weights are dequantised otherwise" not in found.plain
+    wrong = replace(sound.split, logits=None, products=(replace(sound.split.products[0], differ=3),))
+    marked = show.split_table(replace(sound, split=wrong))
+    assert "3 weights are dequantised otherwise by burn" in marked.plain
+    assert marked.plain.endswith("A logit is not finite, so the logits could not be split.")
+    assert marked.html.count('class="bad"') == 1
+
+
 def test_commands_lead_on(fault: TokenTrace) -> None:
     text = show.trace_commands(fault).plain
     base = f"parity trace {fault.cell.request.model}"
