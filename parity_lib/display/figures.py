@@ -156,7 +156,9 @@ def decades(values: Sequence[float]) -> tuple[float, float]:
     positive = [value for value in values if isfinite(value) and value > 0]
     if not positive:
         return 1e-9, 1.0
-    low, high = 10.0 ** floor(log10(min(positive))), 10.0 ** ceil(log10(max(positive)))
+    # Of a result that went astray, a square can be near the largest number that there is.
+    low, high = (min(max(value, 1e-300), 1e300) for value in (min(positive), max(positive)))
+    low, high = 10.0 ** floor(log10(low)), 10.0 ** ceil(log10(high))
     return low, high if high > low else low * 10
 
 

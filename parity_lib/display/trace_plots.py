@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _INCHES = (11.4, 3.0)
 _LABELLED = 4  # parts of a waterfall with their number
 _LABEL_FROM = 0.25  # of the largest: smaller parts go without
+_ASTRAY = 1e4  # a relative error beyond it is drawn at the top: how far a lost value is off says nothing
 _SHOWN_TICKS = 34  # labels of an axis that fit side by side
 _UPRIGHT = 12  # of them: more are turned where a name is long
 
@@ -34,7 +35,7 @@ def layer_profile(trace: TokenTrace) -> Picture:
         for values in (layers.burn, layers.llamacpp, layers.total, layers.floor)
     )
     local = local_errors(trace)
-    axis = decades([*burn, *llamacpp, *total, *local, *floor])
+    axis = decades(np.minimum([*burn, *llamacpp, *total, *local, *floor], _ASTRAY).tolist())
     names = [*map(str, range(len(total) - 1)), "logits"]
     worst = int(np.argmax(local))
 
