@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from parity_lib.commands.faults import command as faults
+from parity_lib.commands.finding import command as finding
 from parity_lib.commands.isa import command as isa_group
 from parity_lib.commands.replay import command as replay
 from parity_lib.commands.spread import command as spread
@@ -171,6 +172,7 @@ def bands(model: str, quant: str, isa: str, prompts: str, threads: int, write: b
 
 cli.add_command(faults)
 cli.add_command(replay)
+cli.add_command(finding)
 cli.add_command(isa_group)
 cli.add_command(spread)
 cli.add_command(stack_group)

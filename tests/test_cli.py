@@ -38,6 +38,7 @@ NAMES = [
     "compare",
     "bands",
     "faults",
+    "finding",
     "isa",
     "replay",
     "spread",
