@@ -46,7 +46,7 @@ NAMES = [
     "trace",
     "models",
 ]
-COMMANDS = [[], ["models"], *([name] for name in NAMES)]
+COMMANDS = [[], *([name] for name in NAMES)]
 COMMANDS += [["models", name] for name in ("list", "prepare", "verify", "stage")]
 COMMANDS += [["isa", name] for name in ("build", "prove", "split")]
 COMMANDS += [["stack", name] for name in ("build", "compare", "diagnose", "list", "ops", "prove")]
