@@ -20,62 +20,22 @@ from parity_lib.capture import bands, logits, tokens
 from parity_lib.capture.cell_request import Cell
 from parity_lib.capture.logits import Rows
 from parity_lib.capture.reference import Reference
+from parity_lib.capture.trace_layers import Layers, compare_layers
 from parity_lib.capture.trace_native import CAPSULE, Native, trace_native
 from parity_lib.capture.trace_place import Place, find_place
-from parity_lib.capture.trace_runs import burn, capture, replay
+from parity_lib.capture.trace_runs import arbitrate, burn, capture, replay
 from parity_lib.compare.align import align
-from parity_lib.compare.blame import Blame, blame, floors, position_errors
 from parity_lib.compare.logits import judge_twin
 from parity_lib.compare.ops import OpError, Replayed, judge_ops
 from parity_lib.compare.split import ErrorSplit
 from parity_lib.compare.waterfall import Waterfall, waterfall
 from parity_lib.engines import sites
-from parity_lib.engines.burn_follow import LOGITS, STREAMS, Entered, Followed
+from parity_lib.engines.burn_follow import LOGITS, Entered, Followed
 from parity_lib.engines.node_file import NodeFile
-from parity_lib.engines.oracle_rope import WALKED
-from parity_lib.engines.worker import Worker
 from parity_lib.names import Compute, Rung
 from parity_lib.tolerances import FIRST, LATER, Band, BandSet, ToleranceTable
-from parity_lib.traces import F32, F64, PairTrace, RunInfo
+from parity_lib.traces import PairTrace, RunInfo
 from parity_lib.verdicts import Divergence, RungResult
-
-FLOOR = bands.CHAINS * bands.SAMPLE
-"""Two sound engines are at most so many times farther apart than the better of them is from the arbiter: the same
-reasons and the same factor as for the limits of rung T4."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Layers:
-    """Relative errors of the residual stream after each layer, and of the logits as the last row.
-
-    Norms over the channels, as shares of the arbiter's norm at the position: ``(n_layer + 1, n_positions)``.
-    """
-
-    burn: F64  # against the arbiter
-    llamacpp: F64  # against the arbiter
-    total: F64  # against each other
-    floor: F64  # FLOOR times what a sound engine's error is there
-    blames: tuple[Blame, ...]  # layer by layer, the logits last; over the positions up to the traced one
-
-    @property
-    def share(self) -> F64:
-        """Return the total error over its floor; 0 where both engines agree to the bit."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = np.where(self.total == 0, 0.0, self.total / self.floor)
-        share: F64 = np.nan_to_num(ratio, nan=np.inf, posinf=np.inf)
-        return share
-
-    def pooled(self, stop: int) -> F64:
-        """Return the error of each layer over its floor, pooled over the positions before ``stop``, ``(n_layer + 1,)``.
-
-        A single position can be over its floor by chance: there one engine happens to be nearer to the arbiter than it
-        usually is, or the model enlarges whatever rounding it is given. All of them together are not.
-        """
-        total, floor = (np.square(values[:, :stop]).sum(1) for values in (self.total, self.floor))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = np.where(total == 0, 0.0, np.sqrt(total / floor))
-        pooled: F64 = np.nan_to_num(ratio, nan=np.inf, posinf=np.inf)
-        return pooled
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,7 +55,8 @@ class TokenTrace:
     capsule_lost: str  # why there is none although an op is over
     twin_ops: tuple[OpError, ...]  # local errors on the twin, in f32
     followed: Followed  # total errors on the twin
-    layers: Layers
+    layers: Layers  # on the twin
+    native_layers: Layers  # on the deployed file, the arbiter with the reference's quantiser of activations
     delta_id: int  # the token whose logit is taken apart
     entered: Entered | None  # None where a logit of the row is not finite
     by_layer: Waterfall | None
@@ -129,7 +90,7 @@ def _trace_twin(cell: Cell, place: Place, reference: Reference, native: Native, 
     with burn(cell, "burn_follow", Compute.F32) as engine:
         followed = engine.call("follow", nodes, cell.facts.n_head, cell.facts.n_head_kv)
         candidate_run = engine.call("run_info")
-    arbiter_run = _arbitrate(cell, place, folder)
+    arbiter_run = arbitrate(cell, cell.model_path, place, folder, rounded=False)
     runs = {"reference-twin": reference_run, "candidate": candidate_run, "arbiter": arbiter_run}
     pair, limits = _pair(cell, place, folder, runs)
     rung, divergences, _ = judge_twin(pair, place.positions, limits)
@@ -151,22 +112,14 @@ def _trace_twin(cell: Cell, place: Place, reference: Reference, native: Native, 
         capsule_lost=native.capsule_lost,
         twin_ops=tuple(twin_ops),
         followed=followed,
-        layers=_layers(cell, place, folder),
+        layers=compare_layers(cell.facts.n_layer, place, nodes, folder),
+        native_layers=native.layers,
         delta_id=delta_id,
         entered=entered,
         **falls,
         token_text=tokens.used_text(reference.token_text, pair),
         runs=runs,
     )
-
-
-def _arbitrate(cell: Cell, place: Place, folder: Path) -> RunInfo:
-    progress = cell.progress.step("the float64 arbiter")
-    asked = {"path": str(cell.model_path), "n_threads": cell.n_threads, "angles": WALKED}
-    with Worker("oracle", asked, log=cell.log("oracle")) as engine:
-        engine.call("taps", list(place.sequence), folder, progress=progress)
-        run: RunInfo = engine.call("run_info")
-    return run
 
 
 def _pair(cell: Cell, place: Place, folder: Path, runs: Mapping[str, RunInfo]) -> tuple[PairTrace, BandSet]:
@@ -230,35 +183,3 @@ def _falls(cell: Cell, place: Place, nodes: Path, entered: Entered | None, token
 
 def _size(value: float) -> float:
     return abs(value) if value == value else float("inf")
-
-
-def _layers(cell: Cell, place: Place, folder: Path) -> Layers:
-    """Return the errors after each layer and of the logits, one layer in memory at a time."""
-    n, n_layer, stop = len(place.sequence), cell.facts.n_layer, place.row + 1
-    nodes_folder = folder / "twin"
-    nodes = NodeFile(nodes_folder)
-    true = np.memmap(folder / "l_out.f64", "<f8", "r").reshape(n_layer, n, -1)
-    ours = np.memmap(nodes_folder / STREAMS, "<f4", "r").reshape(n_layer, n, -1)
-    burn, llamacpp, total = (np.empty((n_layer + 1, n)) for _ in range(3))
-    blames = []
-    for place_, name, arbiter, theirs, own in (
-        *((layer, f"layer {layer}", true[layer], f"l_out-{layer}", ours[layer]) for layer in range(n_layer)),
-        (
-            n_layer,
-            "logits",
-            _rows(folder / "logits.f64", n, "<f8"),
-            "result_output",
-            _rows(folder / "twin" / LOGITS, n),
-        ),
-    ):
-        reference: F32 = nodes.rows(theirs)
-        burn[place_] = position_errors(arbiter, own)
-        llamacpp[place_] = position_errors(arbiter, reference)
-        norms = np.linalg.norm(arbiter, axis=-1)
-        total[place_] = np.linalg.norm(np.asarray(own, np.float64) - reference, axis=-1) / norms
-        blames.append(blame(name, arbiter[:stop], reference[:stop], own[:stop]))
-    return Layers(burn, llamacpp, total, FLOOR * floors(burn, llamacpp), tuple(blames))
-
-
-def _rows(path: Path, n: int, dtype: str = "<f4") -> Any:  # noqa: ANN401 - a memory map of either width
-    return np.memmap(path, dtype, "r").reshape(n, -1)

@@ -10,8 +10,9 @@ from parity_lib.capture.capsule_save import save_capsule
 from parity_lib.capture.cell_request import Cell
 from parity_lib.capture.model_twins import ensure_twin
 from parity_lib.capture.split import split_errors
+from parity_lib.capture.trace_layers import Layers, compare_layers
 from parity_lib.capture.trace_place import Place
-from parity_lib.capture.trace_runs import capture, replay
+from parity_lib.capture.trace_runs import arbitrate, burn, capture, replay
 from parity_lib.compare.ops import Replayed
 from parity_lib.compare.split import ErrorSplit
 from parity_lib.engines import sites
@@ -27,6 +28,7 @@ class Native:
 
     ops: Replayed  # T3
     split: ErrorSplit
+    layers: Layers  # end to end, the arbiter rounding activations as the reference does
     capsule: Path | None  # of the first op over its limit
     capsule_lost: str  # why there is none although an op is over
 
@@ -43,6 +45,7 @@ def trace_native(cell: Cell, place: Place, folder: Path) -> Native:
         errors = tuple(replay(cell, compute, folder))
         found = Replayed(place.prompt_idx, place.n_prompt, Settings.STRICT, watched, n_sites * len(watched), errors)
         split = split_errors(cell, place.sequence, folder, path, compute)
+        layers = _end_to_end(cell, place, path, compute, folder)
         capsule, lost = None, ""
         try:
             capsule = save_capsule(cell, folder, found, path, compute, run, cell.out_dir / CAPSULE)
@@ -50,4 +53,16 @@ def trace_native(cell: Cell, place: Place, folder: Path) -> Native:
             lost = str(error)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return Native(found, split, capsule, lost)
+    return Native(found, split, layers, capsule, lost)
+
+
+def _end_to_end(cell: Cell, place: Place, path: Path, compute: Compute, folder: Path) -> Layers:
+    """Let the candidate run beside the capture with the reference's rounding, and hold both against the arbiter."""
+    with burn(cell, "burn_follow", compute) as engine:
+        engine.call("follow", folder, cell.facts.n_head, cell.facts.n_head_kv)
+    exact = folder.with_name("rounded")
+    try:
+        arbitrate(cell, path, place, exact, rounded=True)
+        return compare_layers(cell.facts.n_layer, place, folder, exact)
+    finally:
+        shutil.rmtree(exact, ignore_errors=True)

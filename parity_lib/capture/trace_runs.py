@@ -11,6 +11,7 @@ from parity_lib.capture.trace_place import Place
 from parity_lib.compare.ops import OpError
 from parity_lib.engines import sites
 from parity_lib.engines.llama_cpp import worker_env
+from parity_lib.engines.oracle_rope import WALKED
 from parity_lib.engines.worker import Worker
 from parity_lib.names import Compute, Settings
 from parity_lib.traces import RunInfo
@@ -42,6 +43,16 @@ def replay(cell: Cell, compute: Compute, folder: Path) -> list[OpError]:
     with burn(cell, "burn_replay", compute) as engine:
         errors: list[OpError] = engine.call("replay", folder, progress=cell.progress.step("burn, op by op"))
     return errors
+
+
+def arbitrate(cell: Cell, path: Path, place: Place, folder: Path, *, rounded: bool) -> RunInfo:
+    """Let the float64 arbiter run the sequence on a file; ``rounded`` as the reference rounds its activations."""
+    progress = cell.progress.step("the float64 arbiter" + (", activations rounded" if rounded else ""))
+    asked = {"path": str(path), "n_threads": cell.n_threads, "angles": WALKED, "rounded": rounded}
+    with Worker("oracle", asked, log=cell.log("oracle")) as engine:
+        engine.call("taps", list(place.sequence), folder, progress=progress)
+        run: RunInfo = engine.call("run_info")
+    return run
 
 
 def burn(cell: Cell, kind: str, compute: Compute) -> Worker:

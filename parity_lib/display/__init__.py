@@ -40,6 +40,7 @@ _HOME = {
     "top_table": "trace_tables",
     "layer_table": "trace_tables",
     "op_table": "trace_tables",
+    "native_blame": "trace_blame",
     "trace_commands": "trace_tables",
     "split_table": "trace_split",
     "traced_tokens": "trace_slider",

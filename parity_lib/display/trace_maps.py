@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from parity_lib.capture.trace import FLOOR, TokenTrace
+from parity_lib.capture.trace import TokenTrace
+from parity_lib.capture.trace_layers import FLOOR
 from parity_lib.display.grid import FAR, LOST, OVER, Grid, grid_picture
 from parity_lib.display.page import Picture
 from parity_lib.display.text import Words, number, quoted

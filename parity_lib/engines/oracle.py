@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from parity_lib.compare.quantiser import ACTIVATIONS, Quantised, correction, minima, quantise
 from parity_lib.engines import machine
 from parity_lib.engines.oracle_rope import ANGLES, EXACT, rope
 from parity_lib.engines.protocol import Progress
@@ -62,7 +63,7 @@ def swiglu(gate: F64, up: F64) -> F64:
     return activated
 
 
-def linear(weight: Tensor, x: F64, out: Any = None, bias: Tensor | None = None) -> Any:  # noqa: ANN401 - array or map
+def linear(weight: Tensor, x: F64, out: Any = None, bias: Tensor | None = None, *, rounded: bool = False) -> Any:  # noqa: ANN401 - array or map
     """Return ``x @ weight^T + bias``, the weight dequantised a panel of its rows at a time.
 
     Args:
@@ -70,12 +71,19 @@ def linear(weight: Tensor, x: F64, out: Any = None, bias: Tensor | None = None) 
         x: ``(n, n_in)``.
         out: filled if given, ``(n, n_out)`` of any float type; else a float64 array is made.
         bias: ``(n_out,)`` or None.
+        rounded: put the activations through the reference's quantiser first, as its product with this type does.
     """
     n_out, n_in = weight.shape
     out = np.empty((len(x), n_out)) if out is None else out
+    given = quantise(ACTIVATIONS[weight.type], x.astype(np.float32)) if rounded else Quantised(x, None)
     step = max(1, PANEL // n_in)
     for start in range(0, n_out, step):
-        out[:, start : start + step] = x @ weight.dequantize(start, start + step).astype(np.float64).T
+        rows = slice(start, min(start + step, n_out))
+        product = given.values @ weight.dequantize(rows.start, rows.stop).astype(np.float64).T
+        if given.sums is not None:
+            blocks = np.ascontiguousarray(weight.rows[rows]).view(np.uint8).reshape(rows.stop - rows.start, -1)
+            product += correction(given, minima(weight.type, blocks))
+        out[:, rows] = product
     if bias is not None:
         out += bias.dequantize()
     return out
@@ -114,16 +122,17 @@ class Oracle:
         path: a GGUF file of a supported architecture, quantised or not.
         n_threads: recorded only; the matrix product's threads are set where the process starts.
         angles: RoPE's, ``exact`` or ``walked``; see ``oracle_rope``.
+        rounded: emulate the reference's quantiser of activations in front of each product; all else stays float64.
 
     Raises:
         EngineError: ``angles`` is neither.
         ModelFileError: the file cannot be read or is not supported.
     """
 
-    def __init__(self, path: Path | str, n_threads: int = 2, angles: str = EXACT) -> None:
+    def __init__(self, path: Path | str, n_threads: int = 2, angles: str = EXACT, *, rounded: bool = False) -> None:
         if angles not in ANGLES:
             raise EngineError("unknown angles", place="oracle", expected=" or ".join(ANGLES), found=angles)
-        self._angles = angles
+        self._angles, self._rounded = angles, rounded
         self._file: ModelFile | None = ModelFile(Path(path))
         self._facts = facts_of(self._file)
         self._path, self._n_threads, self._seconds = Path(path), n_threads, 0.0
@@ -139,7 +148,7 @@ class Oracle:
             build={},
             model_path=self._path.name,
             model_sha256=sha256_file(self._path),
-            settings={"compute": "float64", "angles": self._angles},
+            settings={"compute": "float64", "angles": self._angles, "rounded": self._rounded},
             isa_requested="any",
             isa_observed="unproven",
             isa_evidence={},
@@ -198,7 +207,8 @@ class Oracle:
         n_rows = sum(len(tokens) for tokens in sequences)
         with _new_rows(spool, (n_rows, self._facts.n_vocab), dtype) as rows:
             hidden = self._forward(file, sequences, progress, streams)
-            linear(file.tensors["token_embd.weight" if self._facts.tied_output else "output.weight"], hidden, rows)
+            output = file.tensors["token_embd.weight" if self._facts.tied_output else "output.weight"]
+            linear(output, hidden, rows, rounded=self._rounded)
         self._seconds += time.perf_counter() - began
         progress(n_rows, n_rows)
         return [len(tokens) for tokens in sequences]
@@ -218,10 +228,10 @@ class Oracle:
             progress(len(tokens) * layer // (facts.n_layer + 1), len(tokens))
             part = {name.removeprefix(f"blk.{layer}."): t for name, t in tensors.items() if f"blk.{layer}." in name}
             normed = rms_norm(x, part["attn_norm.weight"].dequantize().astype(np.float64), facts.rms_eps)
-            x = x + linear(part["attn_output.weight"], self._attend(file, part, normed, sequences))
+            x = x + self._linear(part["attn_output.weight"], self._attend(file, part, normed, sequences))
             normed = rms_norm(x, part["ffn_norm.weight"].dequantize().astype(np.float64), facts.rms_eps)
-            gated = swiglu(linear(part["ffn_gate.weight"], normed), linear(part["ffn_up.weight"], normed))
-            x = x + linear(part["ffn_down.weight"], gated)
+            gated = swiglu(self._linear(part["ffn_gate.weight"], normed), self._linear(part["ffn_up.weight"], normed))
+            x = x + self._linear(part["ffn_down.weight"], gated)
             if streams is not None:
                 streams[layer] = x
         return rms_norm(x, tensors["output_norm.weight"].dequantize().astype(np.float64), facts.rms_eps)
@@ -232,15 +242,18 @@ class Oracle:
         freqs = file.tensors.get("rope_freqs.weight")
         divisors = np.ones(facts.rope_dim // 2) if freqs is None else freqs.dequantize().astype(np.float64)
         positions = np.concatenate([np.arange(len(tokens), dtype=np.float64) for tokens in sequences])
-        q = linear(part["attn_q.weight"], x, bias=part.get("attn_q.bias")).reshape(n, facts.n_head, -1)
-        k = linear(part["attn_k.weight"], x, bias=part.get("attn_k.bias")).reshape(n, facts.n_head_kv, -1)
-        v = linear(part["attn_v.weight"], x, bias=part.get("attn_v.bias")).reshape(n, facts.n_head_kv, -1)
+        q = self._linear(part["attn_q.weight"], x, bias=part.get("attn_q.bias")).reshape(n, facts.n_head, -1)
+        k = self._linear(part["attn_k.weight"], x, bias=part.get("attn_k.bias")).reshape(n, facts.n_head_kv, -1)
+        v = self._linear(part["attn_v.weight"], x, bias=part.get("attn_v.bias")).reshape(n, facts.n_head_kv, -1)
         adjacent = facts.arch == "llama"
         angles = ANGLES[self._angles](positions, facts.rope_base, facts.rope_dim, divisors)
         q, k = rope(q, angles, adjacent=adjacent), rope(k, angles, adjacent=adjacent)
         ends = np.cumsum([len(tokens) for tokens in sequences])[:-1]
         parts = zip(*(np.split(array, ends) for array in (q, k, v)), strict=True)
         return np.concatenate([attention(*one) for one in parts])
+
+    def _linear(self, weight: Tensor, x: F64, bias: Tensor | None = None) -> Any:  # noqa: ANN401 - array or map
+        return linear(weight, x, bias=bias, rounded=self._rounded)
 
     def _open(self) -> ModelFile:
         if self._file is None:

@@ -226,3 +226,12 @@ def test_names_are_those_that_people_say() -> None:
     assert [short_name(name) for name in ("layer 4", "Kcur.MUL_MAT", "Kcur", "embd")] == [
         *("4", "attn_k", "Kcur", "token_embd"),
     ]
+
+
+def test_the_deployed_file_has_a_blame_of_its_own(sound: TokenTrace) -> None:
+    shown = show.native_blame(sound)
+    assert "On the deployed file, from the tokens to the logits: burn" in shown.plain
+    assert len(sound.native_layers.blames) == sound.cell.facts.n_layer + 1
+    assert sound.native_layers.llamacpp[0].max() < 1e-5  # with the rounding emulated; without it, 1e-3
+    assert sound.layers.llamacpp[0].max() < 1e-5
+    assert "from float64 with the reference" in shown.html
