@@ -29,8 +29,8 @@ def native_blame(trace: TokenTrace) -> Fragment:
     )
     note = (
         "Relative errors, norms over the channels, pooled over the positions up to the traced one; the interval is "
-        f"from a bootstrap over {logits.n} {logits.drawn}. A rounding that falls the other way is another input for all "
-        "that follows, so sound engines are far apart here and about equally far from the arbiter; where only one of "
+        f"from a bootstrap over {logits.n} {logits.drawn}. A rounding that falls the other way is another input "
+        "from there on, so sound engines are far apart here and about equally far from the arbiter; where only one of "
         "them had such a step it shows as many times, and is nobody's fault while every op above is inside its limits."
     )
     body = details(f"{len(rows)} rows: layer by layer", table(_COLUMNS, rows, css="layers"))
