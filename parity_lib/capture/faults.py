@@ -55,6 +55,7 @@ class Baseline:
     candidate: Rows
     ops: Finding
     itself: Finding
+    isa: Finding
     judgement: Judgement
 
     @property
@@ -91,12 +92,13 @@ def capture_baseline(request: CellRequest, only: str = "", faults: Path | None =
     candidate = steps.capture_candidate(cell, reference)
     ops = steps.replay_ops(cell, reference)
     itself = steps.check_self(cell, reference, candidate)
-    rows = (reference, twin, candidate)
-    judgement = steps.judge(cell, pins, weights, *rows, spread=spread, tokens=tokens, ops=ops, itself=itself)
+    isa = steps.prove_isa(cell, reference, candidate)
+    found = {"tokens": tokens, "ops": ops, "itself": itself, "isa": isa}
+    judgement = steps.judge(cell, pins, weights, reference, twin, candidate, spread=spread, **found)
     store.save_verdict(judgement.verdict, cell.out_dir)
     drills, not_seeded = _chosen(_drills(cell, reference.prompts, faults), cell, only)
     return Baseline(
-        cell, drills, not_seeded, pins, tokens, weights, reference, twin, spread, candidate, ops, itself, judgement
+        cell, drills, not_seeded, pins, tokens, weights, reference, twin, spread, candidate, ops, itself, isa, judgement
     )
 
 
@@ -190,11 +192,12 @@ def _seed(baseline: Baseline, drill: Drill) -> Kill:
     try:
         if drill.at == RECORD:
             twin, candidate = stale_rows(baseline, drill.fault, folder), baseline.candidate
-            ops, itself = baseline.ops, baseline.itself
+            ops, itself, isa = baseline.ops, baseline.itself, baseline.isa
         else:
             twin, candidate = baseline.twin, steps.capture_candidate(cell, baseline.reference)
             ops = steps.replay_ops(cell, baseline.reference)
             itself = steps.check_self(cell, baseline.reference, candidate)
+            isa = steps.prove_isa(cell, baseline.reference, candidate)
         judgement = steps.judge(
             cell,
             baseline.pins,
@@ -206,6 +209,7 @@ def _seed(baseline: Baseline, drill: Drill) -> Kill:
             tokens=baseline.tokens,
             ops=ops,
             itself=itself,
+            isa=isa,
         )
         verdict = judgement.verdict
         changed = _rows_changed(baseline.judgement, judgement) if drill.at == ENGINE else None
