@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from parity_lib.compare.quantiser import ACTIVATIONS, correction, minima, quantise
+from parity_lib.compare.quantiser import ACTIVATIONS, correction, minima, quantise, round_bf16
 from parity_lib.compare.split import ProductSplit, split_product
 from parity_lib.engines import sites
 from parity_lib.engines.burn import Burn
@@ -62,8 +62,12 @@ class BurnSplit(Burn):
         return split_product(site, tensor.type, exact, with_rounding, theirs, n_weights=n_weights, differ=differ)
 
     def _panels(self, tensor: Tensor) -> Iterator[tuple[slice, F32, Any, F32]]:
-        """Yield which rows, and these rows of a weight: dequantised by ``gguf``, as they lie there, by this engine."""
+        """Yield which rows, and these rows of a weight: dequantised by ``gguf``, as they lie there, by this engine.
+
+        Against a BF16 twin this engine's numbers are rounded first, as its policy does before it multiplies.
+        """
         own = np.frombuffer(self.dequantize(tensor.name), "<f4").reshape(tensor.shape)
+        own = round_bf16(own) if tensor.type == "BF16" else own
         step = max(1, PANEL // tensor.shape[1])
         for start in range(0, tensor.shape[0], step):
             stop = min(start + step, tensor.shape[0])

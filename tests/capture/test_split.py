@@ -90,6 +90,20 @@ def test_a_wrong_block_is_counted_as_dequantised_otherwise(
     assert (product.activations, product.accumulation) == (before.activations, before.accumulation)
 
 
+def test_a_bf16_twin_is_no_other_dequantisation(tmp_path: Path) -> None:
+    shape = Shape(n_layer=1, n_vocab=256)
+    plain, twin = (build("llama", kind, tmp_path / f"{kind}.gguf", shape) for kind in ("F32", "BF16"))
+    cell = open_cell(model=str(plain), prompts=str(PROMPTS), out_dir=str(tmp_path / "out"), n_threads=1)
+    asked = {"path": str(twin), "isa": cell.id.isa, "settings": "strict", "n_threads": 1}
+    with Worker("llama_taps", asked, env=worker_env("strict")) as engine:
+        engine.call("capture", TOKENS, [20, 2], tmp_path / "nodes")
+    found = split_errors(cell, TOKENS, tmp_path / "nodes", twin, Compute.BF16)
+    assert found.differ == 0
+    assert {kind.types for kind in found.kinds} == {("BF16",)}
+    assert found.logits is not None
+    assert found.logits.rounded_to_reference < found.logits.plain_to_reference
+
+
 def test_a_logit_that_is_not_finite_leaves_the_products(captured: tuple[Cell, Path]) -> None:
     cell, nodes = captured
     broken = replace(cell, request=replace(cell.request, fault="nan@blk.3"))
