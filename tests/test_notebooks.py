@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-MAX_CODE_LINES, MAX_CELLS, MAX_LINES_OF_A_CELL = 100, 22, 12
+MAX_CODE_LINES, MAX_CELLS, MAX_LINES_OF_A_CELL = 100, 23, 13
 FORBIDDEN = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.Try, ast.While, ast.For, ast.With)
 # The same words mean the same everywhere; a new one is added here, and to the design, on purpose.
 PARAMETERS = {
@@ -38,7 +38,7 @@ PARAMETERS = {
         *("model", "quant", "isa", "stack", "compute", "prompts", "prompt", "token", "fault", "out_dir"),
     },
     "06_night": {"run_dir"},
-    "00_machine_and_pins": {"verify"},
+    "00_machine_and_pins": {"verify", "prove"},
 }
 
 every_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)

@@ -27,7 +27,7 @@ _HOME = {
     "weight_table": "tensors",
     "op_kinds": "op_summary",
     "self_table": "relations",
-    "isa_table": "isa_table",
+    "isa_table": "instructions",
     "literal_table": "literal",
     "trace_conclusion": "trace_words",
     "traced_positions": "trace_words",

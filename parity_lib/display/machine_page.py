@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from parity_lib.capture.models import ModelStatus
-from parity_lib.display.isa_table import proof_tables
+from parity_lib.display.instructions import proof_tables
 from parity_lib.display.page import HEADLINE, Column, Fragment, plain_table, table
 from parity_lib.display.text import NONE, escape, short, size
 from parity_lib.engines.machine import missing_flags

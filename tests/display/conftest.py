@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from parity_lib.compare.align import align
 from parity_lib.compare.consistency import RELATIONS, judge_self
+from parity_lib.compare.isa import judge_isa, prove
 from parity_lib.compare.logits import judge_twin
 from parity_lib.compare.metrics import RowStatistics, pair_statistics, row_digests
 from parity_lib.compare.native import judge_native
@@ -20,6 +24,8 @@ from parity_lib.compare.token_differences import load_differences
 from parity_lib.compare.tokens import BytesResult, TextResult, TokenizerPair, judge_tokens
 from parity_lib.display.position_data import Positions, positions
 from parity_lib.display.text import Words
+from parity_lib.isa_proofs import Evidence
+from parity_lib.json_text import encode
 from parity_lib.names import Kind, LedgerClass, Outcome, Rung
 from parity_lib.night.record import CellRecord, Night, PageRecord
 from parity_lib.spreads import AGAINST, DEFAULT, DEFAULT_DECODE, FLASH_F16, TWIN, SelfSpread, with_copies_marked
@@ -342,6 +348,12 @@ def replayed_ops(factor: float) -> Replayed:
     return Replayed(0, 5, "strict", (20, 1), 3, tuple(errors), {"CPU_Mapped": 7})
 
 
+def recorded_evidence() -> list[Evidence]:
+    """Return what real runs showed on a machine with AVX-512; each claims to be AMX."""
+    path = Path(__file__).parents[1] / "fixtures" / "polyfill.json"
+    return [Evidence.from_json(entry) for entry in json.loads(path.read_text())["evidence"]]
+
+
 OPS_TOLD = {"prompt_idx": 0, "settings": "strict", "passes": [20, 1], "weights_in": {"CPU_Mapped": 7}}
 
 
@@ -360,6 +372,7 @@ def full_verdict(make_verdict: Callable[..., Verdict]) -> Callable[..., Verdict]
         t5 = judge_native(noisy(5, 0.09 if red else 0.02), expected, self_spread(), None)
         t6 = judge_self(rows, wanted, again)
         ops = replayed_ops(1.001 if red else 1.0)
+        proofs = [prove(replace(evidence, requested="avx512")) for evidence in recorded_evidence()[1:]]
         sequences = [list(range(prompt + generated - 1)) for prompt, generated in LENGTHS]
         sequences[2] = [n % 40 for n in sequences[2]]
         text = text_numbers(sequences, [prompt for prompt, _ in LENGTHS])
@@ -368,6 +381,7 @@ def full_verdict(make_verdict: Callable[..., Verdict]) -> Callable[..., Verdict]
             "tokens": t1[2],
             "self": {**t6[2], "full": False, "threads": "2 and 1", "rows": len(rows)},
             "text": text,
+            "isa": {"proofs": encode(proofs), "deployed": encode(proofs[-1]), "required": False},
             "ops": {"sequences": [OPS_TOLD], "kinds": kinds([ops])},
             "power": power_statement(sum(numbers["effective_positions"] for numbers in text)),
             "cache": {"reference": "computed again, bit-equal", "twin": "cached", "notes": ["the disk is full"]},
@@ -375,7 +389,8 @@ def full_verdict(make_verdict: Callable[..., Verdict]) -> Callable[..., Verdict]
         }
         base = make_verdict()
         found = [r for r in base.rungs if r.rung is not Rung.T5]
-        own = tuple(sorted((*found, t1[0], judge_ops([ops])[0], t5[0], t6[0]), key=lambda r: r.rung.value))
+        t7 = judge_isa(proofs, expected=2, required=False)[0]
+        own = tuple(sorted((*found, t1[0], judge_ops([ops])[0], t5[0], t6[0], t7), key=lambda r: r.rung.value))
         return dataclasses.replace(
             base,
             outcome=Outcome.DIVERGED if red else Outcome.PARITY,

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from parity_lib.capture.models import list_models
 from parity_lib.display.machine_page import check_table, file_table, leg_table, machine_header, stack_table
+from parity_lib.engines.machine import missing_flags
+from parity_lib.isa_proofs import BURN, LLAMA_CPP, Evidence, IsaProof, Sampled
 from parity_lib.pins import load_pins
 
 
@@ -45,11 +47,24 @@ def test_what_blocks_comes_first_and_what_is_merely_absent_second() -> None:
     assert "not here" in lines[2]
 
 
-def test_no_leg_is_called_proven() -> None:
+def test_no_leg_is_called_proven_without_a_proof() -> None:
     lines = leg_table(load_pins()).plain.splitlines()[1:]
     assert [line.split()[0] for line in lines] == ["avx512", "avx2", "amx", "neon"]
     for line in lines:
         assert ("unproven" in line) != ("lacks" in line)
+
+
+def test_a_leg_says_what_was_seen_of_each_engine() -> None:
+    pins = load_pins()
+    leg = next(name for name, leg in pins.llama_cpp.legs.items() if not missing_flags(leg.cpu_flags))
+    sampled = Sampled(50, 0, 40, {leg: 40}, {leg: 30}, ())
+    good = IsaProof(Evidence(BURN, "forced pass", leg, sampled), leg, proven=True, reason="30 samples")
+    bad = IsaProof(Evidence(LLAMA_CPP, "strict settings", leg, None, "no sampler"), "unproven", False, "no sampler")
+    shown = leg_table(pins, [good, bad])
+    [line] = [line for line in shown.plain.splitlines() if line.startswith(f"{leg} ")]
+    assert f"{leg}, proven" in line
+    assert "unproven, no sampler" in line
+    assert "burn, forced pass" in shown.plain
 
 
 def test_every_pinned_file_and_stack_is_listed() -> None:
