@@ -67,6 +67,10 @@ def rejudge(reference: Path | str, candidate: Path | str, side: str = "") -> Ver
         side: which side of both to take, to compare one engine on two hosts or legs. By default it is llama.cpp
             of the first against burn of the second.
 
+    One engine on two legs is judged where it was fed the same: each leg's reference writes its own text, and from the
+    token on where two texts part a row is the answer to another question. How many rows that leaves out is said, and
+    how many of the others are bit-equal.
+
     The same folder twice is judged on the statistics over the whole vocabulary that were taken at capture: T4 by the
     limits that lie beside them, T5 by the self-spread that does, where there is one. Two folders have only their
     stored tops: rms is then over the ids that both hold, and a logit that the other side did not store is taken as
@@ -90,9 +94,21 @@ def rejudge(reference: Path | str, candidate: Path | str, side: str = "") -> Ver
             next_step="its verdict.json has the distances, in literal.bf16",
         )
     same = not side and first.folder.resolve() == second.folder.resolve()
-    pair = first.pair if same else pair_of_tops(first.side(side or REFERENCE), second.side(side or CANDIDATE))
-    rung, divergences, ledger = judge_twin(pair, _positions(first.pair), first.bands)
-    native, divergences_t5, literal = _native(first, rung) if same else (None, [], {"note": TOPS_ONLY})
+    expected = _positions(first.pair)
+    if same:
+        pair = first.pair
+    elif side:
+        ours, theirs, expected, parted = common(first.side(side), second.side(side), expected)
+        pair = pair_of_tops(ours, theirs)
+    else:
+        pair = pair_of_tops(first.side(REFERENCE), second.side(CANDIDATE))
+    rung, divergences, ledger = judge_twin(pair, expected, first.bands)
+    if same:
+        native, divergences_t5, literal = _native(first, rung)
+    else:
+        native, divergences_t5, literal = None, [], {"note": TOPS_ONLY}
+    if side:
+        literal = {"note": f"{_one_engine(pair, parted)}; {TOPS_ONLY}"}
     rungs = (rung,) if native is None else (rung, native)
     gated = first.verdict.rung(Rung.T5)
     had_t5 = same and gated is not None and gated.outcome is not Outcome.REPORTED
@@ -110,6 +126,50 @@ def rejudge(reference: Path | str, candidate: Path | str, side: str = "") -> Ver
         pins=first.verdict.pins,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def common(
+    ours: LogitTrace, theirs: LogitTrace, expected: list[Position]
+) -> tuple[LogitTrace, LogitTrace, list[Position], int]:
+    """Return two traces of the same prompts, and the positions expected of them, up to where their fed tokens part.
+
+    Args:
+        ours: one run of an engine.
+        theirs: another.
+        expected: positions that each had to score.
+
+    Returns:
+        Both traces and the expected positions without those behind a parting, and how many positions that leaves out.
+
+    Raises:
+        TraceMismatchError: other positions, or not one row in common.
+    """
+    if not all(np.array_equal(getattr(ours, name), getattr(theirs, name)) for name in ("prompt_idx", "token_idx")):
+        raise TraceMismatchError(
+            "the two runs scored other positions",
+            expected=f"{len(ours)} rows",
+            found=f"{len(theirs)} rows",
+            next_step="both must come from the same prompts",
+        )
+    parts: dict[int, int] = {}  # prompt -> first token that was fed another id
+    for row in np.flatnonzero(ours.fed_id != theirs.fed_id):
+        parts.setdefault(int(ours.prompt_idx[row]), int(ours.token_idx[row]))
+    kept = [p for p in expected if p.token_idx < parts.get(p.prompt_idx, p.token_idx + 1)]
+    wanted = set(kept)
+    pairs = zip(ours.prompt_idx.tolist(), ours.token_idx.tolist(), strict=True)
+    rows = np.array([i for i, place in enumerate(pairs) if Position(*place) in wanted], np.int64)
+    if not len(rows):
+        raise TraceMismatchError(
+            "the two runs were not fed one token alike", expected="the same prompts", found="others"
+        )
+    return ours.take(rows), theirs.take(rows), kept, len(expected) - len(kept)
+
+
+def _one_engine(pair: PairTrace, parted: int) -> str:
+    equal = int((pair.reference.row_sha256 == pair.candidate.row_sha256).all(axis=1).sum())
+    legs = f"{pair.reference.run.isa_requested} against {pair.candidate.run.isa_requested}"
+    left = f", {parted:,} positions left out where the two references' texts had parted" if parted else ""
+    return f"{pair.reference.run.engine}, {legs}: {equal:,} of {len(pair):,} rows bit-equal{left}"
 
 
 def _native(stored: Stored, twin: RungResult) -> tuple[RungResult | None, list[Divergence], dict[str, Any]]:

@@ -9,8 +9,8 @@ import pytest
 
 from parity_lib.compare.metrics import pair_statistics, row_digests
 from parity_lib.errors import TraceMismatchError, UsageError
-from parity_lib.rejudge import pair_of_tops, rejudge
-from parity_lib.traces import F32, LogitTrace, RunInfo
+from parity_lib.rejudge import common, pair_of_tops, rejudge
+from parity_lib.traces import F32, LogitTrace, Position, RunInfo
 
 RUN = RunInfo(
     *("burn", "0", "0", {}, "m", "0" * 64, {}, "avx2", "unproven", {}, 1, "F32", "f32", "", "", "c", "h"),
@@ -68,6 +68,23 @@ def test_other_tokens_or_other_positions_are_refused() -> None:
         pair_of_tops(reference, other)
     with pytest.raises(TraceMismatchError, match="same tokens"):
         pair_of_tops(reference, traces(rows[:3], rows[:3])[1])
+
+
+def test_one_engine_is_compared_up_to_where_the_texts_part() -> None:
+    rows = np.random.default_rng(4).normal(0, 5, (5, 500)).astype(np.float32)
+    ours, theirs = traces(rows, rows)
+    positions = [Position(0, i) for i in range(5)]
+    assert common(ours, theirs, positions)[2:] == (positions, 0)
+    parted = replace(theirs, fed_id=np.array([3, 3, 4, 3, 4], np.int32))
+    left, right, kept, lost = common(ours, parted, positions)
+    assert (len(left), len(right), kept, lost) == (2, 2, positions[:2], 3)
+    assert np.array_equal(left.row_sha256, ours.row_sha256[:2])
+    missing = [Position(1, 0), *positions]  # a prompt that neither side delivered stays expected
+    assert common(ours, parted, missing)[2] == [Position(1, 0), *positions[:2]]
+    with pytest.raises(TraceMismatchError, match="not fed one token alike"):
+        common(ours, replace(theirs, fed_id=np.full(5, 9, np.int32)), positions)
+    with pytest.raises(TraceMismatchError, match="scored other positions"):
+        common(ours, traces(rows[:3], rows[:3])[1], positions)
 
 
 def test_unknown_side_is_refused() -> None:
