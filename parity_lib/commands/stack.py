@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from parity_lib.commands.stack_words import bits_words, op_lines, without_line
+from parity_lib.commands.stack_words import bits_words, op_lines, reader_line, tiles_lines, without_line
 
 if TYPE_CHECKING:
     from parity_lib.capture.cell import Cell, Reference
     from parity_lib.pins import StackPin
 
 OK, DIFFERS, INCOMPLETE = 0, 1, 3
+TILES_EPILOG = "Exit status: 0 right and on AMX tiles; 1 wrong; 2 usage error; 3 AMX did not run, or a hole."
+FORK_STACK = "spine"  # whose extension can call the fork's own functions by name
 SOUND = 1e-5  # of a product, largest difference over its rms: f32 sums of 512 terms reach a fifth of it
 
 
@@ -228,3 +230,43 @@ def diagnose_command(
             for without in without_ops(cell, reference, stack, twins):
                 click.echo(without_line(without))
     return DIFFERS if found.wrong else OK
+
+
+@group.command(name="tiles", epilog=TILES_EPILOG)
+@click.argument("model")
+@click.argument("quant", default="")
+@click.option("--prompt", default="0", show_default=True, metavar="ID", help="Number or name of the replayed prompt.")
+@click.option("--isa", default="host", show_default=True, help="Instruction-set leg, or 'host': the widest here.")
+@click.option("--prompts", default="", metavar="FILE", help="A prompts file of your own.")
+@click.option("--threads", default=0, metavar="N", help="Threads of each engine; 0 is every core.")
+def tiles_command(model: str, quant: str, prompt: str, isa: str, prompts: str, threads: int) -> int:
+    """Call the fork's BF16 tile kernel by name for every weight product of MODEL QUANT, and say whether AMX ran."""
+    from parity_lib.capture.tiles import replay_tiles
+    from parity_lib.capture.trace_place import find_place
+    from parity_lib.engines.tile_replay import KERNEL
+
+    ask = {"model": model, "quant": quant, "isa": isa, "prompts": prompts, "n_threads": threads}
+    with _opened(FORK_STACK, **ask) as (cell, reference):
+        number = cell.suite.get(prompt).idx
+        place = find_place(cell, reference, prompt, len(reference.sequences[number]) - len(reference.prompts[number]))
+        found = replay_tiles(cell, FORK_STACK, place)
+        click.echo(f"{KERNEL} on {cell.id.model} {cell.id.quant}, prompt {number} ({place.prompt}), BF16 twin:")
+    for line in tiles_lines(found):
+        click.echo(line)
+    return DIFFERS if found.wrong else OK if found.amx else INCOMPLETE
+
+
+@group.command(name="reader", epilog="Exit status: 0 every tensor equal; 1 not; 2 usage error; 3 a hole.")
+@click.argument("model")
+@click.argument("quant", default="")
+def reader_command(model: str, quant: str) -> int:
+    """Read every tensor of MODEL QUANT with the fork's own GGUF reader, and compare it bit by bit."""
+    from parity_lib.capture.fork_reader import compare_reader
+    from parity_lib.capture.models import ensure
+    from parity_lib.pins import load_pins
+
+    path = Path(model) if Path(model).is_file() else ensure(model, quant, load_pins())
+    results = compare_reader(path, FORK_STACK)
+    for result in results:
+        click.echo(reader_line(result))
+    return OK if all(result.right for result in results) else DIFFERS

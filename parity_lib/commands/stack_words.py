@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from parity_lib.capture.fork_reader import TypeResult
     from parity_lib.capture.stack_diagnosis import Without, WrongOp
+    from parity_lib.capture.tiles import Tiles
     from parity_lib.compare.bits import BitDifference
 
 
@@ -48,3 +50,30 @@ def without_line(without: Without) -> str:
     if rung is None or rung.worst is None or rung.limit is None:
         return f"  {without.side}: {words}"
     return f"  {without.side}: T4 {rung.outcome}, worst {rung.worst:.3g} of limit {rung.limit:.3g} {rung.unit}; {words}"
+
+
+def tiles_lines(found: Tiles) -> list[str]:
+    """Return how the fork's BF16 kernel did, and which path it took."""
+    lines = []
+    for words, errors in (("rounded to nearest even", found.nearest), ("rounded by the fork's conversion", found.own)):
+        over = sum(not error.share <= 1 for error in errors)
+        worst = max(errors, key=lambda error: error.share)
+        lines.append(
+            f"  activations {words}: {over} of {len(errors)} products over their limit; worst {worst.site}, "
+            f"{worst.phase}: NMSE {worst.nmse:.2g}, {worst.share:.2g} of its limit"
+        )
+    path = "AMX tiles by its own dispatch, not proven" if found.amx else "its fallback: AMX did not run"
+    lines.append(f"  path: {path}")
+    lines += [f"    {line.strip()}" for line in found.report.splitlines() if line.strip()]
+    return lines
+
+
+def reader_line(result: TypeResult) -> str:
+    """Return how the fork's reader did on the tensors of one type."""
+    head = (
+        f"{'ok   ' if result.right else 'WRONG'} {result.kind:5} {result.n_equal} of {result.n_tensors} tensors equal"
+    )
+    if result.n_values:
+        share = result.same_values / result.n_values
+        head += f"; {share:.1%} of {result.n_values:,} values, cosine {result.cosine:.4f}"
+    return head + (f"; refused: {result.refused}" if result.refused else "")

@@ -31,6 +31,7 @@ ENGINES = {
     "llama_vocabulary": "parity_lib.engines.llama_vocabulary:LlamaVocabulary",
     "burn": "parity_lib.engines.burn:Burn",
     "burn_follow": "parity_lib.engines.burn_follow:BurnFollow",
+    "tile_replay": "parity_lib.engines.tile_replay:TileReplay",
     "burn_replay": "parity_lib.engines.burn_replay:BurnReplay",
     "burn_split": "parity_lib.engines.burn_split:BurnSplit",
     "burn_site": "parity_lib.engines.burn_site:BurnSite",

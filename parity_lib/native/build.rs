@@ -19,6 +19,10 @@ fn main() {
     let lock = manifest.join("Cargo.lock");
 
     set("BURN_GGUF_STACK", &stack);
+    println!("cargo::rustc-check-cfg=cfg(spine)");
+    if stack == "spine" {
+        println!("cargo::rustc-cfg=spine"); // the fork's own kernels can be called by name
+    }
     set("BURN_GGUF_SOURCE_SHA256", &source_sha256(&manifest, &root));
     set("BURN_GGUF_LOCK_SHA256", &hex(Sha256::digest(read(&lock))));
     set("BURN_GGUF_VERSIONS", &locked_versions(&String::from_utf8_lossy(&read(&lock))));

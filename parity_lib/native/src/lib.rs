@@ -10,6 +10,8 @@ pub mod cache;
 pub mod error;
 pub mod facts;
 pub mod fault;
+#[cfg(spine)]
+pub mod fork_reader;
 pub mod gguf;
 pub mod isa;
 pub mod linear;
@@ -28,6 +30,8 @@ pub mod session;
 mod state;
 pub mod tap;
 mod tensors;
+#[cfg(spine)]
+pub mod tile;
 
 #[cfg(feature = "python")]
 mod py;

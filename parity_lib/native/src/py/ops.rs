@@ -24,6 +24,12 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(op_swiglu, module)?)?;
     module.add_function(wrap_pyfunction!(op_add, module)?)?;
     module.add_function(wrap_pyfunction!(op_embed, module)?)?;
+    #[cfg(spine)]
+    {
+        module.add_function(wrap_pyfunction!(op_tile_gemm, module)?)?;
+        module.add_function(wrap_pyfunction!(tile_report, module)?)?;
+        module.add_function(wrap_pyfunction!(fork_tensor, module)?)?;
+    }
     Ok(())
 }
 
@@ -232,4 +238,37 @@ fn op_embed<'py>(
     tokens: Vec<u32>,
 ) -> PyResult<Bound<'py, PyBytes>> {
     one_op(py, 1, || ops::embed(&Weight::new(weight_type(ty)?, n_vocab, n_embd, blocks)?, &tokens))
+}
+
+/// Rows of `weights` `(n, k)` times rows of `x` `(m, k)` through the fork's own BF16 tile kernel: `(m, n)`, with the
+/// kernel's own rounding to BF16 or with the nearest even value.
+#[cfg(spine)]
+#[pyfunction]
+#[pyo3(signature = (weights, x, k, own_rounding = false, n_threads = 1))]
+fn op_tile_gemm<'py>(
+    py: Python<'py>,
+    weights: &[u8],
+    x: &[u8],
+    k: usize,
+    own_rounding: bool,
+    n_threads: usize,
+) -> PyResult<Bound<'py, PyBytes>> {
+    one_op(py, n_threads, || {
+        Ok(crate::tile::multiply(&matrix("weights", weights, k)?, &matrix("activations", x, k)?, own_rounding))
+    })
+}
+
+/// What the fork says about AMX, and whether its kernel would use it: `(used, report)`.
+#[cfg(spine)]
+#[pyfunction]
+fn tile_report() -> (bool, String) {
+    crate::tile::report()
+}
+
+/// A tensor's values as the fork's own reader gives them.
+#[cfg(spine)]
+#[pyfunction]
+fn fork_tensor<'py>(py: Python<'py>, path: std::path::PathBuf, name: &str) -> PyResult<Bound<'py, PyBytes>> {
+    let values = detached(py, || crate::fork_reader::tensor(&path, name))?;
+    Ok(bytes(py, &values))
 }

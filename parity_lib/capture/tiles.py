@@ -1,0 +1,56 @@
+"""Judge the fork's BF16 tile kernel as the policy bf16 is judged at T3: on the reference's run of the BF16 twin."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+
+from parity_lib.capture.cell_request import Cell
+from parity_lib.capture.model_twins import ensure_twin
+from parity_lib.capture.trace_place import Place
+from parity_lib.compare.ops import OpError
+from parity_lib.engines.llama_cpp import worker_env
+from parity_lib.engines.worker import Worker
+from parity_lib.names import Compute, Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """What the kernel gave, and which path it took."""
+
+    nearest: tuple[OpError, ...]  # every weight product, activations rounded to nearest even
+    own: tuple[OpError, ...]  # the same, rounded by the fork's own conversion
+    amx: bool  # the fork's own dispatch would take AMX tiles here
+    report: str  # the fork's words about AMX
+
+    @property
+    def wrong(self) -> list[OpError]:
+        """Return the products over their limit, to nearest even."""
+        return [error for error in self.nearest if not error.share <= 1]
+
+
+def replay_tiles(cell: Cell, stack: str, place: Place) -> Tiles:
+    """Compute every weight product of a sequence with the kernel, from the reference's own inputs on the BF16 twin.
+
+    Raises:
+        EngineError, PinError: the stack is not built, or cannot call the kernel.
+    """
+    folder = cell.spools / "tiles"
+    path = str(ensure_twin(cell.model_path, cell.pins, kind="BF16"))
+    llama = {"path": path, "settings": Settings.STRICT, "isa": cell.id.isa, "n_threads": cell.n_threads}
+    burn = {**llama, "stack": stack, "compute": Compute.BF16}
+    del burn["settings"]
+    try:
+        cell.progress.step("llama.cpp on the BF16 twin, every node of its graph")
+        with Worker("llama_taps", llama, env=worker_env(Settings.STRICT), log=cell.log("llama_cpp")) as engine:
+            engine.call("capture", list(place.sequence), list(place.passes), folder, watched=len(place.fills))
+        with Worker("tile_replay", burn, log=cell.log("burn")) as engine:
+            amx, report = engine.call("kernel")
+            progress = cell.progress.step("the fork's BF16 tiles")
+            nearest, own = (
+                tuple(engine.call("products", folder, own_rounding, progress=progress))
+                for own_rounding in (False, True)
+            )
+        return Tiles(nearest, own, amx, report)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
