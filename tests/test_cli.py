@@ -49,7 +49,7 @@ NAMES = [
 COMMANDS = [[], *([name] for name in NAMES)]
 COMMANDS += [["models", name] for name in ("list", "prepare", "verify", "stage")]
 COMMANDS += [["isa", name] for name in ("build", "prove", "split")]
-COMMANDS += [["stack", name] for name in ("build", "compare", "diagnose", "list", "ops", "prove")]
+COMMANDS += [["stack", name] for name in ("build", "compare", "diagnose", "list", "ops", "prove", "reader", "tiles")]
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)

@@ -14,9 +14,10 @@ import pytest
 from parity_lib.capture import reference_cache
 from parity_lib.capture.cell import CellRequest, run_cell
 from parity_lib.cli import main
-from parity_lib.engines import stack_store
+from parity_lib.engines import machine, stack_store
 from parity_lib.engines.burn_build import CRATES_IO
 from parity_lib.engines.worker import Worker
+from parity_lib.errors import EngineError
 from parity_lib.names import Outcome, Rung
 from parity_lib.pins import load_pins
 from parity_lib.stacks.build import build
@@ -155,3 +156,35 @@ def test_ops_that_are_known_to_be_wrong_are_named_where_the_stack_is_built(
     assert said[-1].startswith(f"{stack}: {wrong} wrong")
     assert {line.split()[1] for line in said if line.startswith("WRONG")} == set(wrong.split(", "))
     assert all("bits depend on the place" in line for line in said if line.startswith("WRONG rms_norm"))
+
+
+def test_the_fork_s_own_reader_and_tiles_are_judged_where_they_can_be_called(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    status = main(["stack", "reader", "synthetic-types", "MIXED"])
+    said = capsys.readouterr()
+    if not stack_store.folder(load_pins().stack("spine")).is_dir():
+        assert status == 3
+        assert "stack spine: the stack is not built" in said.err
+        return
+    assert status == 1
+    states = {line.split()[1]: line.split()[0] for line in said.out.splitlines()}
+    right = dict.fromkeys(("F32", "F16", "BF16", "Q8_0"), "ok")
+    wrong = dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"), "WRONG")
+    assert states == right | wrong
+    refused = {line.split()[1] for line in said.out.splitlines() if "Unsupported dtype" in line}
+    assert refused == set(wrong) - {"Q4_0", "Q4_K"}
+    status = main(["stack", "tiles", *MODEL, "--prompts", str(PROMPTS), "--threads", "1"])
+    said = capsys.readouterr()
+    assert "nearest even: 0 of 58 products over their limit" in said.out
+    used = "AMX did not run" not in said.out
+    assert status == (0 if used else 3)
+    assert used or machine.missing_flags(("amx_tile",)) or "available=false" in said.out
+
+
+def test_a_stack_without_the_fork_cannot_call_it() -> None:
+    with (
+        Worker("parity_lib.engines.fork_reader:ForkReader", {"stack": CRATES_IO}) as reader,
+        pytest.raises(EngineError, match="cannot call the fork's reader by name"),
+    ):
+        reader.call("tensor", Path("any.gguf"), "any")
