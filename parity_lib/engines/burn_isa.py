@@ -38,6 +38,8 @@ def fingerprint(linear: Callable[..., F32], policy: str) -> dict[str, str]:
     1 times (1 + e) is 1 if the operands are rounded to BF16. AVX2 and AVX-512 give the same bits: they are not told
     apart here, and products of BF16 numbers are exact, so that nothing is said of those.
 
+    Both are told by what lies nearer: a product with a wrong low bit is for other rungs to find.
+
     Args:
         linear: the candidate's own op, ``linear(type, blocks, n_out, n_in, x, policy)``.
         policy: arithmetic of the weight matmuls.
@@ -49,9 +51,9 @@ def fingerprint(linear: Callable[..., F32], policy: str) -> dict[str, str]:
         blocks = np.array(weight, "<f4").tobytes()
         return float(linear("F32", blocks, 1, 2, np.array(x, np.float32), policy)[0])
 
-    if product([one + e, 0], [one, 0]) == 1:
+    if abs(product([one + e, 0], [one, 0]) - 1) < e / 2:
         return {"operands": "bf16", "fma": "not told"}
-    fused = product([-(one + 2 * e), one + e], [one, one + e]) == float(e) ** 2
+    fused = product([-(one + 2 * e), one + e], [one, one + e]) > float(e) ** 2 / 2
     return {"operands": "f32", "fma": "yes" if fused else "no"}
 
 

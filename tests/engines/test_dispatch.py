@@ -129,6 +129,7 @@ def test_without_a_sampler_the_run_goes_on_and_says_so() -> None:
         ((1 + 2**-12, 2**-24), {"operands": "f32", "fma": "yes"}),
         ((1 + 2**-12, 0.0), {"operands": "f32", "fma": "no"}),
         ((1.0, 0.0), {"operands": "bf16", "fma": "not told"}),
+        ((1 + 2**-12 + 2**-20, 2**-24 + 2**-35), {"operands": "f32", "fma": "yes"}),  # wrong low bits
     ],
 )
 def test_two_products_tell_the_arithmetic(answers: Sequence[float], told: dict[str, str]) -> None:
