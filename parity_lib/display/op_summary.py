@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from parity_lib.compare.ops import CHANNEL_LIMIT, EXACT_OPS, POSITION_LIMIT, TENSOR_LIMIT
-from parity_lib.display.page import Column, Fragment, plain_table, table
+from parity_lib.display.page import Column, Fragment, details, plain_table, table
 from parity_lib.display.steps import ABSENT
 from parity_lib.display.text import NONE, count, escape, number, percent
 from parity_lib.display.trace_names import op_words
 from parity_lib.names import Rung
 from parity_lib.verdicts import Verdict
 
+_SHOWN = 12  # rows that are not folded; what is over a limit never is
 _COLUMNS = (
     Column("op"),
     Column("pass"),
@@ -43,7 +44,10 @@ def op_kinds(verdict: Verdict) -> Fragment:
         f"Limits: NMSE {number(TENSOR_LIMIT)} over the tensor, {number(POSITION_LIMIT)} for the worst position, "
         f"{number(CHANNEL_LIMIT)} for the worst channel of a prefill; {', '.join(sorted(EXACT_OPS))} to the bit."
     )
-    html = f"<p>{escape(scope)}</p>{table(_COLUMNS, rows, row_attributes=marks, css='ops')}"
+    top = max(_SHOWN, sum(1 for mark in marks if mark))
+    html = f"<p>{escape(scope)}</p>{table(_COLUMNS, rows[:top], row_attributes=marks[:top], css='ops')}"
+    if rows[top:]:
+        html += details(f"{len(rows[top:])} more kinds of ops", table(_COLUMNS, rows[top:], css="ops"))
     html += f"<p class=note>{escape(limits)}</p>"
     return Fragment(html=html, plain="\n".join([scope, plain_table(_COLUMNS, rows), limits]))
 
