@@ -35,17 +35,19 @@ def test_tiny_plan_is_at_parity(sound: tuple[int, Path]) -> None:
     assert [(cell.control, cell.good) for cell in night.cells] == [(False, True), (True, True)]
     verdict = store.load_verdict(folder / night.cells[0].verdict)
     assert not verdict.unpinned
-    for rung in (Rung.T0, Rung.T2, Rung.T4, Rung.T5):
+    for rung in set(Rung) - {Rung.T1}:  # no vocabulary
         result = verdict.rung(rung)
         assert result is not None
         assert result.compared == result.expected > 0
     assert len(store.load_pair(folder / night.cells[0].folder / "twin.npz")) == verdict.rung(Rung.T4).expected  # type: ignore[union-attr]
 
 
-def test_red_control_of_the_tiny_plan_is_caught_by_t4_and_adds_no_divergence(sound: tuple[int, Path]) -> None:
+def test_red_control_of_the_tiny_plan_is_caught_by_ops_and_logits_and_adds_no_divergence(
+    sound: tuple[int, Path],
+) -> None:
     _, folder = sound
     control = load_night(folder).cells[1]
-    assert (control.outcome, control.lowest_broken) == (Outcome.DIVERGED, Rung.T4)
+    assert (control.outcome, control.lowest_broken) == (Outcome.DIVERGED, Rung.T3)
     log = (folder / "night.log").read_text(encoding="utf-8").splitlines()
     assert any(line.startswith("CONTROL model=synthetic-llama quant=Q8_0") and "rung=T4" in line for line in log)
     assert any("red control 1/1 caught" in line for line in log)
