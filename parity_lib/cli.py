@@ -67,7 +67,9 @@ def doctor() -> int:
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder in which the run's folder is made.")
 @click.option("--only", default="", metavar="GLOB", help="Only the cells whose name matches.")
 @click.option("--require-all", is_flag=True, help="A cell that cannot run makes the night incomplete; no holes.")
-@click.option("--jobs", default=1, show_default=True, metavar="N", help="Cells at once, each on cores of its own.")
+@click.option(
+    "--jobs", type=int, default=None, metavar="N", help="Cells at once, each on cores of its own, not as planned."
+)
 @click.option("--full", is_flag=True, help="Replay every prompt op by op, and make every row again (T3, T6).")
 @click.option(
     "--resume",
@@ -77,7 +79,9 @@ def doctor() -> int:
     metavar="[NIGHT]",
     help="Go on with the newest unfinished night of this plan, or with the one named; finished cells are kept.",
 )
-def nightly(plan: str, out: Path | None, only: str, require_all: bool, jobs: int, full: bool, resume: str) -> int:
+def nightly(
+    plan: str, out: Path | None, only: str, require_all: bool, jobs: int | None, full: bool, resume: str
+) -> int:
     """Run a plan: each cell a notebook in its own process, verdicts, pages, index, one exit status."""
     from parity_lib.nightly import NightOptions, run_night
 

@@ -47,7 +47,7 @@ class NightOptions:
     only: str = ""
     require_all: bool = False
     notebooks: Path | None = None  # None: those of this checkout
-    jobs: int = 1
+    jobs: int | None = None  # cells at once; None: as many as the plan says
     full: bool = False  # rungs T3 and T6 on every prompt of every cell
     resume: str = ""  # "newest", or the name or folder of an unfinished night
 
@@ -65,7 +65,7 @@ def run_night(options: NightOptions, stream: TextIO | None = None) -> tuple[Nigh
     cells = plan.only(options.only) if options.only else plan.cells
     pins = load_pins()
     check_plan(plan, cells, pins, notebooks)
-    pool: Pool[tuple[int, Ready]] = Pool(options.jobs)
+    pool: Pool[tuple[int, Ready]] = Pool(plan.jobs if options.jobs is None else options.jobs)
     started, before = datetime.now(UTC), None
     parent = options.out or RUNS
     if options.resume:
@@ -107,6 +107,7 @@ class _Run:
     ) -> None:
         self.cells, self.plan, self.folder, self.screen, self.pool = cells, cells.plan, cells.folder, screen, pool
         self.records: dict[int, CellRecord] = {}  # by place in the plan
+        self._undrawn: list[tuple[int, Done]] = []  # decided, and their pages not drawn yet
         self.pages: list[PageRecord] = []
         now = started.isoformat(timespec="seconds")
         self.started = before.started_at if before is not None else now
@@ -129,18 +130,21 @@ class _Run:
         except KeyboardInterrupt:
             with _deaf():
                 self.pool.stop()
+                self._draw(trace=False)
                 self._give_up(chosen)
                 night = self._save(interrupted=True)
         self._say_end(night)
         return night
 
     def _run(self, chosen: Sequence[PlanCell]) -> None:
-        """Run what is not kept, in the order of the plan, as many at once as the pool takes."""
+        """Run what is not kept, as many at once as the pool takes: in the plan's order, but for the fresh cell."""
         self._keep()
         waiting = [(n, cell) for n, cell in enumerate(self.plan.cells) if cell in chosen and n not in self.records]
         if self.plan.complete and self._refuse(waiting):
             return
         fresh = self._fresh(chosen)
+        if len(self.pool.shares) > 1:  # it takes longest: begun last, it would run alone
+            waiting.sort(key=lambda item: item[1] != fresh)
         for number, cell in waiting:
             while self.pool.full:
                 self._take()
@@ -150,8 +154,11 @@ class _Run:
                 continue
             self.screen.begin(item.key)
             self.pool.start((number, item), item.job, partial(self.screen.tick, item.key, item.partial))
+            self._draw()
         while self.pool.busy:
             self._take()
+            self._draw()
+        self._draw()  # of a resumed night that had nothing left to run
 
     def _keep(self) -> None:
         """Take over what was finished before the night was interrupted."""
@@ -162,6 +169,7 @@ class _Run:
             record = self._kept.get(self.cells.key(cell))
             if record is not None:
                 self.records[number] = record
+                self._undrawn.append((number, self.cells.kept(cell, record)))
         self.screen.say(f"resumed {self.resumed[-1]}: {len(self.records)} finished cells are kept")
 
     def _refuse(self, waiting: Sequence[tuple[int, PlanCell]]) -> bool:
@@ -200,12 +208,20 @@ class _Run:
             shutil.rmtree(ready.partial, ignore_errors=True)
             self._finish(number, self.cells.not_run(ready.cell, str(finished.error), hole=False))
         else:
-            done = self.cells.judge(ready, finished.end, self.screen.say)
+            done = self.cells.judge(ready, finished.end)
             self._finish(number, done)
-            traced = self.cells.trace(ready, done, self.screen.say)
-            if traced is not None:
-                self.records[number] = traced
-                self._save(interrupted=True)
+            self._undrawn.append((number, done))
+
+    def _draw(self, *, trace: bool = True) -> None:
+        """Draw the pages of decided cells, and trace what diverged, while the next ones already run."""
+        while self._undrawn:
+            number, done = self._undrawn[0]
+            record = self.cells.show(done, self.screen.say)
+            if not record.html:
+                self.pages.append(missing_page(record.key))
+            self.records[number] = self.cells.trace(done, record, self.screen.say) if trace else record
+            self._save(interrupted=True)
+            del self._undrawn[0]
 
     def _finish(self, number: int, done: Done) -> None:
         record = done.record
@@ -221,8 +237,6 @@ class _Run:
         self.screen.say(*shown, *said)
         if done.verdict is not None:
             store.append_divergences(done.verdict, self.folder / LINES)
-        if record.folder and not record.html:
-            self.pages.append(missing_page(record.key))
         self._save(interrupted=True)  # a night that is killed now has this cell
 
     def _give_up(self, chosen: Sequence[PlanCell]) -> None:

@@ -54,7 +54,7 @@ def run_trace(asked: dict[str, Any], folder: Path) -> int:
     from parity_lib.capture.trace_native import CAPSULE
     from parity_lib.display.records import read_records
     from parity_lib.night.job import NotebookJob, run_notebook
-    from parity_lib.night.pages import draw
+    from parity_lib.night.pages import banner_of, draw
     from parity_lib.night.plan import NOTEBOOKS
     from parity_lib.night.result import inspect_run, repair
 
@@ -66,7 +66,7 @@ def run_trace(asked: dict[str, Any], folder: Path) -> int:
     end = run_notebook(NotebookJob(source, folder / source.name, parameters, folder / "run.log", LIMIT_S))
     result = inspect_run(end)
     repair(end, result)
-    page = draw(folder / source.name, html, end, result, click.echo)
+    page = draw(folder / source.name, html, banner_of(end, result), click.echo)
     if result.causes:
         return _broken(end, result.causes, page)
     found = read_records(folder / source.name)

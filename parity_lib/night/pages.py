@@ -18,12 +18,16 @@ Say = Callable[[str], None]
 LIMIT_S = 300
 
 
-def draw(notebook: Path, html: Path, end: NotebookEnd, result: NotebookResult, say: Say) -> Path | None:
-    """Write the page of an executed notebook, with a banner where the run broke off; None if it cannot be written."""
-    banner = None
-    if result.causes:
-        first, *more = result.causes
-        banner = Banner(title=first, text=". ".join(more), log_tail=evidence(end))
+def banner_of(end: NotebookEnd, result: NotebookResult) -> Banner | None:
+    """Return what the page of a run that broke off says first; None of one that ended by itself."""
+    if not result.causes:
+        return None
+    first, *more = result.causes
+    return Banner(title=first, text=". ".join(more), log_tail=evidence(end))
+
+
+def draw(notebook: Path, html: Path, banner: Banner | None, say: Say) -> Path | None:
+    """Write the page of an executed notebook; None if it cannot be written."""
     try:
         with contextlib.suppress(RecordError):
             return export(notebook, html, banner=banner)
@@ -50,7 +54,7 @@ def run_page(
         return PageRecord(source.stem, "", Outcome.INCOMPLETE, (str(error),))
     result = inspect_run(end)
     repair(end, result)
-    page = draw(job.output, html, end, result, say)
+    page = draw(job.output, html, banner_of(end, result), say)
     causes = result.causes + (("the assert cell raised",) if result.asserted else ())
     causes += missing_page(source.stem).causes if page is None else ()
     for cause in causes:

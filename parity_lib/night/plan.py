@@ -61,6 +61,7 @@ class Plan:
     sha256: str  # of the file's bytes
     path: Path
     complete: bool = False  # refused as a whole where a required cell cannot run
+    jobs: int = 1  # cells at once, where the command line does not say
     stacks: Mapping[str, str] = field(default_factory=dict)  # wanted, not pinned by this version: id -> what it is
 
     def only(self, glob: str) -> tuple[PlanCell, ...]:
@@ -119,6 +120,7 @@ def load_plan(path: Path | str, notebooks: Path = NOTEBOOKS) -> Plan:
     shared = _Defaults(defaults)
     cells = tuple(_cell(entry, shared, notebooks) for entry in table.tables("cell", []))
     complete, stacks = table.boolean("complete", False), table.strings("stacks", {})
+    jobs = table.integer("jobs", 1, least=1)
     table.done()
     if not cells:
         raise FixtureError("the plan is empty", place=path, expected="at least one [[cell]]", found="none")
@@ -126,7 +128,7 @@ def load_plan(path: Path | str, notebooks: Path = NOTEBOOKS) -> Plan:
     unused = sorted(set(stacks) - {cell.stack for cell in cells})
     if unused:
         raise FixtureError("declares a stack that no cell wants", place=path, found=", ".join(unused))
-    return Plan(path.stem, title, headline, cells, sha256, path, complete, stacks)
+    return Plan(path.stem, title, headline, cells, sha256, path, complete, jobs, stacks)
 
 
 class _Defaults:

@@ -127,19 +127,20 @@ def kept_records(night: Night | None, cells: Cells) -> dict[str, CellRecord]:
     kept = {}
     for cell in cells.plan.cells:
         record = found.get(cells.key(cell))
-        if record is not None and _holds(record, cells.folder):
+        if record is not None and _holds(record, cells.folder, cell.notebook):
             kept[record.key] = replace(record, required=cell.required or cells.require_all, kept=True)
     return kept
 
 
-def _holds(record: CellRecord, folder: Path) -> bool:
+def _holds(record: CellRecord, folder: Path, notebook: str) -> bool:
     try:
         verdict = store.load_verdict(folder / record.verdict)
     except ParityError:
         return False
-    pages = (record.html, f"{record.folder}/run.log")
+    files = [f"{record.folder}/{name}" for name in (f"{notebook}.ipynb", "run.log")]
+    files += [page for page in (record.html, record.trace) if page]
     same = (verdict.cell, verdict.control) == (record.cell, record.control)
-    return same and all(name and (folder / name).is_file() for name in pages)
+    return same and all((folder / name).is_file() for name in files)
 
 
 def clear(folder: Path, kept: dict[str, CellRecord], lines: Path) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from parity_lib.capture import models
+from parity_lib.display.html import Banner
 from parity_lib.errors import ParityError, PinError
 from parity_lib.model_file import read_facts
 from parity_lib.names import Outcome
 from parity_lib.night.cell import cause_line, rename_inside, sound_verdict
 from parity_lib.night.content import cell_key
 from parity_lib.night.job import NotebookEnd, NotebookJob
-from parity_lib.night.pages import Say, draw
+from parity_lib.night.pages import Say, banner_of, draw
 from parity_lib.night.plan import HOST, Plan, PlanCell
 from parity_lib.night.preflight import cell_parameters, machine_lacks
 from parity_lib.night.record import CellRecord, decide, without_run, worst_margin
@@ -22,6 +25,7 @@ from parity_lib.night.result import inspect_run, repair
 from parity_lib.night.screen import PROGRESS_FILE
 from parity_lib.night.traced import trace_first
 from parity_lib.pins import Pins
+from parity_lib.store import load_verdict
 from parity_lib.verdicts import CellId, Verdict
 
 LINES_KEPT = 200  # of one cell in its record; the log has all of them
@@ -50,12 +54,22 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
+class Executed:
+    """The notebook of a decided cell, as its page and its trace need it."""
+
+    notebook: Path
+    parameters: Mapping[str, Any]
+    banner: Banner | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """A cell that is decided: its record, its lines, the verdict it stands on if there is a sound one."""
 
     record: CellRecord
     lines: tuple[str, ...]
     verdict: Verdict | None
+    executed: Executed | None = None  # None where nothing ran
 
     @property
     def keepable(self) -> bool:
@@ -123,8 +137,8 @@ class Cells:
         identity = CellId(cell.model, cell.quant, isa, cell.stack, cell.compute)
         return Ready(cell, identity, key, job, has_vocabulary, parameters.get("fresh", False), datetime.now(UTC))
 
-    def judge(self, ready: Ready, end: NotebookEnd, say: Say) -> Done:
-        """Decide a cell whose notebook has ended; its folder gets its name when everything in it is there."""
+    def judge(self, ready: Ready, end: NotebookEnd) -> Done:
+        """Decide a cell whose notebook has ended; its folder gets its name when everything but its pages is there."""
         cell, partial, final = ready.cell, ready.partial, self.folder / "cells" / ready.key
         rename_inside(partial, final)
         result = inspect_run(end)
@@ -142,22 +156,41 @@ class Cells:
         shutil.rmtree(partial / ".spool", ignore_errors=True)  # a killed kernel could not remove its rows
         shutil.rmtree(final, ignore_errors=True)  # of an attempt that was interrupted
         partial.replace(final)
-        page = draw(final / ready.job.output.name, final / f"{cell.notebook}.html", end, result, say)
-        return self._done(ready, verdict, (outcome, good, causes), end.seconds, page)
+        executed = Executed(final / ready.job.output.name, ready.job.parameters, banner_of(end, result))
+        return self._done(ready, verdict, (outcome, good, causes), end.seconds, executed)
 
-    def trace(self, ready: Ready, done: Done, say: Say) -> CellRecord | None:
-        """Trace the first divergence of a decided cell; return its record with that, or None where nothing is traced.
+    def kept(self, cell: PlanCell, record: CellRecord) -> Done:
+        """Return a cell that an earlier part of this night has decided. It may have had no time for its pages."""
+        folder = self.folder / record.folder
+        notebook = folder / f"{cell.notebook}.ipynb"
+        parameters = cell_parameters(cell, self.isa(cell), self.notebooks / notebook.name, folder, {})
+        return Done(record, (), load_verdict(folder), Executed(notebook, parameters))
+
+    def show(self, done: Done, say: Say) -> CellRecord:
+        """Draw the page of a decided cell; return its record with it. A page that cannot be drawn is left out."""
+        if done.executed is None or done.record.html:
+            return done.record
+        notebook = done.executed.notebook
+        page = draw(notebook, notebook.with_suffix(".html"), done.executed.banner, say)
+        return done.record if page is None else replace(done.record, html=str(page.relative_to(self.folder)))
+
+    def trace(self, done: Done, record: CellRecord, say: Say) -> CellRecord:
+        """Trace the first divergence of a decided cell; return its record with that.
 
         Red controls are not traced: they diverge on purpose.
         """
-        if done.verdict is None or ready.cell.control or done.record.outcome is not Outcome.DIVERGED:
-            return None
-        folder = self.folder / done.record.folder
-        traced = trace_first(done.verdict, folder, ready.job.parameters, self.notebooks, say)
-        page = traced.page and f"{done.record.folder}/{traced.page}"
-        return replace(done.record, trace=page, traced=traced.sentence) if traced.sentence else None
+        if done.executed is None or done.verdict is None or record.control or record.traced:
+            return record
+        if record.outcome is not Outcome.DIVERGED:
+            return record
+        folder = self.folder / record.folder
+        traced = trace_first(done.verdict, folder, done.executed.parameters, self.notebooks, say)
+        page = traced.page and f"{record.folder}/{traced.page}"
+        return replace(record, trace=page, traced=traced.sentence)
 
-    def _done(self, ready: Ready, verdict: Verdict | None, decided: Decided, seconds: float, page: Path | None) -> Done:
+    def _done(
+        self, ready: Ready, verdict: Verdict | None, decided: Decided, seconds: float, executed: Executed
+    ) -> Done:
         broken = verdict.lowest_broken if verdict is not None else None
         lines = all_lines(ready.identity, decided, verdict)
         record = replace(
@@ -166,13 +199,12 @@ class Cells:
             worst_margin=worst_margin(verdict),
             lowest_broken=broken.rung.value if broken is not None else "",
             folder=f"cells/{ready.key}",
-            html="" if page is None else str(page.relative_to(self.folder)),
             verdict="" if verdict is None else f"cells/{ready.key}/verdict.json",
             seconds=seconds,
             peak_rss_bytes=max((run.peak_rss_bytes for run in verdict.runs.values()), default=0) if verdict else 0,
             fresh=ready.fresh,
         )
-        return Done(record, lines, verdict)
+        return Done(record, lines, verdict, executed)
 
     def not_run(self, cell: PlanCell, reason: str, *, hole: bool = True) -> Done:
         """Return the record of a cell that nothing was computed for: a HOLE, or INCOMPLETE where it is required."""

@@ -12,7 +12,7 @@ from parity_lib.compare.first import TRACE_PAGE, first_position, is_traced
 from parity_lib.display.records import read_records
 from parity_lib.errors import ParityError
 from parity_lib.night.job import NotebookJob, run_notebook
-from parity_lib.night.pages import draw
+from parity_lib.night.pages import banner_of, draw
 from parity_lib.night.preflight import declared_names
 from parity_lib.night.result import inspect_run, repair
 from parity_lib.verdicts import Verdict
@@ -53,7 +53,7 @@ def trace_first(verdict: Verdict, folder: Path, parameters: Mapping[str, Any], n
         end = run_notebook(NotebookJob(source, out / source.name, known, out / "run.log", LIMIT_S))
         result = inspect_run(end)
         repair(end, result)
-        page = draw(out / source.name, folder / TRACE_PAGE, end, result, say)
+        page = draw(out / source.name, folder / TRACE_PAGE, banner_of(end, result), say)
         shutil.rmtree(out / ".spool", ignore_errors=True)
         sentence = "; ".join(result.causes) or read_records(out / source.name)["sentence"]
     except (ParityError, OSError, KeyError) as error:

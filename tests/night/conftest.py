@@ -74,8 +74,8 @@ def make_books(folder: Path, **cells: list[str]) -> Path:
     return books
 
 
-def plan(folder: Path, *cells: str) -> str:
+def plan(folder: Path, *cells: str, head: str = "") -> str:
     path = folder / "plan.toml"
-    head = 'schema = "parity/plan/1"\ntitle = "a test"\nheadline = "crates.io burn"\n'
+    head = 'schema = "parity/plan/1"\ntitle = "a test"\nheadline = "crates.io burn"\n' + head
     path.write_text(head + "".join(f"[[cell]]\n{cell}" for cell in cells), encoding="utf-8")
     return str(path)

@@ -8,13 +8,14 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from parity_lib import store
-from parity_lib.errors import UsageError
+from parity_lib import nightly, store
+from parity_lib.errors import FixtureError, UsageError
 from parity_lib.names import Outcome
 from parity_lib.night.lock import held
 from parity_lib.night.pool import share_cores
@@ -86,6 +87,22 @@ def test_a_killed_night_goes_on_with_what_it_had_finished(tmp_path: Path) -> Non
         night(books, plan_file, resume=folder.name)
 
 
+def test_a_night_killed_before_it_drew_a_page_draws_it_when_it_goes_on(tmp_path: Path) -> None:
+    books = make_books(tmp_path)
+    notebook(books / "02_logits.ipynb", [slow(tmp_path), *SOUND])
+    plan_file = plan(tmp_path, MODEL, SECOND)
+    (tmp_path / "slow").touch()
+    folder = interrupted(books, plan_file)
+    first = load_night(folder)
+    replace(first, cells=tuple(replace(cell, html="") for cell in first.cells)).save(folder)
+    for page in folder.glob("cells/*/*.html"):
+        page.unlink()
+    (tmp_path / "slow").unlink()
+    record, _, _ = night(books, plan_file, resume="newest")
+    assert (record.outcome, [cell.kept for cell in record.cells]) == (Outcome.PARITY, [True, False])
+    assert all((folder / cell.html).read_text().startswith("<!DOCTYPE html>") for cell in record.cells)
+
+
 def test_a_changed_notebook_or_plan_resumes_nothing_stale(tmp_path: Path) -> None:
     books = make_books(tmp_path)
     slow = (
@@ -116,6 +133,30 @@ def test_cells_side_by_side_keep_their_lines_whole_and_the_plans_order(tmp_path:
         assert f"synthetic-llama-{quant}-" in lines[at + 1]
         assert "DIVERGED" in lines[at + 1]
     assert len(store.load_divergences(folder / "divergences.jsonl")) == 2
+
+
+@pytest.mark.parametrize(("jobs", "last"), [(1, "synthetic-qwen2"), (2, "synthetic-llama")])
+def test_tonights_fresh_cell_begins_first_where_the_plan_has_cells_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int, last: str
+) -> None:
+    books = make_books(tmp_path)
+    began = tmp_path / "began.txt"
+    notebook(
+        books / "02_logits.ipynb", [f"with open({str(began)!r}, 'a') as file:\n    print(model, file=file)", *SOUND]
+    )
+    plan_file = plan(tmp_path, MODEL, SECOND, MODEL.replace("llama", "qwen2"), head=f"jobs = {jobs}\n")
+    monkeypatch.setattr(nightly._Run, "_fresh", lambda _, cells: cells[-1])
+    record, _, _ = night(books, plan_file)
+    assert record.outcome is Outcome.PARITY
+    assert [cell.cell.model for cell in record.cells] == ["synthetic-llama", "synthetic-llama", "synthetic-qwen2"]
+    assert began.read_text().split()[-1] == last
+
+
+def test_a_plan_without_jobs_is_refused(tmp_path: Path) -> None:
+    books = make_books(tmp_path)
+    with pytest.raises(FixtureError, match="jobs"):
+        night(books, plan(tmp_path, MODEL, head="jobs = 0\n"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_core_is_in_two_slots() -> None:
