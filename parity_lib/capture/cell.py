@@ -176,6 +176,7 @@ def check_self(cell: Cell, reference: Reference, candidate: Rows) -> Finding:
             candidate,
             folder=cell.spools,
             progress=progress,
+            day=cell.request.day,
             full=cell.request.full,
         )
     return Finding(rung, tuple(divergences), {"self": literal | {"reference": measure_reference(cell, reference)}})

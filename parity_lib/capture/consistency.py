@@ -3,7 +3,9 @@
 All rows would cost three more forced passes and one decode. A part is enough, because what a relation can find does not
 depend on which row it is: another number of rows in a product, another place among them, keys that are grouped in
 another way, another split over threads. What does depend on the position is where one block of keys ends and the next
-begins, so every prompt is decoded across such an end, as late as it has one. ``full`` makes every row again.
+begins, so every prompt is decoded across such an end, as late as it has one. A long prompt has many, and what lies
+before the last one costs as much as the forced pass: it is decoded across another one each day. ``full`` makes every
+row again.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from parity_lib.traces import Position
 from parity_lib.verdicts import Divergence, RungResult
 
 KEY_BLOCK = 32  # the candidate pads its keys to a multiple of this (KEY_PAD in native/src/attention.rs)
-DECODED = 16  # rows of each prompt, half of them on each side of the last end of a block
+DECODED = 8  # rows of each prompt, half of them on each side of an end of a block
 PASS_ROWS = 256  # at least two prompts, and as many more as stay below this, for relations that feed whole prompts
 THREAD_ROWS = 160  # the same for the run with one thread, which has no second core to help
 
@@ -61,18 +63,19 @@ class Plan:
         }
 
 
-def make_plan(lengths: Sequence[int], n_threads: int, *, full: bool = False) -> Plan:
+def make_plan(lengths: Sequence[int], n_threads: int, *, day: int = 0, full: bool = False) -> Plan:
     """Choose the rows of each relation.
 
     Args:
         lengths: tokens that each prompt is fed.
         n_threads: of the forced pass.
+        day: chooses where prompts of more than ``PASS_ROWS`` are decoded; 0 is as late as can be.
         full: every row of every prompt, in every relation.
 
     A single prompt has no others to be alone among or mixed with: those two relations are left out.
     """
     by_length = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
-    spans = tuple((0, length) if full else _span(length) for length in lengths)
+    spans = tuple((0, length) if full else _span(length, day) for length in lengths)
     several = by_length if len(lengths) > 1 else []
     short = [i for i in several if lengths[i] <= PASS_ROWS]
     two = [several[0], (short or several)[-1]] if several else []  # the shortest, and the longest that is quick
@@ -87,10 +90,12 @@ def make_plan(lengths: Sequence[int], n_threads: int, *, full: bool = False) -> 
     )
 
 
-def _span(length: int) -> tuple[int, int]:
-    """Return the rows of one prompt to decode: around the last end of a block of keys, or its last ones."""
-    end_of_block = (length - DECODED // 2) // KEY_BLOCK * KEY_BLOCK
-    stop = end_of_block + DECODED // 2 if end_of_block > 0 else length
+def _span(length: int, day: int) -> tuple[int, int]:
+    """Return the rows of one prompt to decode: around an end of a block of keys, or its last ones if it has none."""
+    n_ends = (length - DECODED // 2) // KEY_BLOCK
+    if n_ends > 0 and length > PASS_ROWS:
+        n_ends -= day % n_ends
+    stop = n_ends * KEY_BLOCK + DECODED // 2 if n_ends > 0 else length
     return max(0, stop - DECODED), stop
 
 
@@ -155,6 +160,7 @@ def check(
     *,
     folder: Path,
     progress: Progress,
+    day: int = 0,
     full: bool = False,
 ) -> tuple[RungResult, list[Divergence], dict[str, Any]]:
     """Judge rung T6 of a candidate: make a plan, make its rows again, compare their digests with the forced pass's.
@@ -167,9 +173,10 @@ def check(
         candidate: the rows of the forced pass.
         folder: for rows until they are hashed.
         progress: called with (rows done, rows).
+        day: see ``make_plan``.
         full: every row in every relation.
     """
-    plan = make_plan(lengths, candidate.run.n_threads, full=full)
+    plan = make_plan(lengths, candidate.run.n_threads, day=day, full=full)
     expected: Expected = plan.expected(prompt_lengths, lengths)
     found = rows_again(burn, sequences, prompt_lengths, plan, folder, progress)
     rows = {position: bytes(digest) for position, digest in zip(candidate.positions, candidate.digests, strict=True)}

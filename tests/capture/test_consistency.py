@@ -61,9 +61,16 @@ def test_every_prompt_is_decoded_across_the_end_of_a_block_of_keys() -> None:
         assert stop > length - KEY_BLOCK - DECODED // 2
 
 
+def test_a_long_prompt_is_decoded_across_every_end_in_turn_and_a_short_one_always_at_the_last() -> None:
+    spans = [make_plan([250, 2062], 2, day=day).spans for day in range(64)]
+    assert {short for short, _ in spans} == {(220, 228)}
+    assert {start for _, (start, _) in spans} == {end - DECODED // 2 for end in range(32, 2062 - DECODED // 2, 32)}
+    assert spans[0][1] == make_plan([2062], 2, day=64).spans[0] == (2044, 2052)
+
+
 def test_prompts_that_are_too_short_for_that_are_decoded_as_far_as_they_go() -> None:
     plan = make_plan([5, 1, 20], 2)
-    assert plan.spans == ((0, 5), (0, 1), (4, 20))
+    assert plan.spans == ((0, 5), (0, 1), (12, 20))
     assert plan.restore_at == 0
 
 
@@ -77,8 +84,8 @@ def test_subset_of_a_night_is_chosen_by_length_alone() -> None:
     assert make_plan(lengths, 1).n_threads == 2
     expected = plan.expected([20] * 11, lengths)
     assert {name: len(rows) for name, rows in expected.items()} == {
-        "decode": 11 * 16,
-        "restored": 11 * 8,
+        "decode": 11 * 8,
+        "restored": 11 * 4,
         "alone": 72 + 250,
         "permuted": 72 + 78 + 79,
         "threads": 72 + 78,
@@ -131,13 +138,13 @@ def test_bit_of_one_row_of_the_forced_pass_is_found(forced: tuple[Worker, Rows],
     burn, rows = forced
     spool = tmp_path / "flipped.f32"
     data = np.array(rows.open())
-    at = rows.positions.index((2, 4))  # row 63 of the third prompt: right before the end of a block of keys
+    at = rows.positions.index((2, 36))  # row 95 of the third prompt: right before the end of a block of keys
     data[at].view(np.uint32)[7] ^= 1
     data.tofile(spool)
     flipped = Rows(rows.run, spool, rows.n_vocab, rows.positions, rows.fed_id)
     rung, divergences, _ = checked(burn, flipped, tmp_path)
     assert rung.worst == 5.0  # the prompts are so short that each takes part in every relation
-    assert [(d.where, d.prompt_idx, d.token_idx) for d in divergences] == [(name, 2, 4) for name in RELATIONS]
+    assert [(d.where, d.prompt_idx, d.token_idx) for d in divergences] == [(name, 2, 36) for name in RELATIONS]
 
 
 @pytest.mark.parametrize("fault", ["token_off=3", "nan@blk.0"])
