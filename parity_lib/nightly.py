@@ -35,7 +35,7 @@ from parity_lib.verdicts import margin_words
 RUNS = Path(__file__).resolve().parents[1] / "reports" / "nightly"
 LOG, LINES, INDEX, HISTORY = "night.log", "divergences.jsonl", "index.html", "history.jsonl"
 MACHINE_PAGE, NIGHT_PAGE = "00_machine_and_pins", "06_night"
-LINES_SHOWN = 20  # of one cell on the screen; the log has all of them
+LINES_SHOWN, CONTROL_LINES_SHOWN = 20, 3  # of one cell on the screen; the log has all of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +229,8 @@ class _Run:
         word = "control caught" if record.control and record.good else record.outcome.value
         margin = "" if record.worst_margin is None else f", {margin_words(record.worst_margin)}"
         broken = f", lowest broken rung {record.lowest_broken}" if record.lowest_broken else ""
-        shown, more = done.lines[:LINES_SHOWN], done.lines[LINES_SHOWN:]
+        n_shown = CONTROL_LINES_SHOWN if record.control and record.good else LINES_SHOWN
+        shown, more = done.lines[:n_shown], done.lines[n_shown:]
         for line in more:
             self.screen.note(line)
         said = [f"... and {len(more)} more lines of this cell in {LOG}"] if more else []

@@ -38,6 +38,7 @@ def traced_tokens(trace: TokenTrace, words: Words | None = None) -> Any:  # noqa
         max=len(place.sequence) - place.n_prompt,
         description="token",
         continuous_update=False,
+        layout=widgets.Layout(width="40em"),
     )
 
     def show(token: int) -> None:
