@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import hashlib
 import importlib.metadata
 import os
@@ -20,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from parity_lib.build_lock import alone
 from parity_lib.engines.receipt import FILE_NAME, Receipt, hash_libraries, read_receipt, sha256_of, write_receipt
 from parity_lib.errors import EngineError, ParityError, PinError
 from parity_lib.model_file import cache_dir
@@ -53,7 +53,7 @@ def ensure(recipe: Recipe, cache: Path, site: Path, say: Say, *, pip_site: Path 
         say(f"llama.cpp {recipe.commit[:8]} ({recipe.leg}) is installed and matches its receipt")
         return "present"
     folder = cache / "wheels" / recipe.key
-    with _alone(folder, say):
+    with alone(folder, "another set-up that is building the same", say):
         wheel = kept_wheel(recipe, folder)
         done = "built" if wheel is None else "installed"
         wheel = wheel or build(recipe, cache, folder, say)
@@ -65,21 +65,8 @@ def ensure(recipe: Recipe, cache: Path, site: Path, say: Say, *, pip_site: Path 
 def ensure_wheel(recipe: Recipe, cache: Path, say: Say) -> Path:
     """Return the recipe's wheel, built if the cache has none; nothing is installed. Raises as ``ensure``."""
     folder = cache / "wheels" / recipe.key
-    with _alone(folder, say):
+    with alone(folder, "another set-up that is building the same", say):
         return kept_wheel(recipe, folder) or build(recipe, cache, folder, say)
-
-
-@contextmanager
-def _alone(folder: Path, say: Say) -> Iterator[None]:
-    """Keep a second set-up with the same recipe waiting: it will find the first one's wheel."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("waiting for another set-up that is building the same")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def is_installed(recipe: Recipe, site: Path) -> bool:

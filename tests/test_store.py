@@ -6,6 +6,7 @@ import json
 import math
 import tomllib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,21 @@ def test_history_grows_by_a_line_a_cell_a_night(tmp_path: Path) -> None:
     assert green["peak_rss_bytes"] == 9_000
     assert red["flips"] == {"top1": 1, "top5_set": 1}
     assert red["rungs"]["T4"] == {"outcome": "DIVERGED", "worst": 0.0677, "limit": 0.0002, "unit": "logits"}
+
+
+def test_nights_that_end_at_once_lose_no_line_of_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+
+    def night(number: int) -> None:
+        for _ in range(10):
+            store.append_history([store.history_entry(f"night-{number}", verdict()) for _ in range(3)], path)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(night, range(8)))
+    names = [line["run_id"] for line in store.load_history(path)]
+    assert {name: names.count(name) for name in names} == {f"night-{number}": 30 for number in range(8)}
+    in_threes = zip(names[::3], names[1::3], names[2::3], strict=True)
+    assert all(len(set(three)) == 1 for three in in_threes)  # what a night appends at once stays together
 
 
 def test_history_of_a_cell_that_never_ran(tmp_path: Path) -> None:

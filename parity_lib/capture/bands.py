@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from parity_lib.capture import logits
-from parity_lib.capture.leg_build import leg_env
 from parity_lib.capture.logits import Rows
+from parity_lib.capture.open_engines import open_llama
 from parity_lib.compare.align import Aligned, Flags, align
 from parity_lib.compare.metrics import pair_sigma, pooled_rms_over_std
-from parity_lib.engines.llama_cpp import worker_env
 from parity_lib.engines.oracle_rope import WALKED
 from parity_lib.engines.worker import Worker
 from parity_lib.errors import EngineError
@@ -238,9 +237,7 @@ def refuse_unsound(pair: PairTrace, place: str) -> None:
 def _with_f16_cache(cell: Cell, sequences: Sequence[Sequence[int]], lengths: Sequence[int]) -> Rows:
     """Let llama.cpp score the same tokens on the F32 twin with keys and values in F16."""
     settings, spool = Settings.FLASH_F16, cell.spools / "rough.f32"
-    asked = {"path": str(cell.twin_path), "settings": settings, "isa": cell.id.isa, "n_threads": cell.n_threads}
-    env = worker_env(settings) | leg_env(cell.pins.llama_cpp, cell.id.isa)
-    with Worker("llama_cpp", asked, env=env, log=cell.log("llama_cpp")) as engine:
+    with open_llama(cell, cell.twin_path, settings) as engine:
         counts = engine.call("score", sequences, spool, progress=cell.progress.step("llama.cpp, F16 cache, scores"))
         run, n_vocab = engine.call("run_info"), engine.call("n_vocab")
     return logits.delivered(run, spool, n_vocab, sequences, lengths, counts)

@@ -13,14 +13,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from parity_lib.capture import logits
-from parity_lib.capture.leg_build import leg_env
 from parity_lib.capture.logits import Rows
 from parity_lib.capture.model_twins import ensure_twin
+from parity_lib.capture.open_engines import open_burn, open_llama
 from parity_lib.compare.align import Aligned, align
 from parity_lib.compare.literal import literal_report
-from parity_lib.engines.llama_cpp import worker_env
 from parity_lib.engines.worker import Worker
-from parity_lib.names import Compute, Outcome, Rung, Settings
+from parity_lib.names import Compute, Outcome, Rung
 from parity_lib.traces import PairTrace, Position
 from parity_lib.verdicts import RungResult
 
@@ -44,24 +43,13 @@ TOLD = (
 def capture_bf16_twin(cell: Cell, reference: Reference) -> Rows:
     """Let llama.cpp score the cell's tokens on the BF16 twin of the file, strict settings."""
     path = ensure_twin(cell.model_path, cell.pins, kind="BF16")
-    settings = Settings.STRICT
-    kwargs = {"path": str(path), "settings": settings, "isa": cell.id.isa, "n_threads": cell.n_threads}
-    env = worker_env(settings) | leg_env(cell.pins.llama_cpp, cell.id.isa)
-    with Worker("llama_cpp", kwargs, env=env, log=cell.log("llama_cpp")) as engine:
+    with open_llama(cell, path) as engine:
         return _score(cell, engine, reference, "bf16-twin", "llama.cpp scores the BF16 twin")
 
 
 def capture_plain(cell: Cell, reference: Reference) -> Rows:
     """Let burn score the cell's tokens in f32, for comparison with its own ``bf16``."""
-    kwargs = {
-        "path": str(cell.candidate_path),
-        "isa": cell.id.isa,
-        "stack": cell.id.stack,
-        "compute": str(Compute.F32),
-        "n_threads": cell.n_threads,
-        "fault": None,
-    }
-    with Worker("burn", kwargs, log=cell.log("burn")) as engine:
+    with open_burn(cell, compute=str(Compute.F32), fault=None) as engine:
         return _score(cell, engine, reference, "plain-f32", "burn scores in f32")
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from parity_lib.capture.capsule import LARGEST, At, Capsule, save
 from parity_lib.capture.capsule_reduce import Cut, Source, cuts
 from parity_lib.capture.cell_request import Cell
+from parity_lib.capture.open_engines import open_burn
 from parity_lib.compare.one_op import Limit, Worst, distance, passed_limit, worst_number
 from parity_lib.compare.ops import OpError, Replayed
 from parity_lib.engines import machine, sites
@@ -57,7 +58,7 @@ def make_capsule(
     cell: Cell, nodes: Path, replayed: Replayed, error: OpError, file: Path, compute: Compute, reference: RunInfo
 ) -> Capsule:
     """Return the capsule of one op of a replay, over its limit or not; arguments as ``save_capsule``."""
-    with _burn(cell, compute) as engine:
+    with open_burn(cell, "burn_site", compute=compute) as engine:
         theirs, ours = engine.call("recorded", nodes, error.batch, error.site)
         candidate: RunInfo = engine.call("run_info")
     limit = passed_limit(error, theirs)
@@ -179,15 +180,3 @@ def _versions(run: RunInfo) -> Mapping[str, Any]:
         "model_sha256": run.model_sha256,
         "build": build,
     }
-
-
-def _burn(cell: Cell, compute: Compute) -> Worker:
-    asked = {
-        "path": str(cell.candidate_path),
-        "isa": cell.id.isa,
-        "stack": cell.id.stack,
-        "compute": compute,
-        "n_threads": cell.n_threads,
-        "fault": cell.request.fault or None,
-    }
-    return Worker("burn_site", asked, log=cell.log("burn"))

@@ -14,7 +14,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 from parity_lib import store
 from parity_lib.capture import bands, cell_judge, cell_pins, consistency, folder, isa_proof
@@ -22,6 +22,7 @@ from parity_lib.capture.bf16 import capture_plain
 from parity_lib.capture.cell_judge import REQUIRED, Bf16Rows, Finding, Judgement, incomplete, positions, required_rungs
 from parity_lib.capture.cell_request import Cell, CellRequest, open_cell
 from parity_lib.capture.logits import Rows
+from parity_lib.capture.open_engines import open_burn
 from parity_lib.capture.reference import Reference, generate, score, score_bf16_twin, score_twin
 from parity_lib.capture.reference_self import kept_spread, measure_reference
 from parity_lib.capture.replay import replay_cell
@@ -113,7 +114,7 @@ def compare_tokens(cell: Cell) -> Finding | None:
 def compare_weights(cell: Cell) -> Finding:
     """Compare every tensor as the candidate dequantises it with ``gguf.dequantize``, bit by bit (T2)."""
     progress = cell.progress.step("weights")
-    with _open_burn(cell) as burn:
+    with open_burn(cell) as burn:
         rung, divergences = compare_tensors(cell.model_path, burn, progress)
     return Finding(rung, tuple(divergences))
 
@@ -149,7 +150,7 @@ def capture_spread(cell: Cell, reference: Reference, twin: Rows | None = None) -
 @recorded
 def capture_candidate(cell: Cell, reference: Reference) -> Rows:
     """Let burn score the same tokens on the file as it is, all prompts as rows of one pass, sampled for T7."""
-    with _open_burn(cell, sampled=True) as engine:
+    with open_burn(cell, sampled=True) as engine:
         return score(cell, engine, reference, "candidate", "burn scores")
 
 
@@ -167,7 +168,7 @@ def check_self(cell: Cell, reference: Reference, candidate: Rows) -> Finding:
     """
     progress = cell.progress.step("burn against itself")
     rows = Counter(position.prompt_idx for position in positions(cell, reference))
-    with _open_burn(cell) as burn:
+    with open_burn(cell) as burn:
         rung, divergences, literal = consistency.check(
             burn,
             reference.sequences,
@@ -190,7 +191,7 @@ def prove_isa(cell: Cell, reference: Reference, candidate: Rows) -> Finding:
     """
     seen = isa_proof.candidate_evidence(candidate.run.isa_evidence)
     if seen.sampled is not None and not isa_proof.is_seen(seen):
-        with _open_burn(cell, sampled=True) as burn:
+        with open_burn(cell, sampled=True) as burn:
             seen = burn.call("prove_isa", reference.sequences, cell.spools)
     return isa_proof.prove_isa(cell, reference, seen)
 
@@ -275,16 +276,3 @@ def run_cell(request: CellRequest) -> Verdict:
     finally:
         shutil.rmtree(cell.spools, ignore_errors=True)
         folder.let_go(cell.out_dir)
-
-
-def _open_burn(cell: Cell, *, sampled: bool = False) -> Worker:
-    settings: dict[str, Any] = {
-        "path": str(cell.candidate_path),
-        "isa": cell.id.isa,
-        "stack": cell.id.stack,
-        "compute": cell.id.compute,
-        "n_threads": cell.n_threads,
-        "fault": cell.request.fault or None,
-        "sampled": sampled,
-    }
-    return Worker("burn", settings, log=cell.log("burn"))

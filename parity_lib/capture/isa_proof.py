@@ -14,13 +14,11 @@ from typing import Any
 
 from parity_lib.capture.cell_judge import Finding
 from parity_lib.capture.cell_request import Cell
-from parity_lib.capture.leg_build import leg_env
+from parity_lib.capture.open_engines import open_llama
 from parity_lib.capture.reference import Reference, through_cache
 from parity_lib.capture.reference_cache import Kept
 from parity_lib.compare.isa import MIN_PRODUCTS, judge_isa, prove
-from parity_lib.engines.llama_cpp import worker_env
 from parity_lib.engines.llama_settings import ASLEEP
-from parity_lib.engines.worker import Worker
 from parity_lib.errors import RecordError
 from parity_lib.isa_proofs import UNPROVEN, Evidence
 from parity_lib.json_text import encode
@@ -91,8 +89,6 @@ def _asked(cell: Cell, kept: Kept) -> tuple[Evidence, Evidence]:
 
 
 def _run(cell: Cell, settings: Settings, sequence: Sequence[int]) -> Evidence:
-    asked = {"path": str(cell.model_path), "settings": settings, "isa": cell.id.isa, "n_threads": cell.n_threads}
-    env = {**worker_env(settings), **ASLEEP, **leg_env(cell.pins.llama_cpp, cell.id.isa)}
-    with Worker("llama_dispatch", asked, env=env, log=cell.log("llama_cpp")) as engine:
+    with open_llama(cell, settings=settings, kind="llama_dispatch", env=ASLEEP) as engine:
         evidence: Evidence = engine.call("prove_isa", sequence, SECONDS)
     return evidence

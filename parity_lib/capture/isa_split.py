@@ -11,7 +11,8 @@ from parity_lib.capture import folder
 from parity_lib.capture.cell_request import Cell, open_cell
 from parity_lib.capture.isa_machine import burn_of
 from parity_lib.capture.leg_build import leg_folder
-from parity_lib.capture.reference import Reference, generate, open_llama, score
+from parity_lib.capture.open_engines import open_llama
+from parity_lib.capture.reference import Reference, generate, score
 from parity_lib.compare.isa import prove
 from parity_lib.compare.isa_split import Split, split_rows
 from parity_lib.engines.worker import Worker

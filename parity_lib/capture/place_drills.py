@@ -15,7 +15,7 @@ from pathlib import Path
 
 from parity_lib.capture.cell_request import Cell
 from parity_lib.capture.file_faults import edited, fits
-from parity_lib.capture.leg_build import leg_env
+from parity_lib.capture.open_engines import open_burn, open_llama
 from parity_lib.capture.tokens import prompt_tokens
 from parity_lib.compare.ops import OpError
 from parity_lib.compare.place_drills import (
@@ -29,13 +29,11 @@ from parity_lib.compare.place_drills import (
     share_of,
 )
 from parity_lib.engines import sites
-from parity_lib.engines.llama_cpp import worker_env
 from parity_lib.engines.machine import machine_class
-from parity_lib.engines.worker import Worker
 from parity_lib.errors import EngineError, UsageError
 from parity_lib.fixture_file import close_matches
 from parity_lib.gguf_file import ModelFile, Tensor
-from parity_lib.names import Compute, Settings
+from parity_lib.names import Compute
 from parity_lib.record_file import save_record
 
 TRIALS = "place_trials.json"
@@ -91,14 +89,7 @@ def run_place_drills(cell: Cell, say: Say, only: str = "", path: Path | None = N
 
 def _capture(cell: Cell, folder: Path) -> list[int]:
     """Let llama.cpp run a sequence of 48 to 64 tokens: a prefill, then two decodes; return its tokens."""
-    asked = {
-        "path": str(cell.model_path),
-        "settings": Settings.STRICT,
-        "isa": cell.id.isa,
-        "n_threads": cell.n_threads,
-    }
-    env = worker_env(Settings.STRICT) | leg_env(cell.pins.llama_cpp, cell.id.isa)
-    with Worker("llama_taps", asked, env=env, log=cell.log("llama_cpp")) as engine:
+    with open_llama(cell, kind="llama_taps") as engine:
         longest = max(prompt_tokens(cell.suite, cell.facts, engine), key=len)
         tokens = (longest * FEWEST)[: max(FEWEST, min(MOST, len(longest)))]
         engine.call("capture", tokens, [len(tokens) - 2, 1, 1], folder)
@@ -106,15 +97,7 @@ def _capture(cell: Cell, folder: Path) -> list[int]:
 
 
 def _replay(cell: Cell, path: Path, nodes: Path, fault: str | None) -> list[OpError]:
-    asked = {
-        "path": str(path),
-        "isa": cell.id.isa,
-        "stack": cell.id.stack,
-        "compute": Compute.GGML,
-        "n_threads": cell.n_threads,
-        "fault": fault,
-    }
-    with Worker("burn_replay", asked, log=cell.log("burn")) as engine:
+    with open_burn(cell, "burn_replay", path=str(path), compute=Compute.GGML, fault=fault) as engine:
         errors: list[OpError] = engine.call("replay", nodes)
     return errors
 

@@ -16,9 +16,10 @@ from typing import Any
 from parity_lib.capture import logits, tokens
 from parity_lib.capture.bf16 import capture_bf16_twin
 from parity_lib.capture.cell_request import Cell
-from parity_lib.capture.leg_build import leg_env, leg_receipt
+from parity_lib.capture.leg_build import leg_receipt
 from parity_lib.capture.logits import Rows
 from parity_lib.capture.model_twins import ensure_twin
+from parity_lib.capture.open_engines import open_llama
 from parity_lib.capture.reference_cache import Kept, open_slot
 from parity_lib.engines.llama_cpp import worker_env
 from parity_lib.engines.llama_settings import asked
@@ -31,16 +32,15 @@ from parity_lib.names import Settings
 
 COMPUTED, CACHED, AGAIN = "computed", "cached", "computed again, bit-equal"
 SOURCES = (  # who can change what the reference computes, beside the reference itself
-    *("capture/reference.py", "capture/tokens.py", "capture/logits.py", "capture/bf16.py", "compare/metrics.py"),
-    *("engines/llama_*.py", "engines/spool.py", "engines/worker*.py"),
-)
-MEASURE_SOURCES = (
-    *("capture/reference_self.py", "capture/consistency.py", "capture/spread.py", "capture/other_build.py"),
-    *("spreads.py", *(f"compare/{name}.py" for name in ("align", "flips", "ledger", "spread"))),
+    *("capture/reference.py", "capture/tokens.py", "capture/logits.py", "capture/bf16.py", "capture/open_engines.py"),
+    *("compare/metrics.py", "engines/llama_*.py", "engines/spool.py", "engines/worker*.py"),
 )
 MORE_SOURCES = {  # of parts that are not rows, but what was measured on rows, or while they were made
-    "spread": MEASURE_SOURCES,
-    "relations": MEASURE_SOURCES,
+    "spread": (
+        *("capture/reference_self.py", "capture/spread.py", "capture/other_build.py"),
+        *("spreads.py", *(f"compare/{name}.py" for name in ("align", "flips", "ledger", "spread"))),
+    ),
+    "relations": ("capture/reference_self.py", "capture/consistency.py"),
     "dispatch": ("capture/isa_proof.py", "compare/isa.py", "engines/sampler.py", "isa_proofs.py"),
 }
 
@@ -65,14 +65,6 @@ class Reference:
         return [len(prompt) for prompt in self.prompts]
 
 
-def open_llama(cell: Cell, path: Path, n_threads: int | None = None) -> Worker:
-    """Return a worker with llama.cpp on a file, strict settings, with the cell's threads unless others are given."""
-    settings = Settings.STRICT
-    kwargs = {"path": str(path), "settings": settings, "isa": cell.id.isa, "n_threads": n_threads or cell.n_threads}
-    env = worker_env(settings) | leg_env(cell.pins.llama_cpp, cell.id.isa)
-    return Worker("llama_cpp", kwargs, env=env, log=cell.log("llama_cpp"))
-
-
 def generate(cell: Cell) -> Reference:
     """Let llama.cpp generate greedily from the file as it is, strict settings, and keep the rows it saw.
 
@@ -89,7 +81,7 @@ def generate(cell: Cell) -> Reference:
 def _generated(cell: Cell) -> Kept:
     progress = cell.progress.step("llama.cpp generates")
     n_tokens = [prompt.n_tokens for prompt in cell.suite.prompts]
-    with open_llama(cell, cell.model_path) as engine:
+    with open_llama(cell) as engine:
         n_vocab = engine.call("n_vocab")
         prompts = tokens.prompt_tokens(cell.suite, cell.facts, engine)
         text = tokens.token_text(cell.facts, engine, n_vocab)

@@ -12,8 +12,9 @@ from parity_lib.capture import logits
 from parity_lib.capture.cell_request import Cell
 from parity_lib.capture.consistency import make_plan
 from parity_lib.capture.logits import Rows
+from parity_lib.capture.open_engines import open_llama
 from parity_lib.capture.other_build import find_other_build
-from parity_lib.capture.reference import Reference, fed, open_llama, through_cache
+from parity_lib.capture.reference import Reference, fed, through_cache
 from parity_lib.capture.reference_cache import Kept
 from parity_lib.capture.spread import capture_spread
 from parity_lib.model_file import sha256_file

@@ -17,16 +17,14 @@ from typing import Any
 
 from parity_lib.capture.cell_judge import Finding
 from parity_lib.capture.cell_request import Cell
-from parity_lib.capture.leg_build import leg_env
 from parity_lib.capture.model_twins import ensure_twin
+from parity_lib.capture.open_engines import open_burn, open_llama
 from parity_lib.capture.reference import Reference
 from parity_lib.capture.trace_place import watched_rows
 from parity_lib.compare.ops import Replayed, judge_ops, kinds
 from parity_lib.engines import sites
-from parity_lib.engines.llama_cpp import worker_env
 from parity_lib.engines.llama_settings import N_UBATCH
 from parity_lib.engines.node_file import NodeFile
-from parity_lib.engines.worker import Worker
 from parity_lib.errors import EngineError
 from parity_lib.names import Compute, Isa, Settings
 
@@ -110,20 +108,11 @@ def replay(cell: Cell, excerpts: Sequence[Excerpt], settings: Settings) -> list[
     is_bf16 = cell.id.compute == Compute.BF16
     path = ensure_twin(cell.model_path, cell.pins, kind="BF16") if is_bf16 else cell.model_path
     folder = cell.spools / "nodes"
-    theirs = {"path": str(path), "settings": settings, "isa": cell.id.isa, "n_threads": cell.n_threads}
-    ours = {
-        "path": str(cell.candidate_path),
-        "isa": cell.id.isa,
-        "stack": cell.id.stack,
-        "compute": Compute.BF16 if is_bf16 else Compute.GGML,
-        "n_threads": cell.n_threads,
-        "fault": cell.request.fault or None,
-    }
-    env = worker_env(settings) | leg_env(cell.pins.llama_cpp, cell.id.isa)
+    compute = Compute.BF16 if is_bf16 else Compute.GGML
     replays = []
     with (
-        Worker("llama_taps", theirs, env=env, log=cell.log("llama_cpp")) as reference,
-        Worker("burn_replay", ours, log=cell.log("burn")) as candidate,
+        open_llama(cell, path, settings, kind="llama_taps") as reference,
+        open_burn(cell, "burn_replay", compute=compute) as candidate,
     ):
         for part in excerpts:
             progress = cell.progress.step(f"op by op, prompt {part.prompt_idx}, {settings}")

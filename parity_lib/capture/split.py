@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from parity_lib.capture.cell_request import Cell
+from parity_lib.capture.open_engines import open_burn
 from parity_lib.compare.split import ErrorSplit, LogitSplit, rms_over_std
 from parity_lib.engines.burn_split import ROWS
 from parity_lib.engines.node_file import NodeFile
@@ -33,10 +33,10 @@ def split_errors(cell: Cell, sequence: Sequence[int], nodes: Path, file: Path, r
         EngineError: an engine refused or died, or the capture lacks a site.
     """
     progress = cell.progress.step("what each product's error is made of")
-    with Worker("burn_split", _asked(cell, Compute.F32), log=cell.log("burn")) as engine:
+    with open_burn(cell, "burn_split", compute=Compute.F32) as engine:
         products = engine.call("split", nodes, file, progress=progress)
         plain = _rows(engine, sequence, nodes)
-    with Worker("burn", _asked(cell, rounded), log=cell.log("burn")) as engine:
+    with open_burn(cell, compute=rounded) as engine:
         with_rounding = _rows(engine, sequence, nodes)
     captured = NodeFile(nodes)
     first = captured.first_watched
@@ -52,17 +52,6 @@ def split_errors(cell: Cell, sequence: Sequence[int], nodes: Path, file: Path, r
             rounded_to_reference=rms_over_std(reference, rows[2]),
         )
     return ErrorSplit(tuple(products), logits, min(ROWS, len(reference)))
-
-
-def _asked(cell: Cell, compute: Compute) -> dict[str, Any]:
-    return {
-        "path": str(cell.candidate_path),
-        "isa": cell.id.isa,
-        "stack": cell.id.stack,
-        "compute": compute,
-        "n_threads": cell.n_threads,
-        "fault": cell.request.fault or None,
-    }
 
 
 def _rows(engine: Worker, sequence: Sequence[int], nodes: Path) -> F32:

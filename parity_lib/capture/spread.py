@@ -6,20 +6,19 @@ import hashlib
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from parity_lib.capture import logits
-from parity_lib.capture.leg_build import leg_env
 from parity_lib.capture.logits import Rows
+from parity_lib.capture.open_engines import open_llama
 from parity_lib.capture.other_build import find_other_build
 from parity_lib.compare.align import Aligned, align
 from parity_lib.compare.flips import ledger_of
 from parity_lib.compare.spread import measured, sigmas
-from parity_lib.engines.llama_cpp import worker_env
 from parity_lib.engines.llama_settings import ASLEEP, N_UBATCH
-from parity_lib.engines.worker import Worker
 from parity_lib.errors import EngineError
 from parity_lib.names import LedgerClass, Settings
 from parity_lib.spreads import (
@@ -142,13 +141,11 @@ def _score(cell: Cell, reference: Reference, way: _Way, path: str) -> Rows:
     """Return the rows of one way; a prompt that does not take part has none."""
     sequences = reference.sequences
     takes = [not way.longest or len(sequence) <= way.longest for sequence in sequences]
-    isa = way.isa or cell.id.isa
-    kwargs = {"path": path, "settings": way.settings, "isa": isa, "n_threads": cell.n_threads}
     spool = cell.spools / f"spread-{way.name}.f32"
     spool.parent.mkdir(parents=True, exist_ok=True)
     # Asleep: threads that wait spinning change no bit, and cost everything on a machine that does something else.
-    env = {**worker_env(way.settings), **ASLEEP, **(way.env or leg_env(cell.pins.llama_cpp, isa))}
-    with Worker("llama_cpp", kwargs, env=env, log=cell.log("llama_cpp")) as engine:
+    env = {**ASLEEP, **way.env}
+    with open_llama(cell, Path(path), way.settings, isa=way.isa, env=env) as engine:
         fed = [sequence for sequence, takes_part in zip(sequences, takes, strict=True) if takes_part]
         given = iter(engine.call("score", fed, spool, batch=way.batch, progress=cell.progress.step(way.words)))
         run, n_vocab = engine.call("run_info"), engine.call("n_vocab")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from parity_lib.capture.cell_request import Cell
 from parity_lib.capture.logits import Rows
+from parity_lib.capture.open_engines import open_burn
 from parity_lib.capture.reference import Reference, score
 from parity_lib.compare.bits import BitDifference, compare_bits
 from parity_lib.engines.worker import Worker
@@ -78,12 +78,5 @@ def _all(reference: Reference) -> tuple[Position, ...]:
 
 def open_side(cell: Cell, side: Side, kind: str, compute: str = "") -> Worker:
     """Return a worker with the candidate on a stack: on the cell's leg, or on the only one that the stack can run."""
-    asked: dict[str, Any] = {
-        "path": str(cell.candidate_path),
-        "isa": cell.pins.stack(side.stack).isa or cell.id.isa,
-        "stack": side.stack,
-        "compute": compute or cell.id.compute,
-        "n_threads": cell.n_threads,
-        "plain": side.plain,
-    }
-    return Worker(kind, asked, log=cell.log("burn"))
+    isa, compute = cell.pins.stack(side.stack).isa or cell.id.isa, compute or cell.id.compute
+    return open_burn(cell, kind, isa=isa, stack=side.stack, compute=compute, plain=side.plain, fault=None)

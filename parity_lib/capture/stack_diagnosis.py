@@ -11,6 +11,7 @@ import numpy as np
 
 from parity_lib.capture.cell_request import Cell
 from parity_lib.capture.logits import pair
+from parity_lib.capture.open_engines import open_llama
 from parity_lib.capture.reference import Reference, score_twin
 from parity_lib.capture.stack_compare import Side, open_side, score_side
 from parity_lib.capture.trace_place import Place
@@ -18,10 +19,8 @@ from parity_lib.compare.bits import BitDifference, compare_bits
 from parity_lib.compare.logits import judge_twin
 from parity_lib.compare.ops import OpError
 from parity_lib.engines import sites
-from parity_lib.engines.llama_cpp import worker_env
 from parity_lib.engines.node_file import NodeFile
-from parity_lib.engines.worker import Worker
-from parity_lib.names import Compute, Settings
+from parity_lib.names import Compute
 from parity_lib.traces import F32, F64
 from parity_lib.verdicts import RungResult
 
@@ -76,10 +75,9 @@ def replay_ops(cell: Cell, stack: str, place: Place) -> Replay:
         EngineError, PinError: the stack is not built or cannot run here, or the engines have other sites.
     """
     folder = cell.spools / "replay"
-    asked = {"path": str(cell.model_path), "settings": Settings.STRICT, "isa": cell.id.isa, "n_threads": cell.n_threads}
     try:
         cell.progress.step("llama.cpp, every node of its graph")
-        with Worker("llama_taps", asked, env=worker_env(Settings.STRICT), log=cell.log("llama_cpp")) as engine:
+        with open_llama(cell, kind="llama_taps") as engine:
             engine.call("capture", list(place.sequence), list(place.passes), folder, watched=len(place.fills))
         with open_side(cell, Side(stack), "burn_replay", Compute.GGML) as engine:
             errors: list[OpError] = engine.call("replay", folder, progress=cell.progress.step(f"{stack}, op by op"))

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 from parity_lib.capture.cell_request import Cell
 from parity_lib.capture.model_twins import ensure_twin
+from parity_lib.capture.open_engines import open_burn, open_llama
 from parity_lib.capture.trace_place import Place
 from parity_lib.compare.ops import OpError
-from parity_lib.engines.llama_cpp import worker_env
-from parity_lib.engines.worker import Worker
-from parity_lib.names import Compute, Settings
+from parity_lib.names import Compute
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +35,12 @@ def replay_tiles(cell: Cell, stack: str, place: Place) -> Tiles:
         EngineError, PinError: the stack is not built, or cannot call the kernel.
     """
     folder = cell.spools / "tiles"
-    path = str(ensure_twin(cell.model_path, cell.pins, kind="BF16"))
-    llama = {"path": path, "settings": Settings.STRICT, "isa": cell.id.isa, "n_threads": cell.n_threads}
-    burn = {**llama, "stack": stack, "compute": Compute.BF16}
-    del burn["settings"]
+    path = ensure_twin(cell.model_path, cell.pins, kind="BF16")
     try:
         cell.progress.step("llama.cpp on the BF16 twin, every node of its graph")
-        with Worker("llama_taps", llama, env=worker_env(Settings.STRICT), log=cell.log("llama_cpp")) as engine:
+        with open_llama(cell, path, kind="llama_taps") as engine:
             engine.call("capture", list(place.sequence), list(place.passes), folder, watched=len(place.fills))
-        with Worker("tile_replay", burn, log=cell.log("burn")) as engine:
+        with open_burn(cell, "tile_replay", path=str(path), stack=stack, compute=Compute.BF16) as engine:
             amx, report = engine.call("kernel")
             progress = cell.progress.step("the fork's BF16 tiles")
             nearest, own = (

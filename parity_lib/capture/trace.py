@@ -19,11 +19,12 @@ import numpy as np
 from parity_lib.capture import bands, logits, tokens
 from parity_lib.capture.cell_request import Cell
 from parity_lib.capture.logits import Rows
+from parity_lib.capture.open_engines import open_burn
 from parity_lib.capture.reference import Reference
 from parity_lib.capture.trace_layers import Layers, compare_layers
 from parity_lib.capture.trace_native import CAPSULE, Native, trace_native
 from parity_lib.capture.trace_place import Place, find_place
-from parity_lib.capture.trace_runs import arbitrate, burn, capture, replay
+from parity_lib.capture.trace_runs import arbitrate, capture, replay
 from parity_lib.compare.align import align
 from parity_lib.compare.logits import judge_twin
 from parity_lib.compare.ops import OpError, Replayed, judge_ops
@@ -87,7 +88,7 @@ def _trace_twin(cell: Cell, place: Place, reference: Reference, native: Native, 
     nodes = folder / "twin"
     reference_run = capture(cell, cell.twin_path, place, (*place.fills, len(place.sequence) - place.first), nodes)
     twin_ops = replay(cell, Compute.F32, nodes)
-    with burn(cell, "burn_follow", Compute.F32) as engine:
+    with open_burn(cell, "burn_follow", compute=Compute.F32) as engine:
         followed = engine.call("follow", nodes, cell.facts.n_head, cell.facts.n_head_kv)
         candidate_run = engine.call("run_info")
     arbiter_run = arbitrate(cell, cell.model_path, place, folder, rounded=False)
@@ -157,7 +158,7 @@ def _not_tighter(derived: Sequence[Band]) -> list[Band]:
 
 def _enter(cell: Cell, place: Place, nodes: Path, token: int) -> Entered:
     progress = cell.progress.step("burn from llama.cpp's residual stream, layer by layer")
-    with burn(cell, "burn_follow", Compute.F32) as engine:
+    with open_burn(cell, "burn_follow", compute=Compute.F32) as engine:
         entered: Entered = engine.call("enter", nodes, place.row, token, progress=progress)
     return entered
 
@@ -175,7 +176,7 @@ def _falls(cell: Cell, place: Place, nodes: Path, entered: Entered | None, token
         rest = len(place.sequence) - sum(fills)
         capture(cell, cell.twin_path, place, [*fills, *([rest] if rest else [])], nodes, block)
     progress = cell.progress.step(f"burn inside of layer {block}, op by op")
-    with burn(cell, "burn_follow", Compute.F32) as engine:
+    with open_burn(cell, "burn_follow", compute=Compute.F32) as engine:
         led = engine.call("lead", nodes, block, cell.facts.n_head, place.row, token, progress=progress)
     by_op = waterfall([sites.split(site)[0] for site, _ in led[1:]], [value for _, value in led])
     return {"by_layer": by_layer, "block": block, "by_op": by_op}

@@ -9,10 +9,11 @@ from pathlib import Path
 from parity_lib.capture.capsule_save import save_capsule
 from parity_lib.capture.cell_request import Cell
 from parity_lib.capture.model_twins import ensure_twin
+from parity_lib.capture.open_engines import open_burn
 from parity_lib.capture.split import split_errors
 from parity_lib.capture.trace_layers import Layers, compare_layers
 from parity_lib.capture.trace_place import Place
-from parity_lib.capture.trace_runs import arbitrate, burn, capture, replay
+from parity_lib.capture.trace_runs import arbitrate, capture, replay
 from parity_lib.compare.ops import Replayed
 from parity_lib.compare.split import ErrorSplit
 from parity_lib.engines import sites
@@ -58,7 +59,7 @@ def trace_native(cell: Cell, place: Place, folder: Path) -> Native:
 
 def _end_to_end(cell: Cell, place: Place, path: Path, compute: Compute, folder: Path) -> Layers:
     """Let the candidate run beside the capture with the reference's rounding, and hold both against the arbiter."""
-    with burn(cell, "burn_follow", compute) as engine:
+    with open_burn(cell, "burn_follow", compute=compute) as engine:
         engine.call("follow", folder, cell.facts.n_head, cell.facts.n_head_kv)
     exact = folder.with_name("rounded")
     try:

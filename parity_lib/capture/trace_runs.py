@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from parity_lib.capture.cell_request import Cell
-from parity_lib.capture.leg_build import leg_env
+from parity_lib.capture.open_engines import open_burn, open_llama
 from parity_lib.capture.trace_place import Place
 from parity_lib.compare.ops import OpError
 from parity_lib.engines import sites
-from parity_lib.engines.llama_cpp import worker_env
 from parity_lib.engines.oracle_rope import WALKED
 from parity_lib.engines.worker import Worker
-from parity_lib.names import Compute, Settings
+from parity_lib.names import Compute
 from parity_lib.traces import RunInfo
 
 ALWAYS = ("embd", "l_out", "result_norm", "result_output")  # sites of the twin that are kept at every position
@@ -23,7 +22,6 @@ def capture(
     cell: Cell, path: Path, place: Place, batches: Sequence[int], folder: Path, block: int | None = None
 ) -> RunInfo:
     """Let llama.cpp run the sequence with a look at every node; with ``block``, at that block's nodes only."""
-    asked = {"path": str(path), "settings": Settings.STRICT, "isa": cell.id.isa, "n_threads": cell.n_threads}
     cell.progress.step("llama.cpp, every node of its graph")
     biased = cell.facts.has_qkv_bias
     if block is None:
@@ -31,8 +29,7 @@ def capture(
     else:
         names = [site for site in sites.expected(cell.facts.n_layer, biased) if sites.split(site)[1] == block]
         watched, always = len(batches), [*names, "embd", f"l_out-{block - 1}"]
-    env = worker_env(Settings.STRICT) | leg_env(cell.pins.llama_cpp, cell.id.isa)
-    with Worker("llama_taps", asked, env=env, log=cell.log("llama_cpp")) as engine:
+    with open_llama(cell, path, kind="llama_taps") as engine:
         engine.call("capture", list(place.sequence), list(batches), folder, watched=watched, always=always)
         run: RunInfo = engine.call("run_info")
     return run
@@ -40,7 +37,7 @@ def capture(
 
 def replay(cell: Cell, compute: Compute, folder: Path) -> list[OpError]:
     """Return the local error of every op of a capture."""
-    with burn(cell, "burn_replay", compute) as engine:
+    with open_burn(cell, "burn_replay", compute=compute) as engine:
         errors: list[OpError] = engine.call("replay", folder, progress=cell.progress.step("burn, op by op"))
     return errors
 
@@ -53,16 +50,3 @@ def arbitrate(cell: Cell, path: Path, place: Place, folder: Path, *, rounded: bo
         engine.call("taps", list(place.sequence), folder, progress=progress)
         run: RunInfo = engine.call("run_info")
     return run
-
-
-def burn(cell: Cell, kind: str, compute: Compute) -> Worker:
-    """Start the candidate in a worker of its own."""
-    asked = {
-        "path": str(cell.candidate_path),
-        "isa": cell.id.isa,
-        "stack": cell.id.stack,
-        "compute": compute,
-        "n_threads": cell.n_threads,
-        "fault": cell.request.fault or None,
-    }
-    return Worker(kind, asked, log=cell.log("burn"))

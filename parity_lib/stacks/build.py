@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from parity_lib.build_lock import alone
 from parity_lib.engines import burn_sources, stack_store
 from parity_lib.engines.stack_store import LIBRARY, RECEIPT, StackReceipt
 from parity_lib.engines.worker import Worker
@@ -49,7 +48,7 @@ def build(stack: str, from_: str, say: Say, *, again: bool = False, relock: bool
     pin = load_pins().stack(stack)
     _check(pin, from_)
     root = stack_store.stacks_dir()
-    with _alone(root / pin.id, say):
+    with alone(root / pin.id, "another build of the same stack", say):
         tree = _source(pin, from_, root / "sources")
         if not again and not relock and (found := _present(pin)) is not None:
             say(f"stack {pin.id} is built: {found.words()}")
@@ -243,16 +242,3 @@ def _receipt(pin: StackPin, library: Path, patched: Mapping[str, str]) -> StackR
         target=said["target"],
         **expected,
     )
-
-
-@contextmanager
-def _alone(folder: Path, say: Say) -> Iterator[None]:
-    """Keep a second build of the same stack waiting: it will find the first one's."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("waiting for another build of the same stack")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

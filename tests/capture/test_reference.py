@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,6 @@ def test_receipt_is_that_of_the_build_that_runs(cell: Cell) -> None:
     assert asdict(leg_receipt(cell.pins.llama_cpp, cell.id.isa)) == dict(run.build)
 
 
-@pytest.mark.parametrize("pattern", [*reference.SOURCES, *reference.MEASURE_SOURCES])
+@pytest.mark.parametrize("pattern", sorted({*reference.SOURCES, *chain(*reference.MORE_SOURCES.values())}))
 def test_every_source_of_the_key_is_there(pattern: str) -> None:
     assert list(LIBRARY.glob(pattern))
