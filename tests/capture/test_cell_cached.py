@@ -14,7 +14,8 @@ import pytest
 
 from parity_lib.capture import cell as steps
 from parity_lib.capture import reference_cache
-from parity_lib.capture.cell import CellRequest, run_cell
+from parity_lib.capture.cell import Cell, CellRequest, run_cell
+from parity_lib.capture.open_engines import open_burn
 from parity_lib.capture.reference import AGAIN, CACHED, COMPUTED
 from parity_lib.capture.reference_cache import RECORD, ROWS, Kept, open_slot
 from parity_lib.engines.worker import Worker
@@ -176,10 +177,10 @@ def test_cache_that_cannot_be_used_changes_nothing_but_a_note(
 def test_candidate_that_contradicts_itself_diverges_at_t6_and_nowhere_below(
     filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def other_engine(engine: str, settings: dict[str, Any], **named: Any) -> Worker:
-        return Worker("tests.capture.inconsistent_burn:Restored" if engine == "burn" else engine, settings, **named)
+    def other_engine(cell: Cell, **named: object) -> Worker:
+        return open_burn(cell, "tests.capture.inconsistent_burn:Restored", **named)
 
-    monkeypatch.setattr(steps, "Worker", other_engine)
+    monkeypatch.setattr(steps, "open_burn", other_engine)
     verdict = run(tmp_path, filled)
     assert verdict.outcome is Outcome.DIVERGED
     assert verdict.lowest_broken is not None
