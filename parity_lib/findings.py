@@ -217,6 +217,26 @@ def _read_back(checkout: Checkout, kind: gguf.GGMLQuantizationType) -> tuple[np.
     return right, said, found
 
 
+RANGES = {"around 0": (-3.0, 5.0), "above 0": (10.0, 20.0), "below 0": (-20.0, -10.0)}  # of 64 numbers
+
+
+def quantizer(kind: str) -> Callable[[Checkout], Found]:
+    """Return a check of a quantiser: there and back, no number may be off by more than half a step."""
+
+    def check(checkout: Checkout) -> Found:
+        wrong = []
+        for where, (low, high) in RANGES.items():
+            values = np.linspace(low, high, 64, dtype=np.float32)
+            step, *back = map(float, checkout.run("quantize", kind, *(f"{value:.9g}" for value in values))[0].split())
+            off = np.abs(np.array(back) - values) / step
+            if off.max() > 0.5 + 1e-4:
+                at = int(off.argmax())
+                wrong.append(f"numbers {where}: {values[at]:g} comes back as {back[at]:g}, {off[at]:.0f} steps off")
+        return Found(f"quantize-{kind}", bool(wrong), "; ".join(wrong) or "at most half a step off, on all ranges")
+
+    return check
+
+
 _Q = gguf.GGMLQuantizationType
 CHECKS: Mapping[str, Callable[[Checkout], Found]] = {
     "exp-range": exp_range,
@@ -228,6 +248,10 @@ CHECKS: Mapping[str, Callable[[Checkout], Found]] = {
     "amx-permission": amx_permission,
     "tile-config": tile_config,
     "tile-bytes": tile_bytes,
+    "quantize-u8": quantizer("u8"),
+    "quantize-i8": quantizer("i8"),
+    "quantize-i4": quantizer("i4"),
+    "quantize-i2": quantizer("i2"),
     "bf16-truncates": bf16_plain,
     "vnni-tail": vnni_tail,
 }

@@ -17,6 +17,7 @@ from typing import TextIO
 from parity_lib import store
 from parity_lib.engines import machine
 from parity_lib.night.content import source_digest
+from parity_lib.night.history import remember
 from parity_lib.night.junit import write_junit
 from parity_lib.night.lock import held
 from parity_lib.night.pages import missing_page, run_page
@@ -33,7 +34,7 @@ from parity_lib.reference_recipe import host_leg
 from parity_lib.verdicts import margin_words
 
 RUNS = Path(__file__).resolve().parents[1] / "reports" / "nightly"
-LOG, LINES, INDEX, HISTORY = "night.log", "divergences.jsonl", "index.html", "history.jsonl"
+LOG, LINES, INDEX = "night.log", "divergences.jsonl", "index.html"
 MACHINE_PAGE, NIGHT_PAGE = "00_machine_and_pins", "06_night"
 LINES_SHOWN, CONTROL_LINES_SHOWN = 20, 3  # of one cell on the screen; the log has all of them
 
@@ -123,7 +124,8 @@ class _Run:
             with self.pool:
                 self._run(chosen)
             self._page(MACHINE_PAGE, f"{MACHINE_PAGE}.html", {})
-            self._remember()
+            remember(self.folder, self._records(), resumed=bool(self.resumed))
+            (self.folder / LINES).touch()
             self._save(interrupted=False)  # the night's page shows it
             self._page(NIGHT_PAGE, INDEX, {"run_dir": str(self.folder)})
             night = self._save(interrupted=False)
@@ -253,8 +255,11 @@ class _Run:
 
     # ---- what is written
 
+    def _records(self) -> tuple[CellRecord, ...]:
+        return tuple(self.records[number] for number in sorted(self.records))
+
     def _save(self, *, interrupted: bool) -> Night:
-        records = tuple(self.records[number] for number in sorted(self.records))
+        records = self._records()
         night = Night(
             run_id=self.folder.name,
             plan=self.plan.name,
@@ -274,22 +279,6 @@ class _Run:
         write_junit(night, self.folder)
         write_summary(night, self.folder)
         return night
-
-    def _remember(self) -> None:
-        """Append one line for each cell to the history of all nights; a resumed night adds only what is not there."""
-        path = self.folder.parent / HISTORY
-        verdicts = [
-            (r, store.load_verdict(self.folder / r.verdict)) for _, r in sorted(self.records.items()) if r.verdict
-        ]
-        entries = [store.history_entry(self.folder.name, v) | {"outcome": r.outcome.value} for r, v in verdicts]
-        there = (
-            [entry for entry in store.load_history(path) if entry["run_id"] == self.folder.name] if self.resumed else []
-        )
-        known = {(str(entry["cell"]), entry["control"], entry["created_at"]) for entry in there}
-        new = [e for e in entries if (str(e["cell"]), e["control"], e["created_at"]) not in known]
-        store.append_history(new, path)
-        if not (self.folder / LINES).exists():
-            (self.folder / LINES).touch()
 
     def _page(self, notebook: str, html: str, parameters: dict[str, str]) -> None:
         self.screen.begin(notebook)

@@ -7,6 +7,7 @@ import platform
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from parity_lib import findings
@@ -75,6 +76,29 @@ def test_a_value_is_near_or_not(found: float, right: float, near: bool) -> None:
     assert findings._near(found, right) is near
 
 
+class Quantiser(Checkout):
+    """A checkout whose quantiser of 8 bits keeps its zero point inside of the codes, or lets it go where it has to."""
+
+    def __init__(self, *, clamped: bool) -> None:
+        self.clamped = clamped
+
+    def run(self, *words: str) -> list[str]:
+        values = np.array(words[2:], np.float64)
+        scale = np.ptp(values) / 255
+        zero = np.round(-values.min() / scale)
+        zero = np.clip(zero, 0, 255) if self.clamped else zero
+        back = (np.clip(np.round(values / scale + zero), 0, 255) - zero) * scale
+        return [" ".join(map(str, [scale, *back]))]
+
+
+def test_a_quantiser_may_be_half_a_step_off_on_any_range() -> None:
+    wrong = findings.quantizer("u8")(Quantiser(clamped=True))
+    assert (wrong.name, wrong.present) == ("quantize-u8", True)
+    assert "numbers above 0: 20 comes back as 10, 255 steps off" in wrong.measured
+    assert "around 0" not in wrong.measured
+    assert findings.quantizer("u8")(Quantiser(clamped=False)).present is False
+
+
 def test_what_is_unknown_is_refused_with_what_there_is(checkout: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="exp-range"):
         check(checkout, ["no-such"])
@@ -94,4 +118,4 @@ def test_a_checkout_that_does_not_build_says_why(
 def test_every_finding_of_the_page_is_a_check() -> None:
     page = (PROBE.parents[1] / "findings.md").read_text()
     named = {word for line in page.splitlines() if "parity finding " in line for word in CHECKS if f" {word} " in line}
-    assert named == set(CHECKS) - {"gguf-q8_0"}  # the one that is right
+    assert named == set(CHECKS) - {"gguf-q8_0", "quantize-i8", "quantize-i4", "quantize-i2"}  # those that are right

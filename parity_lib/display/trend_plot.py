@@ -14,13 +14,13 @@ from parity_lib.display.page import Fragment, Picture
 from parity_lib.display.text import number
 from parity_lib.json_text import decode
 from parity_lib.names import Outcome
+from parity_lib.night.history import FILE_NAME as HISTORY
 from parity_lib.night.record import Night
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-HISTORY = "history.jsonl"  # beside the folders of the nights
 NIGHTS = 30
 _INCHES = (3.75, 3.4)
 _NOISE = {"margin": 1.1, "KL": 1.1, "minutes": 1.5}  # factors; a larger change is a step

@@ -9,9 +9,10 @@ import pytest
 from parity_lib import store
 from parity_lib.display.figures import Gallery
 from parity_lib.display.page import Fragment
-from parity_lib.display.trend_plot import HISTORY, _steps, trend
+from parity_lib.display.trend_plot import _steps, trend
 from parity_lib.errors import RecordError
 from parity_lib.names import Outcome
+from parity_lib.night.history import FILE_NAME as HISTORY
 from parity_lib.night.record import Night
 from parity_lib.verdicts import Verdict
 

@@ -7,7 +7,7 @@ use std::io::BufReader;
 use ndarray::hpc::amx_matmul::TileConfig;
 use ndarray::hpc::bf16_tile_gemm::bf16_tile_gemm_16x16;
 use ndarray::hpc::gguf::{find_tensor, read_gguf_header, read_tensor_f32};
-use ndarray::hpc::quantized::BF16;
+use ndarray::hpc::quantized::{self, BF16};
 use ndarray::hpc::vml::vsexp;
 
 fn main() {
@@ -18,6 +18,7 @@ fn main() {
         Some("tiles") => tiles(),
         Some("tile-gemm") => tile_gemm(),
         Some("vnni") => vnni(),
+        Some("quantize") => quantize(&words[1], &words[2..]),
         Some("gguf") => gguf(&words[1], &words[2], &words[3]),
         other => panic!("unknown probe {other:?}"),
     }
@@ -67,6 +68,34 @@ fn vnni() {
         return;
     }
     println!("no-avx512vnni");
+}
+
+/// The scale, then the numbers as a quantiser of some bits gives them back.
+fn quantize(bits: &str, numbers: &[String]) {
+    let values: Vec<f32> = numbers.iter().map(|text| text.parse().expect("a number")).collect();
+    let (scale, back): (f32, Vec<f32>) = match bits {
+        "u8" => {
+            // The fork has no way back; this is the inverse of its own formula, v / scale + zero_point.
+            let (codes, params) = quantized::quantize_f32_to_u8(&values);
+            let back = codes.iter().map(|&code| (i32::from(code) - params.zero_point) as f32 * params.scale).collect();
+            (params.scale, back)
+        }
+        "i8" => {
+            let (codes, params) = quantized::quantize_f32_to_i8(&values);
+            (params.scale, quantized::dequantize_i8_to_f32(&codes, &params, values.len()))
+        }
+        "i4" => {
+            let (codes, params) = quantized::quantize_f32_to_i4(&values);
+            (params.scale, quantized::dequantize_i4_to_f32(&codes, &params, values.len()))
+        }
+        "i2" => {
+            let (codes, params) = quantized::quantize_f32_to_i2(&values);
+            (params.scale, quantized::dequantize_i2_to_f32(&codes, &params, values.len()))
+        }
+        other => panic!("unknown quantiser {other:?}"),
+    };
+    let words: Vec<String> = [scale].iter().chain(&back).map(|value| format!("{value:e}")).collect();
+    println!("{}", words.join(" "));
 }
 
 /// All values of one tensor as float32, into a file.
