@@ -61,10 +61,7 @@ def slow(folder: Path) -> str:
 
 def test_a_killed_night_goes_on_with_what_it_had_finished(tmp_path: Path) -> None:
     books = make_books(tmp_path)
-    slow = (
-        f"import time\nfrom pathlib import Path\nif quant == 'Q4_K_M' and Path({str(tmp_path / 'slow')!r}).exists():\n"
-    )
-    notebook(books / "02_logits.ipynb", [slow + "    time.sleep(600)", *SOUND])
+    notebook(books / "02_logits.ipynb", [slow(tmp_path), *SOUND])
     plan_file = plan(tmp_path, MODEL, SECOND)
     (tmp_path / "slow").touch()
     folder = interrupted(books, plan_file)
@@ -105,10 +102,7 @@ def test_a_night_killed_before_it_drew_a_page_draws_it_when_it_goes_on(tmp_path:
 
 def test_a_changed_notebook_or_plan_resumes_nothing_stale(tmp_path: Path) -> None:
     books = make_books(tmp_path)
-    slow = (
-        f"import time\nfrom pathlib import Path\nif quant == 'Q4_K_M' and Path({str(tmp_path / 'slow')!r}).exists():\n"
-    )
-    notebook(books / "02_logits.ipynb", [slow + "    time.sleep(600)", *SOUND])
+    notebook(books / "02_logits.ipynb", [slow(tmp_path), *SOUND])
     plan_file = plan(tmp_path, MODEL, SECOND)
     (tmp_path / "slow").touch()
     folder = interrupted(books, plan_file)
