@@ -13,6 +13,7 @@ from parity_lib.capture import reference_cache
 from parity_lib.capture import replay as replaying
 from parity_lib.capture.cell import Cell, Reference
 from parity_lib.capture.replay import PLAIN_BUFFERS, chosen, excerpt
+from parity_lib.engines.llama_settings import worker_env
 from parity_lib.errors import EngineError
 from parity_lib.names import Kind, Outcome, Rung, Settings
 
@@ -77,9 +78,9 @@ def test_weights_that_were_not_reordered_are_no_proof_of_the_reordered_path(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cell, reference = opened
-    plain = replaying.worker_env(Settings.STRICT)
+    plain = worker_env(Settings.STRICT)
     monkeypatch.setattr(replaying, "PLAIN_BUFFERS", PLAIN_BUFFERS | {"CPU_REPACK"})
-    assert plain == replaying.worker_env(Settings.REPACKED)
+    assert plain == worker_env(Settings.REPACKED)
     with pytest.raises(EngineError, match="weights do not lie where they were asked for"):
         replaying.replay(cell, [excerpt(cell, reference, 0)], Settings.REPACKED)
 
