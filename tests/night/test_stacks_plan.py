@@ -1,0 +1,30 @@
+"""The plan of stacks: every pinned one but the default has a cell; what no version pins is a hole with its reason."""
+
+from __future__ import annotations
+
+from parity_lib.engines.burn_sources import CRATES_IO
+from parity_lib.names import Compute, Isa
+from parity_lib.night.plan import NOTEBOOKS, load_plan, plan_path
+from parity_lib.night.preflight import check_plan, machine_lacks
+from parity_lib.pins import load_pins
+
+TILES = "spine-bf16"  # the fork's BF16 tile product: wanted, and no stack can show it
+
+
+def test_every_stack_has_a_cell_and_the_tile_product_is_declared() -> None:
+    plan, pins = load_plan(plan_path("stacks")), load_pins()
+    assert {cell.stack for cell in plan.cells} == set(pins.stacks) - {CRATES_IO} | {TILES}
+    assert set(plan.stacks) == {TILES}
+    assert TILES not in pins.stacks  # once it is pinned, its declaration goes
+
+
+def test_the_tile_product_is_a_hole_with_its_reason() -> None:
+    plan, pins = load_plan(plan_path("stacks")), load_pins()
+    [cell] = plan.only(TILES)
+    assert (cell.model, cell.quant, cell.compute, cell.required) == ("smollm2-135m", "Q8_0", Compute.BF16, False)
+    check_plan(plan, [cell], pins, NOTEBOOKS)  # its words are known: it is no usage error
+    stack_lacks = [lack for lack in machine_lacks(cell, Isa.AVX512, plan, pins) if TILES in lack.what]
+    assert len(stack_lacks) == 1
+    said = stack_lacks[0].what
+    assert said.startswith(f"the stack {TILES} is not pinned (the fork's own BF16 tile product")
+    assert said.endswith("157 where 158 is right, so tiles cannot run on Linux and the leg cannot be proved)")
