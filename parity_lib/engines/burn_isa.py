@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from parity_lib.traces import F32
 
 OWN = ("burn_gguf",)  # everything that burn is lies in one library
 RUN = "forced pass"
+TERMS = 32  # of a fingerprint's products
 ENOUGH = 4 * MIN_PRODUCTS  # samples at multiply-adds after which nothing more is run
 
 
@@ -38,22 +38,27 @@ def fingerprint(linear: Callable[..., F32], policy: str) -> dict[str, str]:
     1 times (1 + e) is 1 if the operands are rounded to BF16. AVX2 and AVX-512 give the same bits: they are not told
     apart here, and products of BF16 numbers are exact, so that nothing is said of those.
 
+    The products have ``TERMS`` terms, all but two of them 0, and as many rows and columns: a crate may have other code
+    for one row or for two terms (gemm has), and no model's product has so few. The second number stands at each place
+    in turn, since only terms that meet in one partial sum can tell; what is rounded gives 0 at all of them.
+
     Both are told by what lies nearer: a product with a wrong low bit is for other rungs to find.
 
     Args:
         linear: the candidate's own op, ``linear(type, blocks, n_out, n_in, x, policy)``.
         policy: arithmetic of the weight matmuls.
     """
-    e = np.float32(2.0**-12)
-    one = np.float32(1)
+    e, one = 2.0**-12, 1.0
 
-    def product(weight: list[Any], x: list[Any]) -> float:
-        blocks = np.array(weight, "<f4").tobytes()
-        return float(linear("F32", blocks, 1, 2, np.array(x, np.float32), policy)[0])
+    def products(weight: list[float], rows: list[list[float]]) -> F32:
+        blocks = np.array([weight] * TERMS, "<f4").tobytes()
+        return linear("F32", blocks, TERMS, TERMS, np.array(rows, np.float32).ravel(), policy)
 
-    if abs(product([one + e, 0], [one, 0]) - 1) < e / 2:
+    single = [one] + [0.0] * (TERMS - 1)
+    if abs(float(products([(one + e) * term for term in single], [single] * TERMS)[0]) - 1) < e / 2:
         return {"operands": "bf16", "fma": "not told"}
-    fused = product([-(one + 2 * e), one + e], [one, one + e]) > float(e) ** 2 / 2
+    pairs = [[one] + [one + e if term == other else 0.0 for term in range(1, TERMS)] for other in range(1, TERMS)]
+    fused = products([-(one + 2 * e)] + [one + e] * (TERMS - 1), pairs).max() > e**2 / 2
     return {"operands": "f32", "fma": "yes" if fused else "no"}
 
 

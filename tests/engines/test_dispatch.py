@@ -21,6 +21,7 @@ from parity_lib.engines.sampler import Watch
 from parity_lib.engines.worker import Worker
 from parity_lib.isa_proofs import UNPROVEN, Evidence
 from parity_lib.names import Compute, Settings
+from parity_lib.traces import F32
 
 SEQUENCES = [[(37 * i + 3 * s) % 512 for i in range(64)] for s in range(4)]
 
@@ -135,3 +136,27 @@ def test_without_a_sampler_the_run_goes_on_and_says_so() -> None:
 def test_two_products_tell_the_arithmetic(answers: Sequence[float], told: dict[str, str]) -> None:
     given = iter(answers)
     assert burn_isa.fingerprint(lambda *_: np.array([next(given)], np.float32), "f32") == told
+
+
+@pytest.mark.parametrize(
+    ("n_sums", "fused", "told"),
+    [(1, True, "yes"), (4, True, "yes"), (1, False, "no"), (4, False, "no")],
+)
+def test_other_code_for_one_row_or_two_terms_does_not_answer_for_the_kernel(
+    n_sums: int, fused: bool, told: str
+) -> None:
+    """Multiply as a crate does that rounds where a product is small, and keeps ``n_sums`` partial sums elsewhere."""
+
+    def linear(_: str, blocks: bytes, n_out: int, n_in: int, x: F32, policy: str) -> F32:
+        assert policy == "f32"
+        weights, rows = np.frombuffer(blocks, "<f4").reshape(n_out, n_in), x.reshape(-1, n_in)
+        small = n_in <= 2 or min(n_out, len(rows)) == 1
+        sums = np.zeros((n_sums, len(rows), n_out), np.float32)
+        for term in range(n_in):
+            wide = np.outer(rows[:, term].astype(np.float64), weights[:, term])
+            product = wide if fused and not small else wide.astype(np.float32)
+            sums[term % n_sums] = (sums[term % n_sums] + product).astype(np.float32)
+        total: F32 = sums.sum(0, dtype=np.float32).ravel()
+        return total
+
+    assert burn_isa.fingerprint(linear, "f32") == {"operands": "f32", "fma": told}
