@@ -69,6 +69,9 @@ def decoded(
 ) -> tuple[list[Digests], list[Digests]]:
     """Return the digests of each sequence's span, one token at a time through the cache, all sequences in lockstep.
 
+    The first step has a pass of one row in it, as every step of a product's decode is: a crate may multiply a single
+    row by other code than two (gemm does, under burn-flex), and rows in lockstep would hide it.
+
     Args:
         new_session: makes an empty session.
         sequences: what is fed. What lies before a sequence's span is prefilled, in at least two passes.
@@ -121,11 +124,13 @@ def _step(
     found: list[list[Digests]],
     n_vocab: int,
 ) -> None:
-    """Feed one token to each sequence whose span is not at its end yet."""
+    """Feed one token to each sequence whose span is not at its end yet; in the first step, to one of them alone."""
     alive = [index for index, (start, stop) in enumerate(spans) if start + step < stop]
     rows = [(index, sequences[index][spans[index][0] + step]) for index in alive]
-    for index, digest in zip(alive, _append(session, rows, n_vocab), strict=True):
-        found[index].append(digest)
+    passes = [rows] if step > 0 else [rows[:1], rows[1:]]
+    for fed in filter(None, passes):
+        for (index, _), digest in zip(fed, _append(session, fed, n_vocab), strict=True):
+            found[index].append(digest)
 
 
 def _append(session: Session, rows: Sequence[tuple[int, int]], n_vocab: int) -> Digests:
