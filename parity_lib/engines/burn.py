@@ -30,6 +30,7 @@ from parity_lib.traces import F32, RunInfo
 
 __all__ = ["CRATES_IO", "Burn", "load"]
 
+BACKENDS = ("burn-ndarray", "burn-flex")  # each stack has one of them
 Extension = Any  # the module burn_gguf, or an object of it; its types are in native/burn_gguf.pyi
 
 
@@ -105,7 +106,7 @@ class Burn:
         proof = prove(self.evidence())
         return RunInfo(
             engine="burn",
-            version=self._build["crates"]["burn-ndarray"],
+            version=next(self._build["crates"][name] for name in BACKENDS if name in self._build["crates"]),
             commit=f"source {self._build['source_sha256'][:12]}",
             build=self._build,
             model_path=self._path.name,

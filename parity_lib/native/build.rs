@@ -19,9 +19,12 @@ fn main() {
     let lock = manifest.join("Cargo.lock");
 
     set("BURN_GGUF_STACK", &stack);
-    println!("cargo::rustc-check-cfg=cfg(spine)");
+    println!("cargo::rustc-check-cfg=cfg(spine, flex)");
     if stack == "spine" {
         println!("cargo::rustc-cfg=spine"); // the fork's own kernels can be called by name
+    }
+    if stack == "flex" {
+        println!("cargo::rustc-cfg=flex"); // burn-flex is the backend, see backend.rs
     }
     set("BURN_GGUF_SOURCE_SHA256", &source_sha256(&manifest, &root));
     set("BURN_GGUF_LOCK_SHA256", &hex(Sha256::digest(read(&lock))));
@@ -81,7 +84,7 @@ fn collect(folder: &Path, prefix: &str, files: &mut Vec<(String, PathBuf)>) {
 
 /// `name=version` of the crates whose arithmetic is judged, as the lock file pins them.
 fn locked_versions(lock: &str) -> String {
-    let wanted = ["burn-tensor", "burn-ndarray", "ndarray", "matrixmultiply", "mimalloc", "pyo3"];
+    let wanted = ["burn-tensor", "burn-ndarray", "ndarray", "matrixmultiply", "burn-flex", "gemm", "mimalloc", "pyo3"];
     let value = |line: &str| line.split('"').nth(1).unwrap_or_default().to_string();
     let mut found = Vec::new();
     let mut name = String::new();

@@ -157,6 +157,7 @@ def cargo(*words: str) -> str:
 PREPARE: Mapping[str, Callable[[Path | None, Path], Patches]] = {
     "avx2": _nothing,
     "simd": _nothing,
+    "flex": _nothing,
     "spine": _spine,
     "overlay": _overlay,
     "poisoned": _poisoned,

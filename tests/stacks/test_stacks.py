@@ -84,7 +84,7 @@ def test_a_cell_on_a_stack_that_is_not_built_is_incomplete_and_no_other_burn_run
     assert not verdict.runs
 
 
-@pytest.mark.parametrize("stack", ["avx2", "spine", "simd", "overlay"])
+@pytest.mark.parametrize("stack", ["avx2", "spine", "simd", "overlay", "flex"])
 def test_bits_against_crates_io_where_the_stack_is_built(stack: str, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["stack", "compare", CRATES_IO, stack, *MODEL, "--prompts", str(PROMPTS), "--threads", "1"]
     status = main(command)
@@ -95,12 +95,12 @@ def test_bits_against_crates_io_where_the_stack_is_built(stack: str, capsys: pyt
         assert f"stack {stack}: the stack is not built" in said.err
         assert f"next: {stack_store.how(pin)}" in said.err
         return
-    differs = stack == "overlay"
+    differs = stack in ("overlay", "flex")
     assert status == int(differs)
     line = said.out.splitlines()[-1]
     equal = "all bits equal, 20 positions x 2,048 logits"
     assert (equal in line) != differs
-    if differs:  # another exp: how far off is what T3 and T4 judge
+    if differs:  # another exp, or another matmul: how far off is what T3 and T4 judge
         assert "differ in bits" in line
         assert "; first at prompt " in line
 
@@ -117,6 +117,25 @@ def test_the_installed_burn_is_right_op_by_op_and_there_is_nothing_to_replace(
     said_last = capsys.readouterr().out.splitlines()[-1]
     assert "0 kinds of them wrong" in said_last
     assert " 158 ops on llama.cpp's own inputs" in said_last
+
+
+def test_flex_is_right_op_by_op_and_its_decode_is_not_its_prefill_where_it_is_built(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = main(["stack", "ops", "flex"])
+    said = capsys.readouterr().out.splitlines()
+    if not stack_store.folder(load_pins().stack("flex")).is_dir():
+        assert status == 3
+        assert said[0].startswith("flex: HOLE: ")
+        return
+    assert status == 0
+    assert said[-1].startswith("flex: no op wrong")
+    verdict = run_cell(cell(tmp_path, "flex"))
+    found = {rung.rung: rung.outcome for rung in verdict.rungs}
+    assert found.pop(Rung.T6) is Outcome.DIVERGED
+    assert {found[rung] for rung in (Rung.T0, Rung.T2, Rung.T3, Rung.T4, Rung.T5)} == {Outcome.PARITY}
+    assert found[Rung.T7] is not Outcome.DIVERGED
+    assert {bad.where for bad in verdict.divergences} == {"decode", "restored"}
 
 
 def test_a_wrong_product_is_named_with_its_layer(capsys: pytest.CaptureFixture[str]) -> None:

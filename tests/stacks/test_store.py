@@ -16,7 +16,9 @@ from parity_lib.engines.stack_store import LIBRARY, RECEIPT, StackReceipt
 from parity_lib.errors import EngineError, PinError
 from parity_lib.pins import StackPin, load_pins
 
-OTHERS = ("avx2", "simd", "spine", "overlay", "poisoned")
+OTHERS = ("avx2", "simd", "flex", "spine", "overlay", "poisoned")
+NDARRAY, FLEX = {"burn-ndarray", "matrixmultiply"}, {"burn-flex"}  # a backend, and what is named to choose its kernels
+FLEX_KERNELS = ["burn-flex/x86-v4"]
 
 
 def put(pin: StackPin, library: bytes = b"no library") -> StackReceipt:
@@ -43,9 +45,12 @@ def test_every_stack_has_its_manifest_and_the_dependencies_of_the_default_one() 
         for table in ("dependencies", "build-dependencies", "profile"):
             asked, wanted = manifest[table], default[table]
             extra = {"ndarray"} if (stack, table) == ("spine", "dependencies") else set()  # the fork, called by name
-            assert set(asked) == set(wanted) | extra, stack
-            assert all(asked[name] == wanted[name] for name in set(wanted) - own), stack
-        assert manifest["features"] | {"default": 0} == default["features"] | {"default": 0}
+            other = (NDARRAY, FLEX) if (stack, table) == ("flex", "dependencies") else (set(), set())  # another backend
+            kept = set(wanted) - other[0]
+            assert set(asked) == kept | extra | other[1], stack
+            assert all(asked[name] == wanted[name] for name in kept - own), stack
+        kernels = {"default": 0} | ({"avx512": FLEX_KERNELS} if stack == "flex" else {})
+        assert manifest["features"] | {"default": 0} == default["features"] | kernels
         locked = tomllib.loads((folder / "Cargo.lock").read_text())["package"]
         found = {package["name"]: package["version"] for package in locked}
         assert {name: found[name] for name in pins.stack(stack).crates} == dict(pins.stack(stack).crates)

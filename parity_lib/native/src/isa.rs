@@ -14,9 +14,9 @@ pub struct Isa {
     pub reason: &'static str,
     /// Flags of this CPU that matter for the kernels.
     pub cpu: Vec<&'static str>,
-    /// Features that matrixmultiply was compiled with.
-    pub matrixmultiply_features: Vec<&'static str>,
-    /// The kernel that matrixmultiply's own run-time detection would choose from the two lists above.
+    /// Features that the crate of the matmul kernels was compiled with: matrixmultiply, or gemm in the stack `flex`.
+    pub kernel_features: Vec<&'static str>,
+    /// The kernel that this crate's own run-time detection would choose from the two lists above.
     pub expected_kernel: &'static str,
 }
 
@@ -25,14 +25,30 @@ pub fn isa() -> Isa {
     let cpu = cpu_flags();
     let mut features = vec!["std"];
     if cfg!(feature = "avx512") {
-        features.push("avx512");
+        features.push(if cfg!(flex) { "x86-v4" } else { "avx512" });
     }
     let expected_kernel = expected_kernel(&cpu);
     let reason = "no program counter was sampled during a matmul; flags say what could run, not what ran";
-    Isa { observed: "unproven", reason, cpu, matrixmultiply_features: features, expected_kernel }
+    Isa { observed: "unproven", reason, cpu, kernel_features: features, expected_kernel }
+}
+
+/// gemm's order of preference for f32 (`__gemm_def`, gemm-common 0.19).
+#[cfg(flex)]
+fn expected_kernel(cpu: &[&str]) -> &'static str {
+    let has = |flag| cpu.contains(&flag);
+    if cfg!(feature = "avx512") && has("avx512f") {
+        "gemm avx512f"
+    } else if has("fma") {
+        "gemm avx2+fma"
+    } else if has("neon") {
+        "gemm neon"
+    } else {
+        "gemm generic"
+    }
 }
 
 /// matrixmultiply's order of preference for f32 (`sgemm_kernel::detect`, 0.3.11).
+#[cfg(not(flex))]
 fn expected_kernel(cpu: &[&str]) -> &'static str {
     let has = |flag| cpu.contains(&flag);
     if cfg!(feature = "avx512") && has("avx512f") {
