@@ -10,7 +10,7 @@ from parity_lib import store
 from parity_lib.capture.cell import REQUIRED
 from parity_lib.errors import ParityError
 from parity_lib.names import Outcome, Rung
-from parity_lib.night.plan import PlanCell
+from parity_lib.night.plan import EXPECTED, PlanCell
 from parity_lib.verdicts import CellId, Verdict, conclude
 
 
@@ -76,4 +76,5 @@ def rename_inside(partial: Path, final: Path) -> None:
 def cause_line(outcome: Outcome, cell: CellId, cause: str) -> str:
     """Return the greppable line of a cause; a divergence has lines of its own, so what comes with it is a gap."""
     word = {Outcome.DIVERGED: "INCOMPLETE", Outcome.PARITY: "UNEXPECTED"}.get(outcome, outcome.value)
+    word = "UNEXPECTED" if cause.startswith(EXPECTED) else word
     return f"{word} {cell.fields()} cause={json.dumps(cause, ensure_ascii=False)}"

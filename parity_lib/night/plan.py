@@ -11,11 +11,12 @@ from pathlib import Path
 
 from parity_lib.errors import FixtureError, UsageError
 from parity_lib.fixture_file import Table, fixture_path, read_toml
-from parity_lib.names import Compute, Isa
+from parity_lib.names import Compute, Isa, Rung
 
 SCHEMA = "parity/plan/1"
 HOST = "host"  # as ``isa``: the widest leg that this machine can run
 PARITY, DIVERGED = "parity", "diverged"
+EXPECTED = "a divergence was expected"  # begins the cause of a cell that came out otherwise than planned
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 
 
@@ -33,6 +34,7 @@ class PlanCell:
     required: bool  # if not, a cell that cannot run is a HOLE
     expect: str  # PARITY or DIVERGED
     reason: str  # why DIVERGED is expected
+    at: str  # the lowest rung that is expected to break
     fault: str  # a seeded fault in the candidate, or ""
     control: bool  # a red control: not caught is INVALID
     limit_s: int  # wall clock of the notebook
@@ -158,17 +160,18 @@ def _cell(table: Table, shared: _Defaults, notebooks: Path) -> PlanCell:
         required=table.boolean("required", shared.required),
         expect=table.one_of("expect", (PARITY, DIVERGED), PARITY),
         reason=table.text("reason", ""),
+        at=table.one_of("at", ["", *(rung.value for rung in Rung)], ""),
         fault=fault,
         control=table.boolean("control", False),
         limit_s=table.integer("limit_s", shared.limit_s, least=1),
     )
     table.done()
-    if (cell.expect == DIVERGED) != bool(cell.reason):
+    if len({cell.expect == DIVERGED, bool(cell.reason), bool(cell.at)}) > 1:
         raise FixtureError(
-            "an expected divergence and its reason go together",
+            "an expected divergence, its reason and its rung go together",
             place=table.place,
-            expected='expect = "diverged" and a reason, or neither',
-            found=f"expect {cell.expect}, reason {cell.reason!r}",
+            expected='expect = "diverged", reason = .. and at = "T3", or nothing of it',
+            found=f"expect {cell.expect}, reason {cell.reason!r}, at {cell.at!r}",
         )
     if cell.control and (not cell.fault or cell.expect == DIVERGED):
         raise FixtureError(

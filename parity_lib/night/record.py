@@ -11,7 +11,7 @@ from typing import Any
 from parity_lib.errors import RecordError
 from parity_lib.json_text import decode, encode
 from parity_lib.names import Kind, Outcome, Rung
-from parity_lib.night.plan import DIVERGED, PlanCell
+from parity_lib.night.plan import DIVERGED, EXPECTED, PlanCell
 from parity_lib.record_file import load_record, save_record
 from parity_lib.verdicts import CellId, Verdict
 
@@ -172,10 +172,15 @@ def decide(
         outcome = verdict.outcome if verdict.outcome is Outcome.DIVERGED else Outcome.INCOMPLETE
     if cell.control:
         return _control(cell, verdict, outcome, why)
-    if cell.expect == DIVERGED and outcome is Outcome.PARITY:
-        why.append(f"a divergence was expected and is gone: {cell.reason}")
-    good = outcome is (Outcome.DIVERGED if cell.expect == DIVERGED else Outcome.PARITY)
-    return outcome, good, tuple(why)
+    if cell.expect != DIVERGED:
+        return outcome, outcome is Outcome.PARITY, tuple(why)
+    lowest = verdict.lowest_broken if verdict is not None else None
+    found = lowest.rung.value if lowest is not None else ""
+    if outcome is Outcome.PARITY:
+        why.append(f"{EXPECTED} and is gone: {cell.reason}")
+    elif outcome is Outcome.DIVERGED and found != cell.at:
+        why.append(f"{EXPECTED} at {cell.at} and not below, found at {found or 'no rung'}: {cell.reason}")
+    return outcome, outcome is Outcome.DIVERGED and found == cell.at, tuple(why)
 
 
 def _control(

@@ -93,7 +93,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Night, Path, str]:
         books,
         MODEL + 'notebook = "diverging"\n',
         MODEL + 'control = true\nfault = "eps_x10@all"\n',
-        MODEL.replace("Q8_0", "Q4_K_M") + 'notebook = "diverging"\nexpect = "diverged"\nreason = "known"\n',
+        MODEL.replace("Q8_0", "Q4_K_M") + 'notebook = "diverging"\nexpect = "diverged"\nat = "T4"\nreason = "known"\n',
         MODEL + 'notebook = "late"\n',
         MODEL + f'isa = "{FOREIGN}"\nrequired = false\n',
         MODEL + 'notebook = "swallowed"\n',
@@ -161,13 +161,23 @@ def test_control_not_caught_is_three_and_a_finding_that_went_away_is_named(tmp_p
     seen = SETUP.replace("bool(fault)", "not control and quant == 'Q8_0'")
     books = make_books(tmp_path, blind=[seen, RECORD, ASSERT])
     blind = 'notebook = "blind"\n'
-    gone = MODEL.replace("Q8_0", "Q4_K_M") + blind + 'expect = "diverged"\nreason = "a known finding"\n'
+    gone = MODEL.replace("Q8_0", "Q4_K_M") + blind + 'expect = "diverged"\nat = "T4"\nreason = "a known finding"\n'
     record, _, text = night(books, MODEL + blind, MODEL + blind + 'control = true\nfault = "eps_x10@all"\n', gone)
     assert [cell.outcome for cell in record.cells] == [Outcome.DIVERGED, Outcome.INVALID, Outcome.PARITY]
     assert [cell.good for cell in record.cells] == [False, False, False]
     assert (record.outcome, record.exit_status) == (Outcome.INVALID, 3)
     assert any(line.startswith("INVALID model=") and "eps_x10@all" in line for line in text.splitlines())
     assert any(line.startswith("UNEXPECTED model=") and "a known finding" in line for line in text.splitlines())
+
+
+def test_divergence_at_another_rung_than_the_planned_one_is_not_the_planned_one(tmp_path: Path) -> None:
+    books = make_books(tmp_path, diverging=[SETUP.replace("bool(fault)", "True"), RECORD, ASSERT])
+    known = MODEL + 'notebook = "diverging"\nexpect = "diverged"\nreason = "known"\nat = "T6"\n'
+    record, _, text = night(books, known)
+    assert (record.cells[0].outcome, record.cells[0].good) == (Outcome.DIVERGED, False)
+    assert (record.outcome, record.exit_status) == (Outcome.DIVERGED, 1)
+    [line] = [line for line in text.splitlines() if line.startswith("UNEXPECTED model=")]
+    assert "a divergence was expected at T6 and not below, found at T4: known" in line
 
 
 def test_required_cell_that_cannot_run_is_a_gap_and_so_is_any_with_require_all(books: Path) -> None:
@@ -216,6 +226,9 @@ def test_night_of_holes_alone_is_no_parity_and_only_chooses_cells(books: Path) -
         (MODEL + 'isa = "sse"\n', "'isa' has an unknown value"),
         (MODEL + 'notebook = "09_missing"\n', "names a notebook that is not there"),
         (MODEL + 'expect = "diverged"\n', "reason"),
+        (MODEL + 'expect = "diverged"\nreason = "known"\n', "its rung"),
+        (MODEL + 'at = "T3"\n', "its rung"),
+        (MODEL + 'expect = "diverged"\nreason = "known"\nat = "T9"\n', "'at' has an unknown value"),
         (MODEL + "control = true\n", "a red control seeds a fault"),
         (MODEL + "limits = 3\n", "unknown key 'limits'"),
         (MODEL + "[[cell]]\n" + MODEL, "twice"),
