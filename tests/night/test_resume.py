@@ -59,12 +59,17 @@ def slow(folder: Path) -> str:
     return f"import time\nfrom pathlib import Path\nwhile quant == 'Q4_K_M' and {there}:\n    time.sleep(1)"
 
 
+def killed_night(folder: Path) -> tuple[Path, str, Path]:
+    """Kill a night of two cells in its second one; return its notebooks, its plan and its folder."""
+    books = make_books(folder)
+    notebook(books / "02_logits.ipynb", [slow(folder), *SOUND])
+    plan_file = plan(folder, MODEL, SECOND)
+    (folder / "slow").touch()
+    return books, plan_file, interrupted(books, plan_file)
+
+
 def test_a_killed_night_goes_on_with_what_it_had_finished(tmp_path: Path) -> None:
-    books = make_books(tmp_path)
-    notebook(books / "02_logits.ipynb", [slow(tmp_path), *SOUND])
-    plan_file = plan(tmp_path, MODEL, SECOND)
-    (tmp_path / "slow").touch()
-    folder = interrupted(books, plan_file)
+    books, plan_file, folder = killed_night(tmp_path)
     first = load_night(folder)
     assert (first.interrupted, [cell.outcome for cell in first.cells]) == (True, [Outcome.PARITY])
     written = (folder / first.cells[0].verdict).stat().st_mtime_ns
@@ -85,11 +90,7 @@ def test_a_killed_night_goes_on_with_what_it_had_finished(tmp_path: Path) -> Non
 
 
 def test_a_night_killed_before_it_drew_a_page_draws_it_when_it_goes_on(tmp_path: Path) -> None:
-    books = make_books(tmp_path)
-    notebook(books / "02_logits.ipynb", [slow(tmp_path), *SOUND])
-    plan_file = plan(tmp_path, MODEL, SECOND)
-    (tmp_path / "slow").touch()
-    folder = interrupted(books, plan_file)
+    books, plan_file, folder = killed_night(tmp_path)
     first = load_night(folder)
     replace(first, cells=tuple(replace(cell, html="") for cell in first.cells)).save(folder)
     for page in folder.glob("cells/*/*.html"):
@@ -101,11 +102,7 @@ def test_a_night_killed_before_it_drew_a_page_draws_it_when_it_goes_on(tmp_path:
 
 
 def test_a_changed_notebook_or_plan_resumes_nothing_stale(tmp_path: Path) -> None:
-    books = make_books(tmp_path)
-    notebook(books / "02_logits.ipynb", [slow(tmp_path), *SOUND])
-    plan_file = plan(tmp_path, MODEL, SECOND)
-    (tmp_path / "slow").touch()
-    folder = interrupted(books, plan_file)
+    books, plan_file, folder = killed_night(tmp_path)
     (tmp_path / "slow").unlink()
     notebook(books / "02_logits.ipynb", ["'another first cell'", *SOUND])
     record, _, _ = night(books, plan_file, resume=folder.name)
