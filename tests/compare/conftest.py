@@ -147,6 +147,7 @@ class NativeCase(Case):
         return replace(made, displaced=known)
 
 
+PLACE = (2, 1)  # prompt, token
 NOISE = 0.1  # of a logit, each way for itself: 0.013 of the rows' deviation
 
 
@@ -165,3 +166,8 @@ def native() -> NativeCase:
     reference, twin = noisy(), exact.astype(np.float32)
     ways = {name: noisy() for name in (DEFAULT, FLASH_F16, DEFAULT_DECODE)}
     return NativeCase(reference, twin.copy(), positions, twin, ways)
+
+
+def rank(case: Case, place: tuple[int, int], number: int) -> int:
+    """Return the id that the reference has at a rank (0 is the first) of a position."""
+    return int(np.argsort(-case.reference[case.row(*place)], kind="stable")[number])
