@@ -37,7 +37,7 @@ NATIVE = Path(__file__).resolve().parent / "native"
 ROUNDS = 3  # the best of each side counts: noise only ever adds time
 GIGABYTE = 1e9
 TRACED = 64  # tokens
-TURNS = 15  # of two short calls, one side and then the other
+TURNS = 41  # of two short calls, one side and then the other
 
 
 @dataclass(frozen=True, slots=True)

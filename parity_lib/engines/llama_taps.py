@@ -8,18 +8,19 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from parity_lib.engines import sites
 from parity_lib.engines.llama_abi import Ctypes, GgmlTensor
 from parity_lib.engines.llama_cpp import LlamaCpp
-from parity_lib.engines.node_file import INDEX, VALUES
+from parity_lib.engines.node_file import INDEX, VALUES, ValueWriter
 from parity_lib.errors import EngineError
 from parity_lib.traces import F32
 
 TYPE_F32 = 0  # ggml.h
+ROOM_BYTES = 256 << 20  # values wait here for the end of their pass, or until it is full
 KEY_PAD = 32  # keys are kept up to a multiple of this, as the candidate pads them (attention.rs)
 
 
@@ -37,7 +38,8 @@ class Node:
 class LlamaTaps(LlamaCpp):
     """``LlamaCpp`` that can capture its graph. Looking changes no bit of the logits."""
 
-    _writer: _Writer | None = None
+    _looks: _Looks | None = None
+    _room: F32 | None = None  # kept from capture to capture: its pages are made once
 
     def _prepare(self, params: Ctypes) -> None:
         # The callback must live as long as the context, swallow every exception and return True: False cancels the
@@ -88,93 +90,124 @@ class LlamaTaps(LlamaCpp):
         self._grow(len(sequence))
         self._clear()
         folder.mkdir(parents=True, exist_ok=True)
+        if self._room is None:
+            self._room = np.empty(ROOM_BYTES // 4, np.float32)
         with (folder / VALUES).open("wb") as file:
-            self._writer = _Writer(file, self._library.base, watched, frozenset(always))
+            looks = _Looks(ValueWriter(file, self._room), self._library.base, watched, frozenset(always))
+            self._looks = looks
             try:
                 position = 0
                 for batch in batches:
-                    self._writer.begin_batch(position + batch)
+                    looks.begin_batch(position + batch)
                     self._decode(sequence[position : position + batch], position)
-                    self._writer.end_batch()
+                    looks.end_batch()
                     position += batch
             finally:
-                writer, self._writer = self._writer, None
+                self._looks = None
         index: dict[str, Any] = {"tokens": list(map(int, sequence)), "batches": list(batches), "watched": watched}
-        index["weights_in"] = dict(writer.weights_in)
-        index["nodes"] = list(map(asdict, writer.nodes))
+        index["weights_in"] = dict(looks.weights_in)
+        index["nodes"] = list(map(asdict, looks.nodes))
         (folder / INDEX).write_text(json.dumps(index))
         return index
 
     def _look(self, tensor: int, ask: bool, _user_data: object) -> bool:
-        writer = self._writer
-        if writer is None:
-            return not ask
-        return writer.look(GgmlTensor.from_address(tensor), ask)
+        return not ask if self._looks is None else self._looks.look(tensor, ask)
 
 
-class _Writer:
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What never changes about the node of a site; asked for a thousand times in each pass."""
+
+    site: str
+    op: str
+    is_weighted: bool  # a product with a weight
+    is_masked: bool  # rows over all keys that the graph has room for
+    is_always_kept: bool  # before the first watched pass too
+
+
+class _Looks:
     """Copies values out of the callback; the first thing that goes wrong is raised after the pass."""
 
-    def __init__(self, file: BinaryIO, base: ctypes.CDLL, watched: int, always: frozenset[str]) -> None:
-        self._file, self._base, self._watched, self._always = file, base, watched, always
+    def __init__(self, writer: ValueWriter, base: ctypes.CDLL, watched: int, always: frozenset[str]) -> None:
+        self._writer, self._base, self._watched, self._always = writer, base, watched, always
         self.nodes: list[Node] = []
         self.weights_in: Counter[str] = Counter()  # name of a weight's buffer -> products that were written
-        self._offset, self._batch, self._n_keys = 0, 0, 0
-        self._names: dict[tuple[bytes, int, bytes], str | None] = {}
+        self._batch, self._n_keys = 0, 0
+        self._asked: tuple[int, _Known | None] = 0, None  # the last node of which the graph asked
+        self._nodes: dict[tuple[bytes, int, bytes], _Known | None] = {}
+        self._buffers: dict[int, tuple[str, bool]] = {}  # address -> its name, and whether it is this process's memory
         self._error: Exception | None = None
 
     def begin_batch(self, n_positions: int) -> None:
         """Start a pass after which the cache holds so many positions."""
         self._n_keys = -(-n_positions // KEY_PAD) * KEY_PAD
 
-    def look(self, tensor: GgmlTensor, ask: bool) -> bool:
+    def look(self, address: int, ask: bool) -> bool:
+        """Say whether a node is wanted, or take the node that the last question was about."""
         try:
-            site = self._site(tensor)
+            tensor = GgmlTensor.from_address(address)
             if ask:
-                return site is not None and self._error is None
-            if site is not None and self._error is None:
-                self._write(site, tensor)
+                self._asked = address, self._wanted(tensor)
+                return self._asked[1] is not None and self._error is None
+            known = self._asked[1] if self._asked[0] == address else self._wanted(tensor)
+            if known is not None and self._error is None:
+                self._take(known, tensor)
         except Exception as error:  # noqa: BLE001 - it would be lost in C; kept and raised by end_batch
             self._error = self._error or error
         return not ask
 
     def end_batch(self) -> None:
+        """End a pass: its values go to the file while no graph waits for them."""
         if self._error is not None:
             raise EngineError(f"a node could not be captured: {self._error}", place="llama.cpp's graph")
+        self._writer.flush()
         self._batch += 1
 
-    def _site(self, tensor: GgmlTensor) -> str | None:
-        source = GgmlTensor.from_address(tensor.src[0]).name if tensor.src[0] else b""
-        key = (tensor.name, tensor.op, source)
-        if key not in self._names:  # asked twice for each node of each pass
-            op = self._base.ggml_op_name(tensor.op).decode()
-            self._names[key] = sites.of_node(tensor.name.decode(), op, source.decode())
-        site = self._names[key]
-        return site if site is not None and self._is_kept(site) else None
+    def _wanted(self, tensor: GgmlTensor) -> _Known | None:
+        source = tensor.src[0]
+        key = (tensor.name, tensor.op, GgmlTensor.from_address(source).name if source else b"")
+        if key not in self._nodes:
+            self._nodes[key] = self._recognised(*key)
+        known = self._nodes[key]
+        return known if known is not None and (known.is_always_kept or self._batch >= self._watched) else None
 
-    def _is_kept(self, site: str) -> bool:
-        named = site in self._always or sites.split(site)[0] in self._always
-        return self._batch >= self._watched or sites.is_cached(site) or named
+    def _recognised(self, name: bytes, number: int, source: bytes) -> _Known | None:
+        op = self._base.ggml_op_name(number).decode()
+        site = sites.of_node(name.decode(), op, source.decode())
+        if site is None:
+            return None
+        base = sites.split(site)[0]
+        return _Known(
+            site,
+            op,
+            is_weighted=op == "MUL_MAT" and bool(sites.table(site).weight),
+            is_masked=base in ("kq", "kq_soft_max"),
+            is_always_kept=sites.is_cached(site) or bool(self._always & {site, base}),
+        )
 
-    def _write(self, site: str, tensor: GgmlTensor) -> None:
-        values = self._values(site, tensor)
-        op = self._base.ggml_op_name(tensor.op).decode()
-        if op == "MUL_MAT" and sites.table(site).weight:
-            weight = GgmlTensor.from_address(tensor.src[0])
-            self.weights_in[self._base.ggml_backend_buffer_name(weight.buffer).decode()] += 1
-        self.nodes.append(Node(site, op, self._batch, values.shape, self._offset))
-        self._file.write(np.ascontiguousarray(values).data.cast("B"))
-        self._offset += values.size
+    def _take(self, known: _Known, tensor: GgmlTensor) -> None:
+        values = self._values(known, tensor)
+        if known.is_weighted:
+            self.weights_in[self._buffer(GgmlTensor.from_address(tensor.src[0]).buffer)[0]] += 1
+        self.nodes.append(Node(known.site, known.op, self._batch, values.shape, self._writer.add(values)))
 
-    def _values(self, site: str, tensor: GgmlTensor) -> F32:
+    def _buffer(self, address: int) -> tuple[str, bool]:
+        if address not in self._buffers:
+            name: bytes = self._base.ggml_backend_buffer_name(address)
+            self._buffers[address] = name.decode(), self._base.ggml_backend_buffer_is_host(address)
+        return self._buffers[address]
+
+    def _values(self, known: _Known, tensor: GgmlTensor) -> F32:
         """Return a view of a node's values, numpy order, without leading dimensions of 1."""
-        if tensor.type != TYPE_F32 or not self._base.ggml_backend_buffer_is_host(tensor.buffer):
-            raise EngineError("a site is not float32 in this process's memory", place=site, found=f"type {tensor.type}")
-        shape, strides = tuple(tensor.ne)[::-1], tuple(tensor.nb)[::-1]
+        if tensor.type != TYPE_F32 or not self._buffer(tensor.buffer)[1]:
+            raise EngineError(
+                "a site is not float32 in this process's memory", place=known.site, found=f"type {tensor.type}"
+            )
+        shape, strides = tensor.ne[::-1], tensor.nb[::-1]
         reach = sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) + 4
         memory = (ctypes.c_byte * reach).from_address(tensor.data)
         view: F32 = np.ndarray(shape, np.float32, memory, strides=strides)
         while view.ndim > 2 and view.shape[0] == 1:
             view = view[0]
         # The graph has room for a multiple of 256 keys; nobody looks at what the mask hides.
-        return view[..., : self._n_keys] if sites.split(site)[0] in ("kq", "kq_soft_max") else view
+        return view[..., : self._n_keys] if known.is_masked else view

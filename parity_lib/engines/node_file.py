@@ -1,11 +1,11 @@
-"""Read what ``LlamaTaps.capture`` wrote: the reference's value at a site, pass by pass or as one run of rows."""
+"""The file of a capture's values: written by ``LlamaTaps.capture``, read pass by pass or as one run of rows."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -14,6 +14,37 @@ from parity_lib.errors import EngineError
 from parity_lib.traces import F32
 
 INDEX, VALUES = "nodes.json", "nodes.f32"
+
+
+class ValueWriter:
+    """Appends float32 values to a file by way of memory: a copy to memory is some ten times faster than a write.
+
+    Args:
+        file: open for writing, empty.
+        memory: where values wait; whoever owns it may use it again after ``flush``.
+    """
+
+    def __init__(self, file: BinaryIO, memory: F32) -> None:
+        self._file, self._memory = file, memory
+        self._written, self._waiting = 0, 0  # values
+
+    def add(self, values: F32) -> int:
+        """Take a copy of an array of any strides; return where it lies in the file, in values."""
+        if values.size > self._memory.size - self._waiting:
+            self.flush()
+        offset = self._written + self._waiting
+        if values.size > self._memory.size:
+            self._file.write(np.ascontiguousarray(values).data.cast("B"))
+            self._written += values.size
+        else:
+            self._memory[self._waiting : self._waiting + values.size].reshape(values.shape)[...] = values
+            self._waiting += values.size
+        return offset
+
+    def flush(self) -> None:
+        """Write what waits."""
+        self._file.write(self._memory[: self._waiting].data.cast("B"))
+        self._written, self._waiting = self._written + self._waiting, 0
 
 
 class NodeFile:

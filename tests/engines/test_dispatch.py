@@ -17,6 +17,7 @@ from parity_lib.compare.isa import prove
 from parity_lib.engines import burn_isa, sampler
 from parity_lib.engines.burn import Burn
 from parity_lib.engines.llama_cpp import worker_env
+from parity_lib.engines.llama_settings import ASLEEP
 from parity_lib.engines.sampler import Watch
 from parity_lib.engines.worker import Worker
 from parity_lib.isa_proofs import UNPROVEN, Evidence
@@ -61,7 +62,7 @@ def test_sampling_changes_no_bit_of_llama_cpp(tiny_models: dict[str, Path], leg:
 
 def dispatch(path: Path, leg: str, settings: Settings) -> Evidence:
     asked = {"path": path, "settings": settings, "isa": leg, "n_threads": 2}
-    env = worker_env(settings) | {"OMP_WAIT_POLICY": "PASSIVE"}
+    env = worker_env(settings) | ASLEEP
     with Worker("llama_dispatch", asked, env=env) as worker:
         evidence: Evidence = worker.call("prove_isa", SEQUENCES[0], 20.0)
     return evidence
