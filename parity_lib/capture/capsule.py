@@ -24,7 +24,7 @@ from parity_lib.record_file import load_record, read_bytes, save_record, write_a
 from parity_lib.traces import F32
 from parity_lib.verdicts import CellId
 
-SCHEMA = "parity/capsule/1"
+SCHEMA = "parity/capsule/2"
 MANIFEST = "manifest.json"
 LARGEST = 5_000_000  # bytes of a capsule
 NEXT = "is the folder whole? If it was copied, copy it again"

@@ -16,6 +16,7 @@ from parity_lib.engines.llama_settings import worker_env
 from parity_lib.engines.worker import Worker
 from parity_lib.errors import ParityError
 from parity_lib.names import Settings
+from parity_lib.pins import load_pins
 from parity_lib.traces import F32, F64
 
 
@@ -42,6 +43,7 @@ class CapsuleReplay:
     candidate: Side
     arbiter: F64  # float64 on the same inputs
     fault: str  # that was seeded this time
+    same_commit: bool  # of llama.cpp, here and in the recorded run
 
     @property
     def recorded(self) -> float:
@@ -60,13 +62,21 @@ class CapsuleReplay:
         """Return whether both sides agree now; None where that cannot be said.
 
         A capsule that never gave the candidate's value again holds the op, but not what went wrong around it: that
-        its op agrees says nothing about the run that it was taken from.
+        its op agrees says nothing about the run that it was taken from. The same holds where the same llama.cpp does
+        not give its own value again.
         """
         now = self.now
         if now is None:
             return None
         agrees = now <= self.capsule.limit.value
-        return None if agrees and not self.capsule.reproduced else agrees
+        return None if agrees and not (self.capsule.reproduced and self.reference_stands) else agrees
+
+    @property
+    def reference_stands(self) -> bool:
+        """Return whether the reference gives its recorded value again, within the limit; another commit need not."""
+        if self.reference.now is None or not self.same_commit:
+            return self.reference.now is not None
+        return self.distance(self.reference.recorded, self.reference.now) <= self.capsule.limit.value
 
     def distance(self, reference: F32 | F64, candidate: F32 | F64) -> float:
         """Return the distance of two values at the judged numbers, in the unit of the limit."""
@@ -86,12 +96,14 @@ def replay_capsule(folder: Path, *, sound: bool = False) -> CapsuleReplay:
     capsule = load(Path(folder))
     fault = "" if sound else capsule.fault
     isa = str(machine.host_leg() or capsule.cell.isa)
+    recorded: str = capsule.engines["reference"]["commit"]  # short, as the library says it
     return CapsuleReplay(
         capsule=capsule,
         reference=_side(capsule.reference, lambda: _reference(capsule)),
         candidate=_side(capsule.candidate, lambda: reduced_value(None, capsule.op, fault, isa, capsule.cell.stack)),
         arbiter=oracle_op.value(capsule.op),
         fault=fault,
+        same_commit=load_pins().llama_cpp.commit.startswith(recorded.removesuffix("-dirty")),
     )
 
 

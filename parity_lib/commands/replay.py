@@ -82,6 +82,11 @@ def _verdict(replayed: CapsuleReplay) -> str:
     if reference is None or candidate is None:
         missing = [name for name, value in (("llama.cpp", reference), ("burn", candidate)) if value is None]
         return f"UNDECIDED: {' and '.join(missing)} could not be recomputed on this machine"
+    if agrees is None and not replayed.reference_stands:
+        return (
+            "UNDECIDED: this op by itself agrees, but llama.cpp does not give its recorded value again: what it "
+            "computed then was not what it computes here"
+        )
     if agrees is None:
         return (
             "UNDECIDED: this op by itself agrees, but it did so when the capsule was made: what was over its limit in "

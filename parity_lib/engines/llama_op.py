@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from parity_lib.engines.llama_abi import GgmlTensor, load
+from parity_lib.engines.llama_buffers import PLAIN, InitParams, Reordered, declare
 from parity_lib.engines.one_op import OneOp, Rows
 from parity_lib.errors import EngineError
 from parity_lib.traces import F32
@@ -36,12 +37,8 @@ ROOM = 16 << 20  # bytes beside the values: tensors, graph, work of one row
 Pointer = Any  # a ggml_tensor of ggml's own memory
 
 
-class _InitParams(ctypes.Structure):
-    _fields_ = [("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool)]
-
-
 class LlamaOp:
-    """Computes single ops with the loaded ggml; strict settings have no other kernels than these.
+    """Computes single ops with the loaded ggml, by the kernels that the op's weight was multiplied with.
 
     Args:
         n_threads: of a graph; one op of one row has no use for more than 1.
@@ -67,7 +64,8 @@ class LlamaOp:
         """
         size = ROOM + 4 * sum(given.values.nbytes for given in op.inputs)
         size += 0 if op.weight is None else 4 * len(op.weight.whole().tobytes())
-        context = self._base.ggml_init(_InitParams(size, None, False))
+        size += 0 if op.buffer in PLAIN else 8 * op.n_rows * sum(_kept(op).shape)
+        context = self._base.ggml_init(InitParams(size, None, False))
         if not context:
             raise EngineError("ggml has no memory for an op", place=op.site, expected=f"{size} bytes")
         try:
@@ -83,7 +81,12 @@ class _Graph:
         self._base, self._cpu, self._context, self._n_threads = base, cpu, context, n_threads
 
     def run(self, op: OneOp) -> F32:
-        out = {
+        if op.buffer not in PLAIN:
+            return self._reordered(op)
+        return _spread(op, self._compute(op, self._built(op)))
+
+    def _built(self, op: OneOp) -> Pointer:
+        build = {
             "GET_ROWS": self._get_rows,
             "MUL": self._norm,
             "MUL_MAT": self._product,
@@ -93,7 +96,10 @@ class _Graph:
             "SOFT_MAX": self._soft_max,
             "CONT": self._moved,
             "GLU": self._swiglu,
-        }[op.table.op](op)
+        }
+        return build[op.table.op](op)
+
+    def _compute(self, op: OneOp, out: Pointer) -> F32:
         graph = self._base.ggml_new_graph(self._context)
         self._base.ggml_build_forward_expand(graph, out)
         status = self._cpu.ggml_graph_compute_with_ctx(self._context, graph, self._n_threads)
@@ -101,8 +107,23 @@ class _Graph:
         if status != 0 or tensor.type != TYPES["F32"]:
             raise EngineError("ggml could not compute an op", place=op.site, found=f"status {status}")
         n = int(np.prod(tensor.ne))
-        values = np.ctypeslib.as_array(ctypes.cast(tensor.data, ctypes.POINTER(ctypes.c_float)), (n,)).copy()
-        return _spread(op, values)
+        return np.ctypeslib.as_array(ctypes.cast(tensor.data, ctypes.POINTER(ctypes.c_float)), (n,)).copy()
+
+    def _reordered(self, op: OneOp) -> F32:
+        """Multiply by a re-ordered weight, in a pass as long as the op's own.
+
+        These kernels take rows four or sixteen at a time, and those that are left over by other code. The row stands
+        in its place; copies of it stand in for the others.
+        """
+        kept = _kept(op)
+        rows = np.frombuffer(kept.blocks, np.uint8).reshape(len(kept.rows), -1)
+        weight = Reordered(self._base, self._cpu, op.buffer, TYPES[kept.type], rows, kept.shape[1])
+        try:
+            x = self._new(np.repeat(op.inputs[0].values, op.n_rows, axis=0))
+            out = self._compute(op, self._base.ggml_mul_mat(self._context, weight.tensor, x))
+        finally:
+            weight.free()
+        return _spread(op, out.reshape(op.n_rows, -1)[op.row, : len(kept.rows)])
 
     def _new(self, values: npt.NDArray[Any], kind: str = "F32", shape: Sequence[int] | None = None) -> Pointer:
         """Return a tensor with these bytes; ``shape`` is numpy's."""
@@ -200,8 +221,9 @@ def _spread(op: OneOp, values: F32) -> F32:
 
 
 def _declare(base: ctypes.CDLL, cpu: ctypes.CDLL) -> None:
+    declare(base, cpu)
     pointer, number = ctypes.c_void_p, ctypes.c_float
-    base.ggml_init.argtypes, base.ggml_init.restype = [_InitParams], pointer
+    base.ggml_init.argtypes, base.ggml_init.restype = [InitParams], pointer
     base.ggml_free.argtypes = [pointer]
     base.ggml_new_tensor_4d.argtypes = [pointer, ctypes.c_int, *[ctypes.c_int64] * 4]
     for name, n_tensors, others in (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ class Node:
     batch: int  # number of the pass that made it
     shape: tuple[int, ...]  # as numpy has it, outermost first
     offset: int  # in values
+    buffer: str  # that a product took its weight from, by ggml's name; empty: no weight
 
 
 class LlamaTaps(LlamaCpp):
@@ -105,7 +105,6 @@ class LlamaTaps(LlamaCpp):
             finally:
                 self._looks = None
         index: dict[str, Any] = {"tokens": list(map(int, sequence)), "batches": list(batches), "watched": watched}
-        index["weights_in"] = dict(looks.weights_in)
         index["nodes"] = list(map(asdict, looks.nodes))
         (folder / INDEX).write_text(json.dumps(index))
         return index
@@ -131,7 +130,6 @@ class _Looks:
     def __init__(self, writer: ValueWriter, base: ctypes.CDLL, watched: int, always: frozenset[str]) -> None:
         self._writer, self._base, self._watched, self._always = writer, base, watched, always
         self.nodes: list[Node] = []
-        self.weights_in: Counter[str] = Counter()  # name of a weight's buffer -> products that were written
         self._batch, self._n_keys = 0, 0
         self._asked: tuple[int, _Known | None] = 0, None  # the last node of which the graph asked
         self._nodes: dict[tuple[bytes, int, bytes], _Known | None] = {}
@@ -187,9 +185,8 @@ class _Looks:
 
     def _take(self, known: _Known, tensor: GgmlTensor) -> None:
         values = self._values(known, tensor)
-        if known.is_weighted:
-            self.weights_in[self._buffer(GgmlTensor.from_address(tensor.src[0]).buffer)[0]] += 1
-        self.nodes.append(Node(known.site, known.op, self._batch, values.shape, self._writer.add(values)))
+        source = self._buffer(GgmlTensor.from_address(tensor.src[0]).buffer)[0] if known.is_weighted else ""
+        self.nodes.append(Node(known.site, known.op, self._batch, values.shape, self._writer.add(values), source))
 
     def _buffer(self, address: int) -> tuple[str, bool]:
         if address not in self._buffers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -59,7 +60,6 @@ class NodeFile:
         self.tokens: list[int] = index["tokens"]
         self.batches: list[int] = index["batches"]
         self.watched: int = index["watched"]
-        self.weights_in: dict[str, int] = index["weights_in"]  # name of a buffer -> products from it
         self._values = np.memmap(folder / VALUES, "<f4", "r")
         self._nodes: dict[tuple[int, str], dict[str, Any]] = {}
         for node in index["nodes"]:
@@ -67,6 +67,11 @@ class NodeFile:
             if key in self._nodes:
                 raise EngineError("a site was captured twice in one pass", place=node["site"], found=f"pass {key[0]}")
             self._nodes[key] = node
+
+    @property
+    def weights_in(self) -> dict[str, int]:
+        """Return how many products took their weight from each buffer, by ggml's name."""
+        return dict(Counter(node["buffer"] for node in self._nodes.values() if node["buffer"]))
 
     @property
     def first_watched(self) -> int:
@@ -79,11 +84,24 @@ class NodeFile:
         Raises:
             EngineError: the pass does not have it.
         """
+        node = self._node(batch, site)
+        n = int(np.prod(node["shape"]))
+        return np.asarray(self._values[node["offset"] : node["offset"] + n]).reshape(node["shape"])
+
+    def buffer(self, batch: int, site: str) -> str:
+        """Return ggml's name of the buffer that a product took its weight from; empty if it has none.
+
+        Raises:
+            EngineError: the pass does not have the site.
+        """
+        name: str = self._node(batch, site)["buffer"]
+        return name
+
+    def _node(self, batch: int, site: str) -> dict[str, Any]:
         node = self._nodes.get((batch, site))
         if node is None:
             raise EngineError("the reference's graph lacks a site", place=f"pass {batch}", expected=site, found="none")
-        n = int(np.prod(node["shape"]))
-        return np.asarray(self._values[node["offset"] : node["offset"] + n]).reshape(node["shape"])
+        return node
 
     def left(self, batch: int, seen: Sequence[str]) -> list[str]:
         """Return the sites of a pass that nobody asked for."""

@@ -81,7 +81,10 @@ class OneOp:
     rope_dim: int
     sizes: Sizes
     position: int  # that is compared
-    before: int  # rows of its pass that stand before it
+    before: int  # rows of the candidate's pass that stand before it
+    row: int  # its row in the reference's pass
+    n_rows: int  # of that pass
+    buffer: str  # where the reference had the weight, by ggml's name; empty: it has none
     n_kv: int  # keys that the reference's graph has room for; 0 outside of attention
     inputs: tuple[Input, ...]
     weight: Rows | None  # of the reference's file

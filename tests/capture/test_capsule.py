@@ -170,6 +170,22 @@ def test_a_fault_that_the_op_does_not_show_is_never_called_parity(dropped: Path,
     assert main(["replay", str(tmp_path / "lost")]) == 3
 
 
+def test_a_reference_that_does_not_give_its_value_again_is_never_called_parity(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cell = bench.with_fault("")
+    sound = bench.replayed(cell)
+    error = next(error for error in sound.errors if error.site == "attn_out-1")
+    capsule = make_capsule(cell, bench.nodes, sound, error, bench.model, Compute.GGML, bench.run)
+    lost = replace(capsule, reference=capsule.reference * np.float32(1.01))
+    folder = capsules.save(lost, tmp_path / "lost")
+    assert replay_capsule(folder).agrees is None
+    assert main(["replay", str(folder)]) == 3
+    assert "llama.cpp does not give its recorded value again" in capsys.readouterr().out.splitlines()[-1]
+    other = replace(lost, engines={**lost.engines, "reference": {**lost.engines["reference"], "commit": "0" * 12}})
+    assert replay_capsule(capsules.save(other, tmp_path / "other")).agrees is True  # another build may be right now
+
+
 def test_what_is_written_is_read_back_and_points_nowhere(dropped: Path, bench: Bench, tmp_path: Path) -> None:
     capsule: Capsule = capsules.load(dropped)
     again = capsules.load(capsules.save(capsule, tmp_path / "again"))
@@ -200,7 +216,7 @@ def damage(folder: Path, how: str) -> None:
     elif how == "missing":
         (folder / "candidate.f32").unlink()
     elif how == "version":
-        manifest.write_text(manifest.read_text().replace("parity/capsule/1", "parity/capsule/2"))
+        manifest.write_text(manifest.read_text().replace("parity/capsule/2", "parity/capsule/3"))
     elif how == "torn":
         manifest.write_text(manifest.read_text()[:200])
     elif how == "judged":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,19 +25,19 @@ from parity_lib.model_file import facts_of
 
 TOKENS = [(i * 37) % 501 + 1 for i in range(23)]
 PASSES = [20, 2, 1]
-LAYERS = {"llama MIXED": 3, "qwen2 Q4_K_M": 2}
+LAYERS = {"llama MIXED": 3, "qwen2 Q4_K_M": 2, "llama F16": 2}
 
 
 class Captured:
     """A model, its capture, the candidate on it, and the errors of every op."""
 
-    def __init__(self, name: str, leg: str, folder: Path) -> None:
+    def __init__(self, name: str, leg: str, folder: Path, settings: str = "strict") -> None:
         arch, quant = name.split()
         shape = Shape(n_layer=LAYERS[name], n_vocab=512, rope_freqs=int(arch == "llama"), tied=1)
         self.path = build(arch, quant, folder / f"{arch}.gguf", shape)
         self.folder, self.leg = folder / "nodes", leg
-        asked = {"path": str(self.path), "isa": leg, "settings": "strict", "n_threads": 1}
-        with Worker("llama_taps", asked, env=worker_env("strict")) as engine:
+        asked = {"path": str(self.path), "isa": leg, "settings": settings, "n_threads": 1}
+        with Worker("llama_taps", asked, env=worker_env(settings)) as engine:
             engine.call("capture", TOKENS, PASSES, self.folder)
         self.burn = BurnSite(self.path, leg, compute="ggml", n_threads=1)
         self.errors = self.burn.replay(self.folder, progress=lambda *_: None)
@@ -59,7 +60,7 @@ class Captured:
         )
 
 
-@pytest.fixture(scope="module", params=list(LAYERS))
+@pytest.fixture(scope="module", params=["llama MIXED", "qwen2 Q4_K_M"])
 def captured(request: pytest.FixtureRequest, leg: str, tmp_path_factory: pytest.TempPathFactory) -> Captured:
     return Captured(request.param, leg, tmp_path_factory.mktemp("captured"))
 
@@ -96,6 +97,45 @@ def test_each_cut_of_each_site_gives_what_was_recorded(
         seen.add(sites.split(error.site)[0])
     biased = captured.path.stem == "qwen2"
     assert seen == {sites.split(site)[0] for site in sites.expected(1, biased)}
+
+
+@pytest.fixture(scope="module")
+def repacked(leg: str, tmp_path_factory: pytest.TempPathFactory) -> Captured:
+    return Captured("qwen2 Q4_K_M", leg, tmp_path_factory.mktemp("repacked"), "repacked")
+
+
+def test_a_reordered_weight_is_multiplied_by_the_kernel_that_it_was_ordered_for(
+    repacked: Captured, ggml: LlamaOp
+) -> None:
+    buffers, plain_differs = set(), 0
+    for error in repacked.errors:
+        if error.op != "MUL_MAT" or sites.table(error.site).inner:
+            continue
+        for cut in cuts(repacked.source(error)):
+            place = f"{error.site}, pass {error.batch}, {cut.step}"
+            judged = list(cut.op.judged)
+            assert np.array_equal(ggml.value(cut.op)[judged], cut.reference[judged]), place
+            plain = ggml.value(replace(cut.op, buffer="CPU"))
+            plain_differs += not np.array_equal(plain[judged], cut.reference[judged])
+            buffers.add(cut.op.buffer)
+    assert "CPU_REPACK" in buffers
+    assert plain_differs > 0  # or nothing above would have told the kernels apart
+
+
+def test_a_buffer_that_is_not_here_is_an_error_that_names_those_that_are(captured: Captured, ggml: LlamaOp) -> None:
+    error = next(error for error in captured.errors if error.site == "ffn_out-1")
+    op = next(cuts(captured.source(error))).op
+    with pytest.raises(EngineError, match=r"no such buffer; expected SOMEWHERE"):
+        ggml.value(replace(op, buffer="SOMEWHERE"))
+
+
+def test_a_type_that_is_not_reordered_is_an_error(ggml: LlamaOp, leg: str, tmp_path: Path) -> None:
+    plain = Captured("llama F16", leg, tmp_path)
+    error = next(error for error in plain.errors if error.site == "ffn_out-1")
+    op = next(cuts(plain.source(error))).op
+    assert op.buffer in ("CPU", "CPU_Mapped")
+    with pytest.raises(EngineError, match="does not re-order this weight"):
+        ggml.value(replace(op, buffer="CPU_REPACK"))
 
 
 def test_the_first_cut_of_a_product_is_one_dot_product(captured: Captured) -> None:
