@@ -13,6 +13,7 @@ import click
 from parity_lib.commands.faults import command as faults
 from parity_lib.commands.finding import command as finding
 from parity_lib.commands.isa import command as isa_group
+from parity_lib.commands.kernels import command as kernels
 from parity_lib.commands.replay import command as replay
 from parity_lib.commands.spread import command as spread
 from parity_lib.commands.stack import group as stack_group
@@ -175,6 +176,7 @@ def bands(model: str, quant: str, isa: str, prompts: str, threads: int, write: b
 
 
 cli.add_command(faults)
+cli.add_command(kernels)
 cli.add_command(replay)
 cli.add_command(finding)
 cli.add_command(isa_group)
