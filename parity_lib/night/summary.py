@@ -38,7 +38,7 @@ def headline(plan: Plan, records: Sequence[CellRecord], pins: Pins) -> str:
 
 def last_line(night: Night) -> str:
     """Return outcome, counts, controls, time and exit status in one line."""
-    counts = ", ".join(f"{n} {word.lower()}" for word, n in sorted(night.counts().items()))
+    counts = ", ".join(f"{n} {word.lower()}{_expected(night, word)}" for word, n in sorted(night.counts().items()))
     kept = sum(record.kept for record in night.cells)
     resumed = f"; resumed, {kept} cells kept" if night.resumed else ""
     interrupted = "; interrupted" if night.interrupted else ""
@@ -46,6 +46,12 @@ def last_line(night: Night) -> str:
         f"{night.outcome}: {counts}{_controls(night)}{resumed}{interrupted}; "
         f"{night.seconds:.0f} s; exit status {night.exit_status}"
     )
+
+
+def _expected(night: Night, word: str) -> str:
+    """Return how many of the diverged cells were expected to."""
+    known = sum(r.good for r in night.cells if r.outcome is Outcome.DIVERGED and not r.control)
+    return f" ({known} as expected)" if word == Outcome.DIVERGED.value and known else ""
 
 
 def _controls(night: Night) -> str:
@@ -70,6 +76,7 @@ def _text(night: Night) -> str:
     worst = sorted(night.cells, key=lambda r: (r.good, _ORDER.index(r.outcome)))
     for record in worst:
         word = "control caught" if record.control and record.good else record.outcome.value
+        word += ", as expected" if record.outcome is Outcome.DIVERGED and record.good and not record.control else ""
         margin = "" if record.worst_margin is None else margin_words(record.worst_margin)
         name = f"{record.cell}{' · ' + record.fault if record.fault else ''}"
         why = "; ".join(

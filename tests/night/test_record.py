@@ -12,6 +12,7 @@ import pytest
 from parity_lib.errors import RecordError
 from parity_lib.names import Outcome
 from parity_lib.night.record import FILE_NAME, CellRecord, Night, PageRecord, load_night
+from parity_lib.night.summary import last_line, write_summary
 from parity_lib.verdicts import CellId
 
 CELL = CellRecord(
@@ -75,6 +76,16 @@ def test_exit_status_is_the_design_s(kinds: tuple[str, str]) -> None:
     else:
         wanted = (0, Outcome.PARITY)
     assert (found.exit_status, found.outcome) == wanted
+
+
+def test_the_last_line_and_the_summary_say_which_divergence_was_expected(tmp_path: Path) -> None:
+    both = night(KINDS["parity"], KINDS["expected"], KINDS["diverged"], KINDS["caught"])
+    assert last_line(both).startswith("DIVERGED: 2 diverged (1 as expected), 1 parity; red control 1/1 caught; 3 s")
+    assert last_line(night(KINDS["diverged"])).startswith("DIVERGED: 1 diverged; 3 s")
+    text = write_summary(both, tmp_path).read_text()
+    assert text.count("| DIVERGED |") == 1
+    assert text.count("| DIVERGED, as expected |") == 1
+    assert text.count("| control caught |") == 1
 
 
 def test_night_without_cells_is_no_parity() -> None:
