@@ -32,6 +32,7 @@ from parity_lib.compare.split import ErrorSplit
 from parity_lib.compare.waterfall import Waterfall, waterfall
 from parity_lib.engines import sites
 from parity_lib.engines.burn_follow import LOGITS, Entered, Followed
+from parity_lib.engines.burn_self import Parting
 from parity_lib.engines.node_file import NodeFile
 from parity_lib.names import Compute, Rung
 from parity_lib.tolerances import FIRST, LATER, Band, BandSet, ToleranceTable
@@ -55,6 +56,7 @@ class TokenTrace:
     capsule: Path | None  # of the first op over its limit on the native path
     capsule_lost: str  # why there is none although an op is over
     twin_ops: tuple[OpError, ...]  # local errors on the twin, in f32
+    own: Parting  # burn's decode of the token against its prefill, on the deployed file
     followed: Followed  # total errors on the twin
     layers: Layers  # on the twin
     native_layers: Layers  # on the deployed file, the arbiter with the reference's quantiser of activations
@@ -91,6 +93,8 @@ def _trace_twin(cell: Cell, place: Place, reference: Reference, native: Native, 
     with open_burn(cell, "burn_follow", compute=Compute.F32) as engine:
         followed = engine.call("follow", nodes, cell.facts.n_head, cell.facts.n_head_kv)
         candidate_run = engine.call("run_info")
+    with open_burn(cell, "burn_self") as engine:
+        own = engine.call("part", list(place.sequence), place.row)
     arbiter_run = arbitrate(cell, cell.model_path, place, folder, rounded=False)
     runs = {"reference-twin": reference_run, "candidate": candidate_run, "arbiter": arbiter_run}
     pair, limits = _pair(cell, place, folder, runs)
@@ -112,6 +116,7 @@ def _trace_twin(cell: Cell, place: Place, reference: Reference, native: Native, 
         capsule=native.capsule,
         capsule_lost=native.capsule_lost,
         twin_ops=tuple(twin_ops),
+        own=own,
         followed=followed,
         layers=compare_layers(cell.facts.n_layer, place, nodes, folder),
         native_layers=native.layers,

@@ -45,7 +45,7 @@ def trace_conclusion(trace: TokenTrace, words: Words | None = None) -> Conclusio
     layer = int(over[0]) if over.size else None
     shape = shape_of(trace.layers.share[-1])
     wrong = first is not None or layer is not None or not shown.share[row] <= 1 or blame.word != EQUAL
-    outcome = Outcome.DIVERGED if wrong else Outcome.PARITY
+    outcome = Outcome.DIVERGED if wrong or trace.own.parted else Outcome.PARITY
     if trace.native.compared != trace.native.expected and outcome is Outcome.PARITY:
         outcome = Outcome.INCOMPLETE
     whose = _whose(blame, found=wrong)
@@ -54,9 +54,12 @@ def trace_conclusion(trace: TokenTrace, words: Words | None = None) -> Conclusio
         sentence = f"{where}; {_shape_words(shape)}. {whose}"
     elif outcome is Outcome.INCOMPLETE:
         sentence = f"Only {count(trace.native.compared)} of {count(trace.native.expected)} ops were replayed. {whose}"
+    elif trace.own.parted:
+        sentence = f"{_parted(trace)} Against llama.cpp: {_lower(_green(trace))}"
     else:
         sentence = f"{_green(trace)} {whose}"
-    more = [_delta_words(shown, row, words), *_parts_words(trace), *_after(trace, shown, wrong=wrong)]
+    own = [_parted(trace)] if wrong or not trace.own.parted else []
+    more = [_delta_words(shown, row, words), *_parts_words(trace), *own, *_after(trace, shown, wrong=wrong)]
     return Conclusion(outcome, sentence, tuple(more), first, on_twin, layer, shape, blame)
 
 
@@ -127,6 +130,21 @@ def _green(trace: TokenTrace) -> str:
         f"on llama.cpp's own inputs, the nearest {op_words(worst.site)} at {percent(worst.share)} of its limit; every "
         "layer is inside its floor."
     )
+
+
+def _parted(trace: TokenTrace) -> str:
+    """Return whether burn's own decode of the token is its prefill, and where it is not."""
+    own = trace.own
+    if not own.parted:
+        return f"burn's decode of this token is its prefill to the bit, at all {count(len(own.sites))} sites."
+    return (
+        f"burn's decode of this token is not its prefill (T6): they part first at {op_words(own.parted[0])}, by "
+        f"{number(own.size)} of its value; {count(len(own.parted))} of {count(len(own.sites))} sites differ."
+    )
+
+
+def _lower(sentence: str) -> str:
+    return sentence[0].lower() + sentence[1:]
 
 
 def _delta_words(shown: Positions, row: int, words: Words) -> str:

@@ -34,6 +34,7 @@ ENGINES = {
     "tile_replay": "parity_lib.engines.tile_replay:TileReplay",
     "burn_replay": "parity_lib.engines.burn_replay:BurnReplay",
     "burn_kernels": "parity_lib.engines.burn_kernels:BurnKernels",
+    "burn_self": "parity_lib.engines.burn_self:BurnSelf",
     "burn_split": "parity_lib.engines.burn_split:BurnSplit",
     "burn_site": "parity_lib.engines.burn_site:BurnSite",
     "oracle": "parity_lib.engines.oracle:Oracle",

@@ -70,6 +70,8 @@ def test_a_sound_token_is_inside_everywhere_and_nobodys(sound: TokenTrace) -> No
     assert [blame.where for blame in sound.layers.blames] == ["layer 0", "layer 1", "layer 2", "logits"]
     assert sound.layers.pooled(len(sound.place.sequence)).max() < 1
     assert 0 < sound.layers.total.max() < 1e-5  # two engines, not one
+    assert sound.own.sites == tuple(sites.expected(N_LAYER, biases=False))
+    assert sound.own.parted == ()
 
 
 def test_parts_of_layers_and_of_ops_sum_to_what_they_are_parts_of(sound: TokenTrace) -> None:

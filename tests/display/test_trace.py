@@ -22,6 +22,7 @@ from parity_lib.display.text import Words
 from parity_lib.display.trace_maps import _bins, _columns
 from parity_lib.display.trace_names import op_words, short_name
 from parity_lib.display.trace_plots import local_errors
+from parity_lib.engines.burn_self import Parting
 from parity_lib.names import Outcome
 
 PROMPTS = Path(__file__).parents[1] / "two_prompts.toml"
@@ -100,6 +101,21 @@ def test_ops_that_were_not_replayed_leave_it_incomplete(sound: TokenTrace) -> No
     found = show.trace_conclusion(lacking, WORDS)
     assert found.outcome is Outcome.INCOMPLETE
     assert found.sentence.startswith("Only 179 of 180 ops were replayed.")
+
+
+def test_a_decode_that_is_not_the_prefill_is_no_parity_and_names_its_op(fault: TokenTrace, sound: TokenTrace) -> None:
+    assert any(
+        "is its prefill to the bit, at all 60 sites." in more for more in show.trace_conclusion(sound, WORDS).more
+    )
+    parted = Parting(sound.own.sites, ("attn_out-1", "result_output"), 2e-7)
+    found = show.trace_conclusion(replace(sound, own=parted), WORDS)
+    assert found.outcome is Outcome.DIVERGED
+    said = "burn's decode of this token is not its prefill (T6): they part first at layer 1 `attn_output`, by 2.0e-07"
+    assert found.sentence.startswith(said)
+    assert "2 of 60 sites differ. Against llama.cpp: nothing is over its limit at token" in found.sentence
+    both = show.trace_conclusion(replace(fault, own=parted), WORDS)
+    assert both.sentence == show.trace_conclusion(fault, WORDS).sentence  # what llama.cpp says comes first
+    assert any(more.startswith(said) for more in both.more)
 
 
 def test_what_is_wrong_only_later_is_told_and_accuses_nobody(fault: TokenTrace, sound: TokenTrace) -> None:
