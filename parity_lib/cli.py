@@ -14,6 +14,7 @@ from parity_lib.commands.faults import command as faults
 from parity_lib.commands.finding import command as finding
 from parity_lib.commands.isa import command as isa_group
 from parity_lib.commands.kernels import command as kernels
+from parity_lib.commands.models import command as models
 from parity_lib.commands.replay import command as replay
 from parity_lib.commands.spread import command as spread
 from parity_lib.commands.stack import group as stack_group
@@ -177,88 +178,13 @@ def bands(model: str, quant: str, isa: str, prompts: str, threads: int, write: b
 
 cli.add_command(faults)
 cli.add_command(kernels)
+cli.add_command(models)
 cli.add_command(replay)
 cli.add_command(finding)
 cli.add_command(isa_group)
 cli.add_command(spread)
 cli.add_command(stack_group)
 cli.add_command(trace)
-
-
-@cli.group()
-def models() -> None:
-    """Make, find and check the model files."""
-
-
-@models.command(name="list")
-@click.option("--all", "everything", is_flag=True, help="Also those that no plan names.")
-def models_list(everything: bool) -> int:
-    """Show each pinned file: where it is, whether it is the pinned one."""
-    return _show_models(verify=False, everything=everything)
-
-
-@models.command(name="verify")
-def models_verify() -> int:
-    """Read every byte of every file again and compare the hashes."""
-    return _show_models(verify=True, everything=True)
-
-
-@models.command(name="prepare")
-@click.argument("model", default="")
-@click.argument("quant", default="")
-def models_prepare(model: str, quant: str) -> int:
-    """Make the default models and their F32 twins (or only MODEL, QUANT); does nothing twice."""
-    from parity_lib.capture.models import prepare_all
-    from parity_lib.pins import DEFAULT, load_pins
-
-    pins = load_pins()
-    chosen = [
-        (pin.id, pin.quant)
-        for pin in pins.models
-        if (pin.id == model if model else pin.role == DEFAULT) and (not quant or pin.quant == quant)
-    ]
-    if not chosen:
-        pins.model(model, quant)  # says what there is
-    for (name, kind), path in prepare_all(chosen, pins, say=click.echo).items():
-        click.echo(f"{name} {kind}: {path}")
-    return STATUS_OK
-
-
-@models.command(name="stage")
-@click.argument("model")
-@click.argument("quant")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-def models_stage(model: str, quant: str, file: Path) -> int:
-    """Link a production file that you have into the cache, after reading it against its pin."""
-    from parity_lib.capture.models import stage
-    from parity_lib.pins import load_pins
-
-    click.echo(stage(model, quant, file, load_pins()))
-    return STATUS_OK
-
-
-def _show_models(*, verify: bool, everything: bool) -> int:
-    from parity_lib.capture.models import list_models
-    from parity_lib.pins import DEFAULT, load_pins
-
-    worst = STATUS_OK
-    for status in list_models(load_pins(), verify=verify):
-        pin = status.pin
-        if pin.role != DEFAULT and status.state in ("not staged", "absent") and not everything:
-            continue
-        twin = "with its F32 twin" if status.twin else "no F32 twin yet"
-        click.echo(
-            f"{pin.id:20} {pin.quant:7} {pin.file.bytes / 1e6:9,.1f} MB  {status.state:10}  {twin}  {status.path}"
-        )
-        if status.types:
-            click.echo("    " + ", ".join(f"{n} {kind}" for kind, n in status.types.items()))
-        for one in status.equalities:
-            same = f"{one.rms_over_std:.1e} of std over {one.positions} positions, limit {one.limit:g}"
-            click.echo(f"    {one.step} of {one.source}: {same}")
-        if status.note:
-            click.echo(f"    {status.note}")
-            worst = STATUS_INCOMPLETE
-    return worst
 
 
 def _run_folder(model: str, quant: str) -> Path:

@@ -40,6 +40,7 @@ NAMES = [
     "faults",
     "finding",
     "isa",
+    "kernels",
     "replay",
     "spread",
     "stack",
