@@ -35,7 +35,7 @@ PARAMETERS = {
         "out_dir",
     },
     "03_trace": {
-        *("model", "quant", "isa", "stack", "compute", "prompts", "prompt", "token", "fault", "out_dir"),
+        *("model", "quant", "isa", "stack", "compute", "prompts", "prompt", "token", "fault", "broken", "out_dir"),
     },
     "06_night": {"run_dir"},
     "00_machine_and_pins": {"verify", "prove"},

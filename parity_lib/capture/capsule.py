@@ -219,6 +219,8 @@ def _from_manifest(data: Mapping[str, Any], contents: Mapping[str, bytes]) -> Ca
         created_at=data["created_at"],
     )
     n = len(capsule.reference)
+    if not capsule.op.row < capsule.op.n_rows:
+        raise ValueError(f"row {capsule.op.row} of a pass of {capsule.op.n_rows}")
     if len(capsule.candidate) != n or not capsule.op.judged or max(capsule.op.judged) >= n:
         raise ValueError(f"{n} and {len(capsule.candidate)} recorded numbers, judged {capsule.op.judged[:3]}")
     return capsule

@@ -10,11 +10,13 @@ import numpy as np
 
 from parity_lib.capture.capsule import Capsule, load
 from parity_lib.capture.capsule_save import reduced_value
+from parity_lib.capture.leg_build import leg_env
 from parity_lib.compare.one_op import distance
 from parity_lib.engines import machine, oracle_op
+from parity_lib.engines.llama_buffers import PLAIN
 from parity_lib.engines.llama_settings import worker_env
 from parity_lib.engines.worker import Worker
-from parity_lib.errors import ParityError
+from parity_lib.errors import ParityError, PinError
 from parity_lib.names import Settings
 from parity_lib.pins import load_pins
 from parity_lib.traces import F32, F64
@@ -62,14 +64,14 @@ class CapsuleReplay:
         """Return whether both sides agree now; None where that cannot be said.
 
         A capsule that never gave the candidate's value again holds the op, but not what went wrong around it: that
-        its op agrees says nothing about the run that it was taken from. The same holds where the same llama.cpp does
-        not give its own value again.
+        its op agrees says nothing about the run that it was taken from. Where the same llama.cpp does not give its own
+        value again, nothing can be said at all.
         """
         now = self.now
-        if now is None:
+        if now is None or not self.reference_stands:
             return None
         agrees = now <= self.capsule.limit.value
-        return None if agrees and not (self.capsule.reproduced and self.reference_stands) else agrees
+        return None if agrees and not self.capsule.reproduced else agrees
 
     @property
     def reference_stands(self) -> bool:
@@ -115,6 +117,23 @@ def _side(recorded: F32, compute: Callable[[], F32]) -> Side:
 
 
 def _reference(capsule: Capsule) -> F32:
-    with Worker("llama_op", {"n_threads": 1}, env=worker_env(Settings.STRICT)) as engine:
+    with Worker("llama_op", {"n_threads": 1}, env=worker_env(Settings.STRICT) | _leg(capsule)) as engine:
         value: F32 = engine.call("value", capsule.op)
     return value
+
+
+def _leg(capsule: Capsule) -> dict[str, str]:
+    """Return the environment of the leg that the reference ran on.
+
+    Where this machine cannot run it, its own build takes a weight as the file has it: plain kernels of all legs round
+    alike. A re-ordered weight has the kernels of its leg alone.
+
+    Raises:
+        PinError: this machine lacks the leg of a re-ordered weight.
+    """
+    try:
+        return leg_env(load_pins().llama_cpp, capsule.engines["reference"]["isa"])
+    except PinError:
+        if capsule.op.buffer in PLAIN:
+            return {}
+        raise

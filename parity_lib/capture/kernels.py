@@ -3,75 +3,74 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from parity_lib.capture import cell as steps
 from parity_lib.capture.open_engines import open_burn, open_llama
-from parity_lib.capture.replay import DECODED
+from parity_lib.capture.replay import DECODED, check_buffers
 from parity_lib.capture.tokens import prompt_tokens
 from parity_lib.compare.kernels import Kernel, kernels
+from parity_lib.compare.ops import FEW_ROWS
+from parity_lib.engines.llama_buffers import PLAIN
 from parity_lib.engines.llama_settings import N_UBATCH
 from parity_lib.errors import UsageError
 from parity_lib.names import Compute, Settings
+from parity_lib.verdicts import CellId
+
+FEWEST, MOST = FEW_ROWS + DECODED, N_UBATCH + DECODED  # tokens: with fewer, no tensor is judged
 
 
-def measure_kernels(
-    model: str,
-    quant: str,
-    *,
-    isa: str,
-    stack: str,
-    settings: Settings,
-    prompts: str,
-    prompt_idx: int,
-    n_tokens: int,
-    n_threads: int,
-    out_dir: Path,
-) -> list[Kernel]:
-    """Return the kernels of one prompt's first tokens, the last of them decoded one by one.
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """The kernels of one run, and what was run."""
+
+    cell: CellId
+    settings: Settings
+    prompt: str  # its name
+    passes: tuple[int, ...]  # rows of each
+    weights_in: Mapping[str, int]  # the reference's buffers -> products from it
+    kernels: tuple[Kernel, ...]
+
+
+def measure_kernels(request: Mapping[str, Any], *, settings: Settings, prompt: str, n_tokens: int) -> Baseline:
+    """Return the kernels of one prompt's first tokens, the last two of them decoded one by one.
 
     Args:
-        model: name of a default model, or a file.
-        quant: of a default model.
-        isa: leg of both engines.
-        stack: under the candidate.
+        request: what chooses model, file, leg, stack, prompts, fault, threads and folder, as ``open_cell`` takes it.
         settings: of llama.cpp; its cache is float32 in all that can be captured.
-        prompts: a prompts file, or empty.
-        prompt_idx: which prompt.
-        n_tokens: how many of its tokens, at most a pass of llama.cpp's.
-        n_threads: of each engine; 0 is every core.
-        out_dir: logs; the capture stands there while it is needed.
+        prompt: number or name; empty is the longest.
+        n_tokens: how many of its tokens.
 
     Raises:
         UsageError: there is no such prompt, or it has too few tokens.
-        EngineError: an engine refused or died.
+        EngineError: an engine refused or died, or no weight was re-ordered where that was the point.
     """
-    cell = steps.open_cell(
-        model=model,
-        quant=quant,
-        isa=isa,
-        stack=stack,
-        compute=Compute.GGML,
-        prompts=prompts,
-        n_threads=n_threads,
-        out_dir=str(out_dir),
-    )
+    if not FEWEST <= n_tokens <= MOST:
+        raise UsageError(
+            "that many tokens cannot be measured", place="tokens", expected=f"{FEWEST} to {MOST}", found=n_tokens
+        )
+    cell = steps.open_cell(**request, compute=Compute.GGML)
     nodes = cell.spools / "nodes"
     with open_llama(cell, settings=settings, kind="llama_taps") as engine:
         told = prompt_tokens(cell.suite, cell.facts, engine)
-        if not 0 <= prompt_idx < len(told):
+        found = cell.suite.get(prompt) if prompt else max(cell.suite.prompts, key=lambda p: len(told[p.idx]))
+        if len(told[found.idx]) < n_tokens:
             raise UsageError(
-                "there is no such prompt", place="prompt", expected=f"0 to {len(told) - 1}", found=prompt_idx
+                "the prompt has fewer tokens",
+                place=f"prompt {found.idx} ({found.name})",
+                expected=n_tokens,
+                found=len(told[found.idx]),
+                next_step="choose another prompt, or fewer tokens",
             )
-        sequence = told[prompt_idx][: min(n_tokens, N_UBATCH)]
-        if len(sequence) <= DECODED:
-            raise UsageError("too few tokens", place="tokens", expected=f"more than {DECODED}", found=len(sequence))
-        passes = [len(sequence) - DECODED, *[1] * DECODED]
+        passes = (n_tokens - DECODED, *[1] * DECODED)
         try:
-            engine.call("capture", sequence, passes, nodes)
+            engine.call("capture", told[found.idx][:n_tokens], list(passes), nodes)
+            buffers = check_buffers(nodes, settings)
             with open_burn(cell, "burn_kernels") as candidate:
                 progress = cell.progress.step("each op against float64")
-                found = candidate.call("kernels", nodes, cell.model_path, progress=progress)
+                errors = candidate.call("kernels", nodes, cell.model_path, progress=progress)
         finally:
             shutil.rmtree(nodes, ignore_errors=True)
-    return kernels(found)
+    return Baseline(cell.id, settings, found.name, passes, dict(buffers), tuple(kernels(errors, PLAIN)))

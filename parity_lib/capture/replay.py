@@ -119,7 +119,7 @@ def replay(cell: Cell, excerpts: Sequence[Excerpt], settings: Settings) -> list[
             try:
                 reference.call("capture", list(part.sequence), list(part.passes), folder, watched=part.n_fills)
                 errors = candidate.call("replay", folder, progress=progress)
-                weights_in = _weights_in(folder, settings)
+                weights_in = check_buffers(folder, settings)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
             replays.append(_replayed(cell, part, settings, errors, weights_in))
@@ -134,7 +134,7 @@ def _replayed(
     return Replayed(part.prompt_idx, part.n_prompt, settings, part.watched, expected, tuple(errors), weights_in)
 
 
-def _weights_in(folder: Path, settings: Settings) -> Counter[str]:
+def check_buffers(folder: Path, settings: Settings) -> Counter[str]:
     """Return how many products had their weight in each of the reference's buffers.
 
     Raises:

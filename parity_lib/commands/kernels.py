@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from parity_lib.compare.kernels import Kernel, Worst
+    from parity_lib.capture.kernels import Baseline
+    from parity_lib.compare.kernels import Worst
 
 EPILOG = "Exit status: 0 every op is inside of rung T3's limits; 1 one is not; 2 usage error; 3 an engine failed."
 
@@ -16,67 +17,58 @@ EPILOG = "Exit status: 0 every op is inside of rung T3's limits; 1 one is not; 2
 @click.command(name="kernels", epilog=EPILOG)
 @click.argument("model")
 @click.argument("quant", default="")
-@click.option("--prompt", "prompt_idx", default=0, show_default=True, metavar="N", help="Which prompt.")
+@click.option("--prompt", default="", metavar="P", help="Number or name of a prompt; the longest if not given.")
 @click.option("--tokens", "n_tokens", default=64, show_default=True, metavar="N", help="How many of its tokens.")
 @click.option("--isa", default="host", show_default=True, help="Instruction-set leg of both engines.")
 @click.option("--stack", default="crates-io", show_default=True, help="Crates under the candidate.")
 @click.option("--repacked", is_flag=True, help="Let llama.cpp re-order weights for kernels of its own.")
+@click.option("--fault", default="", metavar="NAME", help="A fault seeded into the candidate, for drills.")
 @click.option("--prompts", default="", metavar="FILE", help="A prompts file of your own.")
-@click.option("--threads", default=0, metavar="N", help="Threads of each engine; 0 is every core.")
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder of the logs.")
+@click.option("--threads", "n_threads", default=0, metavar="N", help="Threads of each engine; 0 is every core.")
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="A folder of its own, for the logs.")
 def command(
-    model: str,
-    quant: str,
-    prompt_idx: int,
-    n_tokens: int,
-    isa: str,
-    stack: str,
-    repacked: bool,
-    prompts: str,
-    threads: int,
-    out: Path | None,
+    model: str, quant: str, prompt: str, n_tokens: int, repacked: bool, out: Path | None, **asked: object
 ) -> int:
     """Measure each kernel of llama.cpp and of burn on MODEL against float64, both on llama.cpp's own inputs.
 
-    Every op that rounds, of every layer, in one prefill and two decodes. Numbers are mean squares of the error over
-    mean squares of the value: over the tensor, of the worst position, of the worst channel.
+    Every op of every layer, in one prefill and two decodes. Numbers are mean squares of the error over mean squares of
+    the value: over the tensor, of the worst position, of the worst channel.
     """
     from parity_lib.capture.kernels import measure_kernels
     from parity_lib.names import Settings
 
+    folder = out or Path("reports") / "kernels" / "-".join(filter(None, (Path(model).stem, quant)))
     found = measure_kernels(
-        model,
-        quant,
-        isa=isa,
-        stack=stack,
+        {"model": model, "quant": quant, "out_dir": str(folder), **asked},
         settings=Settings.REPACKED if repacked else Settings.STRICT,
-        prompts=prompts,
-        prompt_idx=prompt_idx,
+        prompt=prompt,
         n_tokens=n_tokens,
-        n_threads=threads,
-        out_dir=out or Path("reports") / "kernels" / "-".join(filter(None, (Path(model).stem, quant))),
     )
     for line in lines(found):
         click.echo(line)
-    return 0 if all(kernel.share <= 1 for kernel in found) else 1
+    return 0 if all(kernel.share <= 1 for kernel in found.kernels) else 1
 
 
-def lines(found: list[Kernel]) -> list[str]:
-    """Return the table, its head first; the last line has the limits."""
+def lines(found: Baseline) -> list[str]:
+    """Return what was run, and the table, its head first; the last line has the limits."""
     from parity_lib.compare.kernels import limits
 
+    passes = f"one prefill of {found.passes[0]} and {len(found.passes) - 1} decodes"
+    buffers = ", ".join(f"{n} products from {name}" for name, n in sorted(found.weights_in.items()))
     head = ("llama.cpp to float64", "burn to float64", "burn to llama.cpp")
     said = [
-        f"{'kernel':16} {'ops':>5}  {head[0]:27} {head[1]:27} {head[2]:27} of the limit",
-        f"{'':16} {'':>5}  " + " ".join(f"{'tensor':8} {'position':8} {'channel':9}" for _ in head),
+        f"{found.cell}, llama.cpp {found.settings}: prompt {found.prompt}, {passes}; {buffers}",
+        f"{'kernel':24} {'ops':>5}  {head[0]:27} {head[1]:27} {head[2]:27} of the limit",
+        f"{'':24} {'':>5}  " + " ".join(f"{'tensor':8} {'position':8} {'channel':9}" for _ in head),
     ]
     said += [
-        f"{kernel.name:16} {kernel.n_ops:5,}  "
+        f"{kernel.name:24} {kernel.n_ops:5,}  "
         f"{_numbers(kernel.reference)} {_numbers(kernel.candidate)} {_numbers(kernel.between)} {kernel.share:7.0%}"
-        for kernel in found
+        for kernel in found.kernels
     ]
-    return [*said, f"{'limit':16} {'':5}  {'':27} {'':27} {_numbers(limits())}"]
+    return [*said, f"{'limit':24} {'':5}  {'':27} {'':27} {_numbers(limits())}"]
 
 
 def _numbers(worst: Worst) -> str:
-    return f"{worst.tensor:<8.1e} {worst.position:<8.1e} {worst.channel:<9.1e}"
+    shown = ["-" if value is None else f"{value:.1e}" for value in (worst.tensor, worst.position, worst.channel)]
+    return f"{shown[0]:8} {shown[1]:8} {shown[2]:9}"

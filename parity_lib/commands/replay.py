@@ -84,8 +84,8 @@ def _verdict(replayed: CapsuleReplay) -> str:
         return f"UNDECIDED: {' and '.join(missing)} could not be recomputed on this machine"
     if agrees is None and not replayed.reference_stands:
         return (
-            "UNDECIDED: this op by itself agrees, but llama.cpp does not give its recorded value again: what it "
-            "computed then was not what it computes here"
+            "UNDECIDED: llama.cpp does not give its recorded value again, although it is the same commit: what it "
+            "computed then is not what it computes here"
         )
     if agrees is None:
         return (

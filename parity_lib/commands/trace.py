@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 PARITY, DIVERGED, INCOMPLETE = 0, 1, 3
 LIMIT_S = 4 * 3600.0  # an 8B model on two cores takes its time; a hung engine does not stay for ever
 EPILOG = (
-    "Exit status: 0 nothing is over its limit at that token; 1 something is; 2 usage error; 3 the trace could not be "
-    "made, or a file cannot be read."
+    "Exit status: 0 nothing is over its limit at that token; 1 something is, or burn's decode is not its prefill; "
+    "2 usage error; 3 the trace could not be made, or a file cannot be read."
 )
 
 

@@ -39,6 +39,18 @@ def is_traced(verdict: Verdict) -> bool:
     return verdict.outcome is Outcome.DIVERGED and not verdict.control and first_position(verdict) is not None
 
 
+def self_broken(verdict: Verdict) -> str:
+    """Return which relation of burn to itself broke first, where nothing else broke; else nothing.
+
+    A trace makes one of them again, a decoded row beside the prefill; of the others it can only find nothing.
+    """
+    broken = {d.rung for d in verdict.divergences}
+    if broken != {Rung.T6}:
+        return ""
+    first = first_divergence(verdict, Rung.T6)
+    return f"T6, burn against itself ({first.where})" if first is not None and first.where else "T6"
+
+
 def _fed_order(divergence: Divergence) -> tuple[bool, int, int]:
     prompt, token = divergence.prompt_idx, divergence.token_idx
     return prompt is None, prompt if prompt is not None else 0, token if token is not None else 0

@@ -9,7 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from parity_lib.compare.ops import CHANNEL_LIMIT, FEW_ROWS, POSITION_LIMIT, TENSOR_LIMIT, OpError, op_has_keys
+from parity_lib.compare.ops import (
+    CHANNEL_LIMIT,
+    EXACT_OPS,
+    FEW_ROWS,
+    POSITION_LIMIT,
+    TENSOR_LIMIT,
+    OpError,
+    op_has_keys,
+)
+
+EXACT = "moves, sums"  # what rounds at most once: equal to the bit, or wrong
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -17,25 +27,29 @@ class KernelErrors:
     """One op of one pass."""
 
     type: str  # of its weight, ggml's name; empty: it has none
-    reference: OpError  # to float64
-    candidate: OpError  # to float64
+    buffer: str  # where the reference had that weight
+    reference: OpError | None  # to float64; None for an op that rounds nothing in between
+    candidate: OpError | None  # to float64
     between: OpError  # candidate to reference
 
 
 @dataclass(frozen=True, slots=True)
 class Worst:
-    """The largest numbers of some ops, normalised mean square errors; tensor and channel of passes of many rows."""
+    """The largest numbers of some ops, normalised mean square errors; None: none was measured.
 
-    tensor: float
-    position: float
-    channel: float
+    Tensor and channel are of passes of many rows, as T3 judges them.
+    """
+
+    tensor: float | None
+    position: float | None
+    channel: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
     """All ops of one kind."""
 
-    name: str  # ggml's op, with the type of its weight or what it is for
+    name: str  # ggml's op, with the type of its weight or what it is for, and its buffer where it is re-ordered
     n_ops: int
     reference: Worst
     candidate: Worst
@@ -43,11 +57,16 @@ class Kernel:
     share: float  # of T3's limits that ``between`` uses up
 
 
-def kernels(errors: Sequence[KernelErrors]) -> list[Kernel]:
-    """Pool ops by kind, in the order in which a pass comes to them first."""
+def kernels(errors: Sequence[KernelErrors], plain: Iterable[str]) -> list[Kernel]:
+    """Pool ops by kind, in the order in which a pass comes to them first.
+
+    Args:
+        errors: of one run.
+        plain: names of buffers that hold weights as the file does.
+    """
     kinds: dict[str, list[KernelErrors]] = {}
     for error in errors:
-        kinds.setdefault(_name(error), []).append(error)
+        kinds.setdefault(_name(error, frozenset(plain)), []).append(error)
     return [
         Kernel(
             name=name,
@@ -66,17 +85,21 @@ def limits() -> Worst:
     return Worst(TENSOR_LIMIT, POSITION_LIMIT, CHANNEL_LIMIT)
 
 
-def _name(error: KernelErrors) -> str:
+def _name(error: KernelErrors, plain: frozenset[str]) -> str:
     op = error.between
+    if op.op in EXACT_OPS:
+        return EXACT
     if op.op == "MUL_MAT":
-        return f"MUL_MAT {error.type or ('keys' if op_has_keys(op.site) else 'values')}"
+        name = f"MUL_MAT {error.type or ('keys' if op_has_keys(op.site) else 'values')}"
+        return name if error.buffer in plain else f"{name} {error.buffer}"
     return {"MUL": "RMS_NORM, MUL", "GLU": "GLU swiglu"}.get(op.op, op.op)
 
 
-def _worst(errors: Iterable[OpError]) -> Worst:
-    tensor = position = channel = 0.0
-    for error in errors:
-        position = max(position, error.position_nmse)
-        if len(error.by_position) >= FEW_ROWS:
-            tensor, channel = max(tensor, error.nmse), max(channel, error.channel_nmse)
-    return Worst(tensor, position, channel)
+def _worst(errors: Iterable[OpError | None]) -> Worst:
+    measured = [error for error in errors if error is not None]
+    many = [error for error in measured if len(error.by_position) >= FEW_ROWS]
+    return Worst(
+        tensor=max((error.nmse for error in many), default=None),
+        position=max((error.position_nmse for error in measured), default=None),
+        channel=max((error.channel_nmse for error in many), default=None),
+    )

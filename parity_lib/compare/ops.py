@@ -21,8 +21,8 @@ from parity_lib.verdicts import Divergence, RungResult
 
 TENSOR_LIMIT, POSITION_LIMIT, CHANNEL_LIMIT = 2e-12, 1e-11, 1e-7
 """llama.cpp's own worst kernels are 4.8e-13, 2.4e-12 (both Q4_1) and 4.6e-9 (Q6_K) away from float64 on one input:
-``parity kernels`` on SmolLM2-135M, Q8_0, Q4_1 and Q4_K_M, 64 positions, strict, llama.cpp 0c1e570, AVX-512. That is
-what a float32 sum rounds. The limits are four times that, and 21 times for a channel, where a sum may nearly cancel."""
+``parity kernels`` on real weights and random ones of every type, two prompts, llama.cpp 0c1e570, AVX-512 (decision 6).
+So much a float32 sum rounds. The limits are four times that, 21 times for a channel, where a sum may nearly cancel."""
 EXACT_OPS = frozenset({"GET_ROWS", "ADD", "CONT", "RESHAPE"})
 """Ops that move values or add two of them once: there is one right answer, to the bit."""
 FEW_ROWS = 16

@@ -36,8 +36,15 @@ class Conclusion:
     blame: Blame  # of the logits
 
 
-def trace_conclusion(trace: TokenTrace, words: Words | None = None) -> Conclusion:
-    """Return what the trace says about its token. What lies after it is told apart and accuses nobody."""
+def trace_conclusion(trace: TokenTrace, words: Words | None = None, *, broken: str = "") -> Conclusion:
+    """Return what the trace says about its token. What lies after it is told apart and accuses nobody.
+
+    Args:
+        trace: of the token.
+        words: texts of tokens and names of prompts.
+        broken: what broke in the cell that asks, where a trace need not show it: a trace that finds nothing is then
+            no parity.
+    """
     words, shown = words or Words(), traced_positions(trace)
     row, blame = trace.place.row, trace.layers.blames[-1]
     first, on_twin = first_op(trace)
@@ -46,16 +53,19 @@ def trace_conclusion(trace: TokenTrace, words: Words | None = None) -> Conclusio
     shape = shape_of(trace.layers.share[-1])
     wrong = first is not None or layer is not None or not shown.share[row] <= 1 or blame.word != EQUAL
     outcome = Outcome.DIVERGED if wrong or trace.own.parted else Outcome.PARITY
-    if trace.native.compared != trace.native.expected and outcome is Outcome.PARITY:
+    lacks = trace.native.compared != trace.native.expected
+    if outcome is Outcome.PARITY and (lacks or broken):
         outcome = Outcome.INCOMPLETE
     whose = _whose(blame, found=wrong)
     if wrong:
         where = _first_words(trace, first, on_twin, layer)
         sentence = f"{where}; {_shape_words(shape)}. {whose}"
-    elif outcome is Outcome.INCOMPLETE:
-        sentence = f"Only {count(trace.native.compared)} of {count(trace.native.expected)} ops were replayed. {whose}"
     elif trace.own.parted:
-        sentence = f"{_parted(trace)} Against llama.cpp: {_lower(_green(trace))}"
+        sentence = f"{_parted(trace)} Against llama.cpp: {_lower(_lacking(trace) if lacks else _green(trace))}"
+    elif lacks:
+        sentence = f"{_lacking(trace)} {whose}"
+    elif broken:
+        sentence = f"The cell broke {broken}, which this trace does not make again. {_green(trace)}"
     else:
         sentence = f"{_green(trace)} {whose}"
     own = [_parted(trace)] if wrong or not trace.own.parted else []
@@ -123,6 +133,10 @@ def _times(ratio: float) -> str:
     return number(ratio) if ratio < 100 else f"{float(f'{ratio:.2g}'):,.0f}"
 
 
+def _lacking(trace: TokenTrace) -> str:
+    return f"Only {count(trace.native.compared)} of {count(trace.native.expected)} ops were replayed."
+
+
 def _green(trace: TokenTrace) -> str:
     worst = max(trace.ops.errors, key=lambda error: error.share)
     return (
@@ -135,6 +149,8 @@ def _green(trace: TokenTrace) -> str:
 def _parted(trace: TokenTrace) -> str:
     """Return whether burn's own decode of the token is its prefill, and where it is not."""
     own = trace.own
+    if not own.sites:
+        return "burn's decode of this token was not held to its prefill: there is no other token."
     if not own.parted:
         return f"burn's decode of this token is its prefill to the bit, at all {count(len(own.sites))} sites."
     return (

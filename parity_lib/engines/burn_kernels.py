@@ -21,7 +21,7 @@ class BurnKernels(BurnReplay):
     """``BurnReplay`` with the arbiter beside it."""
 
     def kernels(self, folder: Path, reference: Path, *, progress: Progress) -> list[KernelErrors]:
-        """Return the errors of every op that rounds, in order: of each engine to float64, and of one to the other.
+        """Return the errors of every op, in order: of one engine to the other, and of each to float64 where it rounds.
 
         Args:
             folder: a capture of ``LlamaTaps``, every pass of it watched.
@@ -59,11 +59,12 @@ class _Arbitrated(Walk):
 
     def _compare(self, site: str, reference: F32, candidate: F32) -> None:
         super()._compare(site, reference, candidate)
-        op = sites.table(site).op
+        op, buffer = sites.table(site).op, self._capture.buffer(self._batch, site)
         if op not in ROUNDING:
+            self.kernels.append(KernelErrors("", buffer, None, None, self._errors[-1]))
             return
         exact = self._arbiter.value(site, self._first, self._n_rows)
         if exact.shape[-1] < reference.shape[-1]:  # keys that nobody has seen
             exact = np.pad(exact, ((0, 0), (0, 0), (0, reference.shape[-1] - exact.shape[-1])))
         theirs, ours = (op_error(site, op, self._batch, self._first, exact, side) for side in (reference, candidate))
-        self.kernels.append(KernelErrors(self._arbiter.weight_type(site), theirs, ours, self._errors[-1]))
+        self.kernels.append(KernelErrors(self._arbiter.weight_type(site), buffer, theirs, ours, self._errors[-1]))

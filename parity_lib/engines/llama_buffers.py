@@ -18,6 +18,8 @@ from parity_lib.engines.llama_abi import GgmlTensor
 from parity_lib.errors import EngineError
 
 PLAIN = ("", "CPU", "CPU_Mapped")  # as the file has them
+AMX = "AMX"
+AMX_TYPES = frozenset({1, 2, 3, 8, 12, 13, 14, 23})  # F16, Q4_0, Q4_1, Q8_0, Q4_K, Q5_K, Q6_K, IQ4_XS (amx.cpp)
 ROWS = 32  # a re-ordered weight has a multiple of so many: 8 for CPU_REPACK, two tiles of 16 for AMX
 Pointer = Any  # an opaque object of ggml's
 
@@ -54,8 +56,10 @@ class Reordered:
         self._context = base.ggml_init(InitParams(2 * base.ggml_tensor_overhead(), None, True))
         self.tensor: Pointer = base.ggml_new_tensor_4d(self._context, number, n_in, n_out, 1, 1)
         self._buffer = base.ggml_backend_alloc_ctx_tensors_from_buft(self._context, kind)
-        # Without an order for this type there is nothing to call, and ggml would call it.
-        if not self._buffer or not GgmlTensor.from_address(self.tensor).extra:
+        # Without an order for this type there is nothing to call, and ggml would call it; AMX takes it and gives
+        # whatever its memory held.
+        known = buffer != AMX or number in AMX_TYPES
+        if not self._buffer or not GgmlTensor.from_address(self.tensor).extra or not known:
             self.free()
             raise EngineError("ggml does not re-order this weight here", place=buffer, found=f"ggml_type {number}")
         base.ggml_backend_tensor_set(self.tensor, whole.ctypes.data, 0, whole.nbytes)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from parity_lib.engines.llama_abi import GgmlTensor, load
 from parity_lib.engines.llama_buffers import PLAIN, InitParams, Reordered, declare
 from parity_lib.engines.one_op import OneOp, Rows
+from parity_lib.engines.oracle import score_scale
 from parity_lib.errors import EngineError
 from parity_lib.traces import F32
 
@@ -113,7 +114,8 @@ class _Graph:
         """Multiply by a re-ordered weight, in a pass as long as the op's own.
 
         These kernels take rows four or sixteen at a time, and those that are left over by other code. The row stands
-        in its place; copies of it stand in for the others.
+        in its place; copies of it stand in for the others. A run of several threads deals out channels in other groups
+        than one thread does, so that its last bits may be others.
         """
         kept = _kept(op)
         rows = np.frombuffer(kept.blocks, np.uint8).reshape(len(kept.rows), -1)
@@ -178,7 +180,7 @@ class _Graph:
         kq = self._new(_padded(op.given("kq"), op.n_kv, 0.0).reshape(s.n_head, 1, op.n_kv))
         hidden = np.where(np.arange(op.n_kv) > op.position, -np.inf, 0.0).astype(np.float32)
         mask = self._new(hidden.reshape(1, op.n_kv))
-        return self._base.ggml_soft_max_ext(self._context, kq, mask, float(s.key_length) ** -0.5, 0.0)
+        return self._base.ggml_soft_max_ext(self._context, kq, mask, score_scale(s.key_length), 0.0)
 
     def _moved(self, op: OneOp) -> Pointer:
         return self._base.ggml_cont(self._context, self._new(op.inputs[0].values.reshape(1, -1)))

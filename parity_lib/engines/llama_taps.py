@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -74,10 +75,12 @@ class LlamaTaps(LlamaCpp):
             always: further sites that every pass keeps, ``l_out`` (of all blocks) or ``kq-7``.
 
         Returns:
-            The content of ``nodes.json``.
+            The content of ``nodes.json``; ``write_seconds`` is what the file took after the passes, apart from the
+            engine's own seconds, which hold the looks.
 
         Raises:
-            EngineError: the batches are not the sequence's, a site was not seen once in each pass, or is not float32.
+            EngineError: the batches are not the sequence's, a site was not seen once in each pass, or is not float32,
+                or the file cannot be written.
         """
         self._check([sequence], [1])
         if sum(batches) != len(sequence) or not 0 < min(batches) <= max(batches) <= self._taken["n_ubatch"]:
@@ -90,24 +93,40 @@ class LlamaTaps(LlamaCpp):
         self._grow(len(sequence))
         self._clear()
         folder.mkdir(parents=True, exist_ok=True)
-        if self._room is None:
-            self._room = np.empty(ROOM_BYTES // 4, np.float32)
-        with (folder / VALUES).open("wb") as file:
-            looks = _Looks(ValueWriter(file, self._room), self._library.base, watched, frozenset(always))
-            self._looks = looks
-            try:
-                position = 0
-                for batch in batches:
-                    looks.begin_batch(position + batch)
-                    self._decode(sequence[position : position + batch], position)
-                    looks.end_batch()
-                    position += batch
-            finally:
-                self._looks = None
+        (folder / INDEX).unlink(missing_ok=True)  # of an earlier capture: it does not fit what is written now
+        try:
+            with (folder / VALUES).open("wb") as file:
+                looks = _Looks(ValueWriter(file, self._kept_room()), self._library.base, watched, frozenset(always))
+                self._run(sequence, batches, looks)
+        except OSError as error:
+            raise EngineError(
+                "the values of a capture cannot be written",
+                place=folder / VALUES,
+                found=error.strerror or error,
+                next_step="free space, or choose another output folder",
+            ) from error
         index: dict[str, Any] = {"tokens": list(map(int, sequence)), "batches": list(batches), "watched": watched}
+        index["write_seconds"] = looks.write_seconds
         index["nodes"] = list(map(asdict, looks.nodes))
         (folder / INDEX).write_text(json.dumps(index))
         return index
+
+    def _kept_room(self) -> F32:
+        if self._room is None:
+            self._room = np.empty(ROOM_BYTES // 4, np.float32)
+        return self._room
+
+    def _run(self, sequence: Sequence[int], batches: Sequence[int], looks: _Looks) -> None:
+        self._looks = looks
+        try:
+            position = 0
+            for batch in batches:
+                looks.begin_batch(position + batch)
+                self._decode(sequence[position : position + batch], position)
+                looks.end_batch()
+                position += batch
+        finally:
+            self._looks = None
 
     def _look(self, tensor: int, ask: bool, _user_data: object) -> bool:
         return not ask if self._looks is None else self._looks.look(tensor, ask)
@@ -130,6 +149,7 @@ class _Looks:
     def __init__(self, writer: ValueWriter, base: ctypes.CDLL, watched: int, always: frozenset[str]) -> None:
         self._writer, self._base, self._watched, self._always = writer, base, watched, always
         self.nodes: list[Node] = []
+        self.write_seconds = 0.0
         self._batch, self._n_keys = 0, 0
         self._asked: tuple[int, _Known | None] = 0, None  # the last node of which the graph asked
         self._nodes: dict[tuple[bytes, int, bytes], _Known | None] = {}
@@ -158,7 +178,9 @@ class _Looks:
         """End a pass: its values go to the file while no graph waits for them."""
         if self._error is not None:
             raise EngineError(f"a node could not be captured: {self._error}", place="llama.cpp's graph")
+        began = time.perf_counter()
         self._writer.flush()
+        self.write_seconds += time.perf_counter() - began
         self._batch += 1
 
     def _wanted(self, tensor: GgmlTensor) -> _Known | None:

@@ -33,6 +33,11 @@ def rms_norm(x: F64, weight: F64, eps: float) -> F64:
     return normed
 
 
+def score_scale(key_length: int) -> float:
+    """Return what llama.cpp scales scores by: ``1.0f / sqrtf(key_length)``, a float32."""
+    return float(np.float32(1) / np.sqrt(np.float32(key_length)))
+
+
 def attention(q: F64, k: F64, v: F64) -> F64:
     """Return softmax(q k^T / sqrt(key_length)) v, causal, one sequence from an empty cache.
 

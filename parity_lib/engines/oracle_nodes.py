@@ -8,7 +8,7 @@ import numpy as np
 
 from parity_lib.engines import sites
 from parity_lib.engines.node_file import NodeFile
-from parity_lib.engines.oracle import linear, rms_norm, swiglu
+from parity_lib.engines.oracle import linear, rms_norm, score_scale, swiglu
 from parity_lib.engines.oracle_rope import ANGLES, WALKED, rope
 from parity_lib.errors import EngineError
 from parity_lib.model_file import ModelFile, Tensor, facts_of
@@ -80,7 +80,7 @@ class OracleNodes:
         return np.stack([weights[head] @ values[:, head // shared] for head in range(facts.n_head)])
 
     def _soft_max(self, block: int, first: int, n: int) -> F64:
-        scores = self._inner(f"kq-{block}", first, n) * float(np.float32(self._facts.key_length**-0.5))
+        scores = self._inner(f"kq-{block}", first, n) * score_scale(self._facts.key_length)
         scores[:, ~self._visible(first, n)] = -np.inf
         raised = np.exp(scores - scores.max(-1, keepdims=True))
         out: F64 = raised / raised.sum(-1, keepdims=True)

@@ -6,7 +6,7 @@ import numpy as np
 
 from parity_lib.compare.quantiser import ACTIVATIONS, minima, product, quantise, round_bf16
 from parity_lib.engines.one_op import OneOp, Rows
-from parity_lib.engines.oracle import rms_norm, swiglu
+from parity_lib.engines.oracle import rms_norm, score_scale, swiglu
 from parity_lib.engines.oracle_rope import ANGLES, WALKED, rope
 from parity_lib.errors import EngineError
 from parity_lib.names import Compute
@@ -77,7 +77,7 @@ def _inner(op: OneOp) -> F64:
 
 
 def _soft_max(op: OneOp) -> F64:
-    scores = op.given("kq")[:, : op.position + 1].astype(np.float64) * float(np.float32(op.sizes.key_length**-0.5))
+    scores = op.given("kq")[:, : op.position + 1].astype(np.float64) * score_scale(op.sizes.key_length)
     raised = np.exp(scores - scores.max(1, keepdims=True))
     out: F64 = (raised / raised.sum(1, keepdims=True)).reshape(-1)
     return out

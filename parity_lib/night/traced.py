@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from parity_lib.compare.first import TRACE_PAGE, first_position, is_traced
+from parity_lib.compare.first import TRACE_PAGE, first_position, is_traced, self_broken
 from parity_lib.display.records import read_records
 from parity_lib.errors import ParityError
 from parity_lib.night.job import NotebookJob, run_notebook
@@ -49,6 +49,7 @@ def trace_first(verdict: Verdict, folder: Path, parameters: Mapping[str, Any], n
     try:
         out.mkdir(exist_ok=True)
         given = {**parameters, "prompt": str(at.prompt_idx), "token": at.token_idx, "out_dir": str(out)}
+        given["broken"] = self_broken(verdict)
         known = {name: value for name, value in given.items() if name in declared_names(source)}
         end = run_notebook(NotebookJob(source, out / source.name, known, out / "run.log", LIMIT_S))
         result = inspect_run(end)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -30,6 +31,7 @@ from parity_lib.traces import RunInfo
 
 PROMPTS = Path(__file__).parents[1] / "two_prompts.toml"
 TOKENS, PASSES = [(i * 37) % 501 + 1 for i in range(22)], [21, 1]
+NOT_HERE = "avx2" if platform.machine() == "aarch64" else "neon"
 DROPPED = 35  # a row of ffn_down in layer 1
 
 
@@ -182,8 +184,25 @@ def test_a_reference_that_does_not_give_its_value_again_is_never_called_parity(
     assert replay_capsule(folder).agrees is None
     assert main(["replay", str(folder)]) == 3
     assert "llama.cpp does not give its recorded value again" in capsys.readouterr().out.splitlines()[-1]
+    over = replace(lost, candidate=lost.candidate * np.float32(3), reproduced=True)
+    assert replay_capsule(capsules.save(over, tmp_path / "over")).agrees is None
     other = replace(lost, engines={**lost.engines, "reference": {**lost.engines["reference"], "commit": "0" * 12}})
     assert replay_capsule(capsules.save(other, tmp_path / "other")).agrees is True  # another build may be right now
+
+
+def test_the_kernels_of_a_leg_that_is_not_here_are_not_stood_in_for(
+    dropped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsule = capsules.load(dropped)
+    engines = {**capsule.engines, "reference": {**capsule.engines["reference"], "isa": NOT_HERE}}
+    plain = replace(capsule, engines=engines)
+    assert replay_capsule(capsules.save(plain, tmp_path / "plain")).reference.now is not None
+    tiles = replace(plain, op=replace(capsule.op, buffer="AMX"))
+    replayed = replay_capsule(capsules.save(tiles, tmp_path / "tiles"))
+    assert replayed.agrees is None
+    assert "this machine lacks the instructions of the leg" in replayed.reference.why
+    assert main(["replay", str(tmp_path / "tiles")]) == 3
+    assert capsys.readouterr().out.splitlines()[-1] == "UNDECIDED: llama.cpp could not be recomputed on this machine"
 
 
 def test_what_is_written_is_read_back_and_points_nowhere(dropped: Path, bench: Bench, tmp_path: Path) -> None:
@@ -223,6 +242,10 @@ def damage(folder: Path, how: str) -> None:
         data = json.loads(manifest.read_text())
         data["op"]["judged"] = [7]
         manifest.write_text(json.dumps(data))
+    elif how == "row":
+        data = json.loads(manifest.read_text())
+        data["op"]["row"] = data["op"]["n_rows"]
+        manifest.write_text(json.dumps(data))
     elif how == "no file":
         data = json.loads(manifest.read_text())
         del data["files"]["weight.blocks"]
@@ -239,6 +262,7 @@ def damage(folder: Path, how: str) -> None:
         ("version", "does not match the schema capsule"),
         ("torn", "manifest.json"),
         ("judged", "the parts of a capsule do not fit each other"),
+        ("row", "the parts of a capsule do not fit each other"),
         ("no file", "the parts of a capsule do not fit each other"),
         ("gone", "manifest.json: cannot be read"),
     ],

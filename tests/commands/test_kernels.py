@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -24,9 +26,9 @@ def measured(*words: str) -> tuple[int, list[str]]:
 def table(said: list[str]) -> dict[str, list[float]]:
     """Return the numbers of each kernel: how many ops, then tensor, position, channel of each pair of sides."""
     rows = {}
-    for line in said[2:-1]:
+    for line in said[3:-1]:
         name, n_ops, rest = re.fullmatch(r"(\S.*?)\s+([\d,]+)  (.*) +\d+%", line).groups()  # type: ignore[union-attr]
-        rows[name] = [float(n_ops), *map(float, rest.split())]
+        rows[name] = [float(n_ops), *(math.nan if word == "-" else float(word) for word in rest.split())]
     return rows
 
 
@@ -40,11 +42,13 @@ def test_every_kernel_of_both_engines_is_a_rounding_away_from_float64(
 ) -> None:
     shape = Shape(n_layer=3, n_vocab=512, rope_freqs=int(arch == "llama"))
     model = build(arch, quant, tmp_path / "model.gguf", shape)
-    status, said = measured(
-        str(model), "--prompts", str(PROMPTS), "--tokens", "40", "--threads", "1", "--out", str(tmp_path / "out")
-    )
+    status, said = measured(str(model), "--tokens", "19", "--threads", "1", "--out", str(tmp_path / "out"))
     rows = table(said)
     assert status == 0
+    assert "one prefill of 17 and 2 decodes" in said[0]
+    exact = rows.pop("moves, sums")
+    assert np.isnan(exact[1:7]).all()
+    assert exact[7:] == [0, 0, 0]
     assert INSIDE | {f"MUL_MAT {kind}" for kind in types} <= set(rows)
     for name, (n_ops, *numbers) in rows.items():
         assert len(numbers) == 9, name
@@ -58,12 +62,45 @@ def test_every_kernel_of_both_engines_is_a_rounding_away_from_float64(
 
 
 @pytest.mark.parametrize(
+    ("fault", "kernel"), [("eps_x10@blk.1", "RMS_NORM, MUL"), ("dropped_bias=q@blk.0", "moves, sums")]
+)
+def test_a_kernel_that_is_wrong_is_over_and_ends_with_1(fault: str, kernel: str, tmp_path: Path) -> None:
+    model = build("qwen2", "Q8_0", tmp_path / "model.gguf", Shape(n_layer=2, n_vocab=512))
+    words = ["--tokens", "19", "--threads", "1", "--out", str(tmp_path / "out")]
+    status, said = measured(str(model), *words, "--fault", fault)
+    assert status == 1
+    over = [line for line in said[3:-1] if not re.search(r" \d?\d%$", line)]
+    assert [line[:24].strip() for line in over] == [kernel]
+
+
+def test_a_reordered_weight_is_a_kernel_of_its_own(tmp_path: Path) -> None:
+    model = build("qwen2", "Q4_K_M", tmp_path / "model.gguf", Shape(n_layer=2, n_vocab=512))
+    words = ["--tokens", "19", "--threads", "1", "--out", str(tmp_path / "out")]
+    status, said = measured(str(model), *words, "--repacked")
+    assert status == 0
+    assert "llama.cpp repacked" in said[0]
+    assert "products from CPU_REPACK" in said[0]
+    assert any(re.fullmatch(r"MUL_MAT \S+ CPU_REPACK", name) for name in table(said))
+
+
+def test_nothing_re_ordered_is_an_error_where_that_was_the_point(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = build("llama", "F16", tmp_path / "model.gguf", Shape(n_layer=2, n_vocab=512))
+    words = ["--tokens", "19", "--threads", "1", "--out", str(tmp_path / "out")]
+    assert main(["kernels", str(model), *words, "--repacked"]) == 3
+    assert "the reference's weights do not lie where they were asked for" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--prompt", "2"], "there is no such prompt; expected 0 to 1; found 2"),
-        (["--tokens", "2"], "too few tokens; expected more than 2; found 2"),
+        (["--prompt", "2"], "unknown prompt '2'"),
+        (["--tokens", "17"], "that many tokens cannot be measured; expected 18 to 514; found 17"),
+        (["--tokens", "-5"], "that many tokens cannot be measured; expected 18 to 514; found -5"),
+        (["--tokens", "400"], "the prompt has fewer tokens; expected 400; found"),
     ],
-    ids=["prompt", "tokens"],
+    ids=["prompt", "few", "negative", "more_than_there_are"],
 )
 def test_what_cannot_be_measured_is_a_usage_error(
     words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

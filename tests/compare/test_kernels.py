@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from parity_lib.compare.kernels import KernelErrors, kernels, limits
+from parity_lib.compare.kernels import EXACT, KernelErrors, Worst, kernels, limits
 from parity_lib.compare.ops import FEW_ROWS, OpError, op_error
 from parity_lib.traces import F32
 
@@ -18,9 +18,9 @@ def error(site: str, op: str, n_rows: int, off: float) -> OpError:
     return op_error(site, op, 0, 0, reference, candidate)
 
 
-def errors(site: str, op: str, kind: str, n_rows: int, off: float) -> KernelErrors:
+def errors(site: str, op: str, kind: str, n_rows: int, off: float, buffer: str = "CPU") -> KernelErrors:
     found = error(site, op, n_rows, off)
-    return KernelErrors(kind, found, found, found)
+    return KernelErrors(kind, buffer, found, found, found)
 
 
 def test_ops_are_pooled_by_kernel_in_the_order_of_a_pass() -> None:
@@ -33,11 +33,15 @@ def test_ops_are_pooled_by_kernel_in_the_order_of_a_pass() -> None:
             errors("ffn_out-0", "MUL_MAT", "Q6_K", FEW_ROWS, 0),
             errors("attn_out-1", "MUL_MAT", "Q8_0", FEW_ROWS, 1e-3),
             errors("ffn_swiglu-1", "GLU", "", FEW_ROWS, 0),
-        ]
+            errors("attn_out-2", "MUL_MAT", "Q8_0", FEW_ROWS, 0, "CPU_REPACK"),
+            errors("l_out-1", "ADD", "", FEW_ROWS, 0),
+            errors("embd", "GET_ROWS", "", FEW_ROWS, 0),
+        ],
+        {"CPU"},
     )
     names = ["RMS_NORM, MUL", "MUL_MAT Q8_0", "MUL_MAT keys", "MUL_MAT values", "MUL_MAT Q6_K", "GLU swiglu"]
-    assert [kernel.name for kernel in found] == names
-    assert [kernel.n_ops for kernel in found] == [1, 2, 1, 1, 1, 1]
+    assert [kernel.name for kernel in found] == [*names, "MUL_MAT Q8_0 CPU_REPACK", EXACT]
+    assert [kernel.n_ops for kernel in found] == [1, 2, 1, 1, 1, 1, 1, 2]
     product = found[1]
     assert product.between.tensor == pytest.approx(1e-6, rel=1e-3)
     assert product.share == pytest.approx(product.between.tensor / limits().tensor)
@@ -46,8 +50,18 @@ def test_ops_are_pooled_by_kernel_in_the_order_of_a_pass() -> None:
 
 def test_a_decode_counts_for_its_position_alone() -> None:
     [found] = kernels(
-        [errors("kq-0", "MUL_MAT", "", FEW_ROWS, 1e-5), errors("kq-0", "MUL_MAT", "", FEW_ROWS - 1, 1e-2)]
+        [errors("kq-0", "MUL_MAT", "", FEW_ROWS, 1e-5), errors("kq-0", "MUL_MAT", "", FEW_ROWS - 1, 1e-2)], {"CPU"}
     )
     assert found.between.position == pytest.approx(1e-4, rel=1e-3)
     assert found.between.tensor == pytest.approx(1e-10, rel=1e-1)
     assert found.between.channel < 1e-9
+
+
+def test_what_was_not_measured_is_not_a_number() -> None:
+    few = errors("kq-0", "MUL_MAT", "", FEW_ROWS - 1, 1e-5)
+    [found] = kernels([few], {"CPU"})
+    assert (found.between.tensor, found.between.channel) == (None, None)
+    assert found.between.position is not None
+    [moved] = kernels([KernelErrors("", "", None, None, error("l_out-0", "ADD", FEW_ROWS, 1e-6))], {"CPU"})
+    assert moved.reference == moved.candidate == Worst(None, None, None)
+    assert moved.share == float("inf")

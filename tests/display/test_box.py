@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
+from parity_lib.compare.first import self_broken
 from parity_lib.display.box import cell_links, first_divergence, verdict_box
 from parity_lib.display.page import HEADLINE
 from parity_lib.display.text import Words
@@ -79,6 +80,16 @@ def test_the_lowest_broken_rung_is_named_though_higher_ones_broke_too(make_verdi
     box = verdict_box(verdict)
     assert "DIVERGED at rung T2 weights: 1 of 272 tensors" in box.plain
     assert "Delta +3.00 ULP, limit 0 (over)." in box.plain
+
+
+def test_a_relation_of_burn_to_itself_is_named_where_nothing_else_broke(make_verdict: MakeVerdict) -> None:
+    red = make_verdict(Outcome.DIVERGED)
+    rows = [Divergence(Rung.T6, Kind.BITS, 0.0, 2, t, where=where) for t, where in ((9, "threads"), (5, "restored"))]
+    assert self_broken(make_verdict(Outcome.DIVERGED, divergences=tuple(rows))) == (
+        "T6, burn against itself (restored)"
+    )
+    assert self_broken(make_verdict(Outcome.DIVERGED, divergences=(*red.divergences, *rows))) == ""
+    assert self_broken(make_verdict()) == ""
 
 
 @pytest.mark.parametrize("stack", ["overlay", "spine"])

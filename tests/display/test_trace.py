@@ -118,6 +118,20 @@ def test_a_decode_that_is_not_the_prefill_is_no_parity_and_names_its_op(fault: T
     assert any(more.startswith(said) for more in both.more)
 
 
+def test_what_broke_in_the_cell_and_not_here_is_no_parity(fault: TokenTrace, sound: TokenTrace) -> None:
+    found = show.trace_conclusion(sound, WORDS, broken="T6, burn against itself (threads)")
+    assert found.outcome is Outcome.INCOMPLETE
+    assert found.sentence.startswith(
+        "The cell broke T6, burn against itself (threads), which this trace does not make again. Nothing is over its"
+    )
+    assert "nobody's fault" not in found.sentence
+    assert show.trace_conclusion(fault, WORDS, broken="T6").outcome is Outcome.DIVERGED
+    lacking = replace(sound, native=replace(sound.native, compared=179), own=Parting(sound.own.sites, ("embd",), 1.0))
+    assert "Against llama.cpp: only 179 of 180 ops were replayed." in show.trace_conclusion(lacking, WORDS).sentence
+    alone = replace(sound, own=Parting((), (), 0.0))
+    assert any("was not held to its prefill" in more for more in show.trace_conclusion(alone, WORDS).more)
+
+
 def test_what_is_wrong_only_later_is_told_and_accuses_nobody(fault: TokenTrace, sound: TokenTrace) -> None:
     late = [error for error in fault.ops.errors if not error.share <= 1 and error.first_position > fault.place.row]
     assert late

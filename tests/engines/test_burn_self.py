@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from parity_lib.capture.synthetic import Shape, build
 from parity_lib.engines import sites
-from parity_lib.engines.burn_self import MAX_INNER, BurnSelf
+from parity_lib.engines.burn_self import FILLED, TOGETHER, BurnSelf
 from parity_lib.errors import EngineError
 
-TOKENS = [(i * 37) % 501 + 1 for i in range(MAX_INNER + 20)]
+TOKENS = [(i * 37) % 501 + 1 for i in range(FILLED + TOGETHER + 2)]
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +36,53 @@ def test_the_first_site_that_parts_is_named(model: Path, leg: str) -> None:
     assert found.parted[0] == "embd"
     assert found.size > 0.1
     assert "result_output" in found.parted
-    assert len(found.parted) <= len(found.sites)
 
 
-def test_a_long_sequence_is_compared_without_the_inside_of_attention(model: Path, leg: str) -> None:
-    found = BurnSelf(model, leg, n_threads=2).part(TOKENS, MAX_INNER + 3)
-    assert found.parted == ()
-    assert "kqv_out-1" in found.sites
-    assert not [site for site in found.sites if sites.table(site).inner]
+class Off(BurnSelf):
+    """A candidate whose decode puts another bit into one site: the lowest of its last value."""
+
+    def _new_session(self, n_sequences: int) -> object:
+        session = super()._new_session(n_sequences)
+
+        class Session:
+            def append(self, rows: list[tuple[int, int]], **named: object) -> object:
+                see = named.get("observe")
+
+                def observe(site: str, shape: list[int], raw: bytes) -> bytes | None:
+                    if site == "kq_soft_max-1" and len(rows) == 1:
+                        values = np.frombuffer(raw, "<u4").copy().reshape(shape)
+                        values[:, 0] ^= 1  # every row sees the first key
+                        raw = values.tobytes()
+                    see(site, shape, raw)
+                    return raw
+
+                return session.append(rows, **(named | ({"observe": observe} if see else {})))
+
+        return Session()
+
+
+@pytest.mark.parametrize(
+    ("n", "row"),
+    [
+        (2, 0),
+        (20, 19),
+        (TOGETHER + 1, TOGETHER),
+        (FILLED + 1, FILLED),
+        (FILLED + TOGETHER + 1, FILLED + TOGETHER),
+        (FILLED + TOGETHER + 2, FILLED - 1),
+    ],
+)
+def test_a_bit_is_found_wherever_the_row_stands(n: int, row: int, model: Path, leg: str) -> None:
+    sound = BurnSelf(model, leg, n_threads=2).part(TOKENS[:n], row)
+    assert sound.sites == tuple(sites.expected(2, biases=True))
+    assert sound.parted == ()
+    found = Off(model, leg, n_threads=2).part(TOKENS[:n], row)
+    assert found.parted[0] == "kq_soft_max-1"
+    assert 0 < found.size < 1e-6
+
+
+def test_a_sequence_of_one_row_says_that_nothing_was_compared(model: Path, leg: str) -> None:
+    assert BurnSelf(model, leg, n_threads=1).part(TOKENS[:1], 0).sites == ()
 
 
 def test_a_row_that_is_not_there_is_an_error(model: Path, leg: str) -> None:

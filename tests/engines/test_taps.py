@@ -13,6 +13,7 @@ from parity_lib.engines.burn import load
 from parity_lib.engines.llama_cpp import worker_env
 from parity_lib.engines.node_file import NodeFile
 from parity_lib.engines.worker import Worker
+from parity_lib.errors import EngineError
 
 TOKENS = [(i * 37) % 501 + 1 for i in range(27)]
 PASSES = [25, 1, 1]
@@ -73,6 +74,17 @@ def test_the_candidates_logits_are_the_same_bits(policy: str, model: Path) -> No
     assert run(observe=read) == none
     assert seen == names * len(PASSES)
     assert run(observe=put_back) == none
+
+
+def test_a_file_that_cannot_be_written_is_named_and_leaves_no_index(model: Path, leg: str, tmp_path: Path) -> None:
+    asked = {"path": str(model), "isa": leg, "settings": "strict", "n_threads": 1}
+    with Worker("llama_taps", asked, env=worker_env("strict")) as engine:
+        engine.call("capture", TOKENS[:4], [4], tmp_path)
+        (tmp_path / "nodes.f32").unlink()
+        (tmp_path / "nodes.f32").symlink_to("/dev/full")
+        with pytest.raises(EngineError, match=r"nodes\.f32: the values of a capture cannot be written; found No space"):
+            engine.call("capture", TOKENS[:4], [4], tmp_path)
+    assert not (tmp_path / "nodes.json").exists()
 
 
 def test_a_capture_keeps_the_keys_that_the_mask_shows_and_no_more(model: Path, leg: str, tmp_path: Path) -> None:
