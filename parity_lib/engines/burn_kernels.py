@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from parity_lib.compare.kernels import KernelErrors
-from parity_lib.compare.ops import op_error
+from parity_lib.compare.ops import EXACT_OPS, op_error
 from parity_lib.engines import sites
 from parity_lib.engines.burn_replay import BurnReplay, Walk
 from parity_lib.engines.node_file import NodeFile
-from parity_lib.engines.oracle_nodes import ROUNDING, OracleNodes
+from parity_lib.engines.oracle_nodes import OracleNodes
 from parity_lib.engines.protocol import Progress
 from parity_lib.traces import F32
 
@@ -60,7 +60,7 @@ class _Arbitrated(Walk):
     def _compare(self, site: str, reference: F32, candidate: F32) -> None:
         super()._compare(site, reference, candidate)
         op, buffer = sites.table(site).op, self._capture.buffer(self._batch, site)
-        if op not in ROUNDING:
+        if op in EXACT_OPS:
             self.kernels.append(KernelErrors("", buffer, None, None, self._errors[-1]))
             return
         exact = self._arbiter.value(site, self._first, self._n_rows)

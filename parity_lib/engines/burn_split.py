@@ -42,13 +42,13 @@ class BurnSplit(Burn):
         products = [name for name in sites.expected(facts.n_layer, facts.has_qkv_bias) if _has_weight(name)]
         found = []
         for done, site in enumerate(products):
-            tensor = file.tensors[_tensor(site, tied=facts.tied_output)]
+            tensor = file.tensors[sites.weight_name(site, tied=facts.tied_output)]
             found.append(self._product(nodes, site, tensor, first))
             progress(done + 1, len(products))
         return found
 
     def _product(self, nodes: NodeFile, site: str, tensor: Tensor, first: int) -> ProductSplit:
-        x: F32 = nodes.rows(_producer(site), first)
+        x: F32 = nodes.rows(sites.producer(site, self._facts["n_layer"]), first)
         theirs: F32 = nodes.rows(site, first)
         rounded, differ = quantise(ACTIVATIONS[tensor.type], x), 0
         both = np.concatenate([x.astype(np.float64), rounded.values])
@@ -83,16 +83,3 @@ class BurnSplit(Burn):
 def _has_weight(site: str) -> bool:
     table = sites.table(site)
     return table.op == "MUL_MAT" and bool(table.weight)
-
-
-def _producer(site: str) -> str:
-    [name] = sites.table(site).inputs
-    block = sites.split(site)[1]
-    return name if block is None else f"{name}-{block}"
-
-
-def _tensor(site: str, *, tied: bool) -> str:
-    block, weight = sites.split(site)[1], sites.table(site).weight
-    if weight == "output.weight" and tied:
-        return "token_embd.weight"
-    return weight if block is None else f"blk.{block}.{weight}"

@@ -14,9 +14,6 @@ from parity_lib.errors import EngineError
 from parity_lib.model_file import ModelFile, Tensor, facts_of
 from parity_lib.traces import F64
 
-ROUNDING = frozenset({"MUL", "MUL_MAT", "ROPE", "SOFT_MAX", "GLU"})
-"""ggml's ops that round in between; all others move values or add two of them once."""
-
 
 class OracleNodes:
     """Float64 values of the ops of one capture.
@@ -37,7 +34,7 @@ class OracleNodes:
         reference walks to. Of what counts keys, the width is the sequence's length and what the mask hides is zero.
 
         Args:
-            site: full name, ``ffn_out-17``; its op is in ``ROUNDING``.
+            site: full name, ``ffn_out-17``; an op that rounds in between, none of ``compare.ops.EXACT_OPS``.
             first: first position.
             n: how many.
 
@@ -56,7 +53,7 @@ class OracleNodes:
             return swiglu(*(self._rows(f"{name}-{block}", first, n) for name in ("ffn_gate", "ffn_up")))
         if table.op == "MUL":
             weight = self._tensor(site).dequantize().reshape(-1).astype(np.float64)
-            return rms_norm(self._rows(self._producer(site), first, n), weight, float(np.float32(self._facts.rms_eps)))
+            return rms_norm(self._read(site, first, n), weight, float(np.float32(self._facts.rms_eps)))
         raise EngineError("an op that rounds nothing needs no arbiter", place=site, found=table.op)
 
     def weight_type(self, site: str) -> str:
@@ -64,7 +61,7 @@ class OracleNodes:
         return self._tensor(site).type if sites.table(site).weight else ""
 
     def _product(self, site: str, first: int, n: int) -> F64:
-        product: F64 = linear(self._tensor(site), self._rows(self._producer(site), first, n), rounded=True)
+        product: F64 = linear(self._tensor(site), self._read(site, first, n), rounded=True)
         return product
 
     def _attention(self, site: str, block: int, first: int, n: int) -> F64:
@@ -105,18 +102,9 @@ class OracleNodes:
     def _rows(self, site: str, first: int, n: int) -> F64:
         return self._nodes.rows(site, first, first + n).astype(np.float64)
 
-    def _producer(self, site: str) -> str:
-        """Return the site whose value a norm or a product with a weight reads."""
-        block = sites.split(site)[1]
-        [name] = sites.table(site).inputs
-        if name.startswith("l_out of"):
-            return "embd" if block == 0 else f"l_out-{(block or 0) - 1}"
-        if name == "l_out":
-            return f"l_out-{self._facts.n_layer - 1}"
-        return name if block is None else f"{name}-{block}"
+    def _read(self, site: str, first: int, n: int) -> F64:
+        """Return what a norm or a product with a weight reads."""
+        return self._rows(sites.producer(site, self._facts.n_layer), first, n)
 
     def _tensor(self, site: str) -> Tensor:
-        block, weight = sites.split(site)[1], sites.table(site).weight
-        if weight == "output.weight" and self._facts.tied_output:
-            return self._file.tensors["token_embd.weight"]
-        return self._file.tensors[weight if block is None else f"blk.{block}.{weight}"]
+        return self._file.tensors[sites.weight_name(site, tied=self._facts.tied_output)]

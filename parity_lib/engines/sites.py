@@ -84,6 +84,25 @@ def table(name: str) -> Site:
     return found
 
 
+def producer(site: str, n_layer: int) -> str:
+    """Return the full name of the one site whose value a norm, or a product with a weight, reads."""
+    block = split(site)[1]
+    [name] = table(site).inputs
+    if name.startswith("l_out of"):
+        return EMBD.name if not block else f"l_out-{block - 1}"
+    if name == "l_out":
+        return f"l_out-{n_layer - 1}"
+    return name if block is None else f"{name}-{block}"
+
+
+def weight_name(site: str, *, tied: bool) -> str:
+    """Return the name of the tensor that a site's op multiplies with; ``tied``: the output reads the embeddings."""
+    block, weight = split(site)[1], table(site).weight
+    if weight == RESULT_OUTPUT.weight and tied:
+        return EMBD.weight
+    return weight if block is None else f"blk.{block}.{weight}"
+
+
 def is_cached(site: str) -> bool:
     """Return whether a site's value is what the cache of keys and values gets."""
     return split(site)[0] in ("Kcur", "Vcur")

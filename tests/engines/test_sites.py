@@ -44,3 +44,21 @@ def test_a_node_is_known_by_name_op_and_weight(name: str, op: str, source: str, 
 def test_an_unknown_site_is_refused_with_the_list() -> None:
     with pytest.raises(EngineError, match=r"there is no such site.*Qcur\.MUL_MAT"):
         sites.table("q_proj-3")
+
+
+@pytest.mark.parametrize(
+    ("site", "reads", "weight"),
+    [
+        ("attn_norm-0", "embd", "blk.0.attn_norm.weight"),
+        ("attn_norm-2", "l_out-1", "blk.2.attn_norm.weight"),
+        ("Qcur.MUL_MAT-2", "attn_norm-2", "blk.2.attn_q.weight"),
+        ("ffn_out-1", "ffn_swiglu-1", "blk.1.ffn_down.weight"),
+        ("result_norm", "l_out-2", "output_norm.weight"),
+        ("result_output", "result_norm", "output.weight"),
+    ],
+)
+def test_what_an_op_with_a_weight_reads(site: str, reads: str, weight: str) -> None:
+    assert sites.producer(site, n_layer=3) == reads
+    assert sites.weight_name(site, tied=False) == weight
+    tied = "token_embd.weight" if site == "result_output" else weight
+    assert sites.weight_name(site, tied=True) == tied
