@@ -1,1 +1,1 @@
-"""The two engines, the float64 oracle, and the processes that they run in."""
+"""The engines that compute: the reference, the candidate, the float64 oracle, each in a worker process."""

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from parity_lib.names import Isa
-from parity_lib.pins import LlamaCppPin, load_pins
+from parity_lib.base.names import Isa
+from parity_lib.records.pins import LlamaCppPin, load_pins
 
 CPUINFO = Path("/proc/cpuinfo")
 STATUS = Path("/proc/self/status")

@@ -10,9 +10,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from parity_lib.base.errors import EngineError
 from parity_lib.engines import sites
-from parity_lib.errors import EngineError
-from parity_lib.traces import F32
+from parity_lib.records.traces import F32
 
 INDEX, VALUES = "nodes.json", "nodes.f32"
 

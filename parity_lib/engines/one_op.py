@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from parity_lib.engines import sites
 from parity_lib.engines.sites import Site
-from parity_lib.traces import F32
+from parity_lib.model_file.facts import UNSCALED, RopeScaling
+from parity_lib.records.traces import F32
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,8 @@ class OneOp:
     other_weight: Rows | None  # of the candidate's file, where that has other bytes there
     divisors: F32 | None  # of RoPE's angles
     judged: tuple[int, ...]  # numbers of the output that are compared, in the reduced site, flat
+    rope_scaling: RopeScaling = UNSCALED
+    other_rope_scaling: RopeScaling = UNSCALED
 
     @property
     def table(self) -> Site:
@@ -126,6 +129,7 @@ def write_model(op: OneOp, path: Path) -> Path:
     writer.add_layer_norm_rms_eps(op.other_eps)
     writer.add_rope_freq_base(op.other_rope_base)
     writer.add_rope_dimension_count(min(op.rope_dim, s.key_length // 2 * 2))
+    _add_scaling(writer, op.other_rope_scaling)
     writer.add_vocab_size(s.n_vocab)
     writer.add_tokenizer_model("none")
     kept = op.other_weight or op.weight
@@ -151,6 +155,16 @@ def write_model(op: OneOp, path: Path) -> Path:
     return path
 
 
+def _add_scaling(writer: gguf.GGUFWriter, scaling: RopeScaling) -> None:
+    """Write what says how RoPE is stretched, where it is."""
+    if scaling.kind != "none":
+        writer.add_rope_scaling_type(gguf.RopeScalingType(scaling.kind))
+        writer.add_rope_scaling_factor(scaling.factor)
+        writer.add_rope_scaling_orig_ctx_len(scaling.n_ctx_orig)
+    if scaling.attn_factor != 1:
+        writer.add_rope_scaling_attn_factors(scaling.attn_factor)
+
+
 def _full(site: str, tensor: str) -> str:
     return f"blk.0.{tensor}" if sites.table(site) in sites.BLOCK else tensor
 
@@ -174,5 +188,7 @@ def _shapes(op: OneOp) -> Sequence[tuple[str, tuple[int, ...]]]:
         ("output.weight", (s.n_vocab, s.n_embd)),
     ]
     if op.table.bias_only:
-        shapes.append((f"blk.0.{op.table.weight}", {"Q": (q,), "K": (k,), "V": (v,)}[op.site[0]]))
+        lengths = {"attn_q": q, "attn_k": k, "attn_v": v, "attn_output": s.n_embd, "ffn_down": s.n_embd}
+        length = lengths.get(op.table.weight.removesuffix(".bias"), s.n_ff)
+        shapes.append((f"blk.0.{op.table.weight}", (length,)))
     return shapes

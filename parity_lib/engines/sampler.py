@@ -1,4 +1,4 @@
-"""Note where the program counters of this process stand while an engine works; see ``native/src/sampler.rs``."""
+"""Note where the program counters of this process stand while an engine works; see ``burn_gguf/src/sampler.rs``."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from parity_lib.compare.isa import summarise
-from parity_lib.isa_proofs import Kernel, Sampled
+from parity_lib.numerics.isa_samples import summarise
+from parity_lib.records.isa_evidence import Kernel, Sampled
 
 Extension = Any  # the module burn_gguf, whose sampler sees every library of the process
 

@@ -7,9 +7,10 @@ there); a node that is missing or new is an error, never a guess.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from parity_lib.errors import EngineError
+from parity_lib.base.errors import EngineError
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +50,17 @@ BLOCK: tuple[Site, ...] = (
     Site("kqv", "kqv", "MUL_MAT", ("kq_soft_max", "values in the cache"), inner=True),
     Site("kqv_out", "kqv_out", "CONT", ("kqv",)),
     Site("attn_out", "attn_out", "MUL_MAT", ("kqv_out",), "attn_output.weight"),
-    Site("ffn_inp", "ffn_inp", "ADD", ("attn_out", "l_out of the block before")),
+    Site("attn_out.ADD", "attn_out", "ADD", ("attn_out",), "attn_output.bias", bias_only=True),
+    Site("ffn_inp", "ffn_inp", "ADD", ("attn_out or attn_out.ADD", "l_out of the block before")),
     Site("ffn_norm", "ffn_norm", "MUL", ("ffn_inp",), "ffn_norm.weight"),
     Site("ffn_gate", "ffn_gate", "MUL_MAT", ("ffn_norm",), "ffn_gate.weight"),
     Site("ffn_up", "ffn_up", "MUL_MAT", ("ffn_norm",), "ffn_up.weight"),
-    Site("ffn_swiglu", "ffn_swiglu", "GLU", ("ffn_gate", "ffn_up")),
+    Site("ffn_gate.ADD", "ffn_gate_b", "ADD", ("ffn_gate",), "ffn_gate.bias", bias_only=True),
+    Site("ffn_up.ADD", "ffn_up_b", "ADD", ("ffn_up",), "ffn_up.bias", bias_only=True),
+    Site("ffn_swiglu", "ffn_swiglu", "GLU", ("ffn_gate or ffn_gate.ADD", "ffn_up or ffn_up.ADD")),
     Site("ffn_out", "ffn_out", "MUL_MAT", ("ffn_swiglu",), "ffn_down.weight"),
-    Site("l_out", "l_out", "ADD", ("ffn_out", "ffn_inp")),
+    Site("ffn_out.ADD", "ffn_out", "ADD", ("ffn_out",), "ffn_down.bias", bias_only=True),
+    Site("l_out", "l_out", "ADD", ("ffn_out or ffn_out.ADD", "ffn_inp")),
 )
 
 _BY_NODE = {(site.node, site.op): site for site in (*BLOCK, EMBD, RESULT_NORM, RESULT_OUTPUT)}
@@ -126,8 +131,35 @@ def of_node(name: str, op: str, source: str) -> str | None:
     return site.name if match["layer"] is None else f"{site.name}-{match['layer']}"
 
 
-def expected(n_layer: int, biases: bool) -> list[str]:
-    """Return the full name of every site of a model, in the order in which the candidate passes them."""
-    block = [site.name for site in BLOCK if biases or not site.bias_only]
-    blocks = [f"{name}-{layer}" for layer in range(n_layer) for name in block]
+def summed(product: str, block: int, biases: Collection[str]) -> str:
+    """Return the full name of the site that holds a product after its bias, or the product's where it has none.
+
+    Args:
+        product: name of the product's site, ``ffn_gate`` or ``Qcur.MUL_MAT``.
+        block: number of the block.
+        biases: names of the bias tensors that the file has.
+    """
+    weight = table(product).weight.removesuffix(".weight")
+    has_bias = f"blk.{block}.{weight}.bias" in biases
+    return f"{product.removesuffix('.MUL_MAT')}.ADD-{block}" if has_bias else f"{product}-{block}"
+
+
+def expected(n_layer: int, biases: Collection[str]) -> list[str]:
+    """Return the full name of every site of a model, in the order in which the candidate passes them.
+
+    Args:
+        n_layer: number of blocks.
+        biases: names of the bias tensors that the file has.
+    """
+    blocks = [
+        f"{site.name}-{layer}"
+        for layer in range(n_layer)
+        for site in BLOCK
+        if not site.bias_only or f"blk.{layer}.{site.weight}" in biases
+    ]
     return [EMBD.name, *blocks, RESULT_NORM.name, RESULT_OUTPUT.name]
+
+
+def every_bias(n_layer: int) -> list[str]:
+    """Return the name of every bias tensor that a file of so many blocks may have."""
+    return [f"blk.{layer}.{site.weight}" for layer in range(n_layer) for site in BLOCK if site.bias_only]

@@ -2,79 +2,123 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from io import RawIOBase
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Self
 
-from parity_lib.engines.protocol import Progress
-from parity_lib.errors import EngineError
-from parity_lib.traces import F32
+from parity_lib.base.errors import EngineError
+from parity_lib.base.files import replacing
+from parity_lib.base.progress import Progress
+from parity_lib.records.traces import F32
 
 
-class SpoolWriter:
-    """Takes blocks of rows in fed order; the file appears under its name when all expected rows are there.
+def new_spool(path: Path, n_bytes: int | None = None) -> AbstractContextManager[Path]:
+    """Return a context that gives a path to write rows to; it becomes ``path`` if the block ends well.
 
     Args:
         path: the spool; an older one is replaced.
+        n_bytes: its size, for the message, where it is known.
+
+    Raises:
+        EngineError: at the end of the block, the disk is full or the file cannot be written.
+    """
+    return replacing(
+        path,
+        kind=EngineError,
+        what="the spool of logit rows cannot be written",
+        expected="room and permission for the rows" if n_bytes is None else f"{n_bytes} bytes of room",
+        next_step="free space, or choose another output folder",
+        sync=False,  # it is gone before a power cut could matter
+    )
+
+
+class SpoolWriter:
+    """Takes blocks of rows in fed order.
+
+    Args:
+        file: where they go.
         n_rows: rows that must have been written at the end.
         n_vocab: logits in a row.
         progress: called with (rows written, ``n_rows``) after each block.
     """
 
-    def __init__(self, path: Path, n_rows: int, n_vocab: int, progress: Progress) -> None:
-        self._path, self._n_rows, self._n_vocab, self._progress = path, n_rows, n_vocab, progress
-        self._part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    def __init__(self, file: RawIOBase, n_rows: int, n_vocab: int, progress: Progress) -> None:
+        self._file, self._n_rows, self._n_vocab, self._progress = file, n_rows, n_vocab, progress
         self._done = 0
-        self._file: IO[bytes] | None = None
-
-    def __enter__(self) -> Self:
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._part.open("wb", buffering=0)
-        except OSError as error:
-            raise self._unwritable(error) from error
-        return self
 
     def write(self, rows: F32) -> None:
-        """Append ``rows``, ``(n, n_vocab)`` float32, C-contiguous, straight from the engine's buffer.
-
-        Raises:
-            EngineError: the disk is full or the file cannot be written.
-        """
-        assert self._file is not None, "a spool is used inside of its with block"
+        """Append ``rows``, ``(n, n_vocab)`` float32, C-contiguous, straight from the engine's buffer."""
         assert rows.shape[1:] == (self._n_vocab,)
         data = rows.data.cast("B")
-        try:
-            while data:
-                data = data[self._file.write(data) :]  # one write takes at most 2 GiB
-        except OSError as error:
-            raise self._unwritable(error) from error
+        while data:
+            data = data[self._file.write(data) :]  # one write takes at most 2 GiB
         self._done += len(rows)
         self._progress(self._done, self._n_rows)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        assert self._file is not None
-        self._file.close()
-        try:
-            if kind is None and self._done != self._n_rows:
-                raise EngineError(
-                    "the engine wrote another number of rows",
-                    place=self._path,
-                    expected=self._n_rows,
-                    found=self._done,
-                    next_step="this is a defect of the engine's wrapper",
-                )
-            if kind is None:
-                self._part.replace(self._path)
-        finally:
-            self._part.unlink(missing_ok=True)
+    def finish(self, path: Path) -> None:
+        """Raise ``EngineError`` unless all expected rows of the spool ``path`` were written."""
+        if self._done != self._n_rows:
+            raise EngineError(
+                "the engine wrote another number of rows",
+                place=path,
+                expected=self._n_rows,
+                found=self._done,
+                next_step="this is a defect of the engine's wrapper",
+            )
 
-    def _unwritable(self, error: OSError) -> EngineError:
-        return EngineError(
-            "the spool of logit rows cannot be written",
-            place=self._path,
-            expected=f"{self._n_rows * self._n_vocab * 4} bytes of room",
-            found=error,
-            next_step="free space, or choose another output folder",
+
+@contextmanager
+def spool_writer(path: Path, n_rows: int, n_vocab: int, progress: Progress) -> Iterator[SpoolWriter]:
+    """Yield a :class:`SpoolWriter`; the spool appears under ``path`` when all expected rows are there.
+
+    Raises:
+        EngineError: another number of rows was written, or as :func:`new_spool`.
+    """
+    with new_spool(path, n_rows * n_vocab * 4) as part, part.open("wb", buffering=0) as file:
+        writer = SpoolWriter(file, n_rows, n_vocab, progress)
+        yield writer
+        writer.finish(path)
+
+
+def checked(sequences: Sequence[Sequence[int]], limit: int, n_vocab: int, name: str) -> list[list[int]]:
+    """Return the sequences as lists of plain ints.
+
+    Args:
+        sequences: token ids, each sequence from an empty cache.
+        limit: positions of the model's context.
+        n_vocab: ids of the vocabulary.
+        name: of the model file, for the message.
+
+    Raises:
+        EngineError: there is no sequence, one is empty or longer than the context, or an id is no token.
+    """
+    if not sequences:
+        raise EngineError(
+            "there is nothing to feed",
+            place=name,
+            expected="at least one sequence",
+            found="none",
+            next_step="correct the plan or the prompts",
         )
+    rows = [[int(token) for token in tokens] for tokens in sequences]
+    for index, tokens in enumerate(rows):
+        place = f"{name}, sequence {index}"
+        if not 0 < len(tokens) <= limit:
+            raise EngineError(
+                "a sequence does not fit the model's context",
+                place=place,
+                expected=f"1 to {limit} tokens",
+                found=len(tokens),
+                next_step="shorten the prompt or generate fewer tokens",
+            )
+        wrong = next((token for token in tokens if not 0 <= token < n_vocab), None)
+        if wrong is not None:
+            raise EngineError(
+                "a token id is outside of the vocabulary",
+                place=place,
+                expected=f"0 to {n_vocab - 1}",
+                found=wrong,
+                next_step="tokenize with this model's own vocabulary",
+            )
+    return rows

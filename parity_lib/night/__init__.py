@@ -1,1 +1,1 @@
-"""The night's parts: its plan, its cells as notebooks in child processes, its record, its screen."""
+"""The nightly run: a plan, its cells in processes of their own, their pages and its record."""

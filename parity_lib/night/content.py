@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from parity_lib.base.errors import PinError
+from parity_lib.base.toml_table import fixture_path
 from parity_lib.engines import machine
-from parity_lib.engines.receipt import FILE_NAME, Receipt, read_receipt
-from parity_lib.errors import PinError
-from parity_lib.fixture_file import fixture_path
+from parity_lib.engines.llamacpp.receipt import FILE_NAME, Receipt, read_receipt
 from parity_lib.night.plan import PlanCell
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,9 +20,9 @@ FILES = ("requirements.txt", "rust-toolchain.toml")
 PATTERNS = (
     "fixtures/*.toml",
     f"{LIBRARY}/**/*.py",
-    f"{LIBRARY}/native/**/*.rs",
-    f"{LIBRARY}/native/**/Cargo.*",
-    f"{LIBRARY}/native/**/*.toml",
+    f"{LIBRARY}/burn_gguf/**/*.rs",
+    f"{LIBRARY}/burn_gguf/**/Cargo.*",
+    f"{LIBRARY}/burn_gguf/**/*.toml",
 )
 BUILD_OUTPUT = "target"
 

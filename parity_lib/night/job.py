@@ -16,7 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from parity_lib.errors import EngineError, UsageError
+import psutil
+
+from parity_lib.base.errors import EngineError, UsageError
+from parity_lib.base.surroundings import clean_environment
 
 REPLY_KEY = "parity_reply"  # cell metadata: the status of the kernel's reply, written when it arrived
 CELL_RAISED = 10  # exit statuses of the child; 1 stays Python's own, for an error that nobody expected
@@ -141,8 +144,10 @@ def _spawn(job: NotebookJob, scratch: Path, token: str, log: IO[bytes]) -> subpr
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         # The user's own start-up files, history and kernels have no say in a night.
         "IPYTHONDIR": str(scratch / "ipython"),
+        "JUPYTER_PATH": str(_write_kernel(scratch)),
+        "JUPYTER_CONFIG_DIR": str(scratch / "config"),
+        "JUPYTER_DATA_DIR": str(scratch / "data"),
         "JUPYTER_RUNTIME_DIR": str(scratch),
-        "JUPYTER_PREFER_ENV_PATH": "1",
     }
     request = {
         "source": str(job.source.resolve()),
@@ -170,9 +175,18 @@ def _spawn(job: NotebookJob, scratch: Path, token: str, log: IO[bytes]) -> subpr
 
 
 def _environment() -> dict[str, str]:
-    root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
-    return os.environ | {"PYTHONPATH": path}
+    """Return the environment of a notebook and its kernel: no numeric switch, and none of the user's Jupyter."""
+    return {key: value for key, value in clean_environment().items() if not key.startswith(("JUPYTER_", "IPYTHON"))}
+
+
+def _write_kernel(scratch: Path) -> Path:
+    """Write a kernel ``python3`` that is this very Python; return the folder to look for it in first."""
+    folder = scratch / "jupyter" / "kernels" / "python3"
+    folder.mkdir(parents=True)
+    command = [sys.executable, "-P", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = {"argv": command, "display_name": "Python 3", "language": "python"}
+    (folder / "kernel.json").write_text(json.dumps(spec), encoding="utf-8")
+    return scratch / "jupyter"
 
 
 def _watch(child: subprocess.Popen[bytes], deadline: float, token: str, on_tick: Callable[[], None]) -> bool:
@@ -186,9 +200,10 @@ def _watch(child: subprocess.Popen[bytes], deadline: float, token: str, on_tick:
                 return True
             # SIGABRT makes faulthandler write where every thread of the kernel stands; the child then
             # sees a dead kernel, puts the error into the notebook and ends by itself.
-            for pid in _descendants(token):
-                if "ipykernel_launcher" in _command(pid):
-                    _send(pid, signal.SIGABRT)
+            for process in _descendants(token):
+                with contextlib.suppress(psutil.Error):
+                    if "ipykernel_launcher" in " ".join(process.cmdline()):
+                        process.send_signal(signal.SIGABRT)
             asked, deadline = True, now + DUMP_SECONDS
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(POLL_SECONDS)
@@ -202,12 +217,13 @@ def _nothing() -> None:
 def _kill(child: subprocess.Popen[bytes], token: str) -> None:
     """End the child and all of its descendants, also those in sessions of their own."""
     for _ in range(3):  # a process may be started while the list is read
-        left = [pid for pid in _descendants(token) if pid != child.pid or child.poll() is None]
+        left = [process for process in _descendants(token) if process.pid != child.pid or child.poll() is None]
         if child.poll() is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(child.pid, signal.SIGKILL)
-        for pid in left:
-            _send(pid, signal.SIGKILL)
+        for process in left:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
         if not left:
             break
     child.wait()
@@ -216,26 +232,14 @@ def _kill(child: subprocess.Popen[bytes], token: str) -> None:
             child.stdin.close()
 
 
-def _descendants(token: str) -> list[int]:
-    """Return the processes that inherited the token; empty on systems without /proc."""
-    mark = f"{TOKEN}={token}".encode()
+def _descendants(token: str) -> list[psutil.Process]:
+    """Return the processes that inherited the token, also those in sessions of their own."""
     found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if mark in (folder / "environ").read_bytes().split(b"\0"):
-                found.append(int(folder.name))
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(TOKEN) == token:
+                found.append(process)
     return found
-
-
-def _command(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace")
-    return ""
-
-
-def _send(pid: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, number)
 
 
 def _raise_usage(path: Path, status: int) -> None:

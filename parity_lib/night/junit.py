@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
-from parity_lib.names import Outcome
-from parity_lib.night.record import CellRecord, Night, PageRecord
-from parity_lib.record_file import write_atomic
+from parity_lib.base.files import write_atomic
+from parity_lib.base.names import Outcome
+from parity_lib.records.night_record import CellRecord, Night, PageRecord
 
 FILE_NAME = "junit.xml"
 PAGES = "pages"

@@ -27,7 +27,8 @@ from papermill.log import logger
 from papermill.utils import find_first_tagged_cell_index
 from traitlets.config import Config
 
-from parity_lib.errors import ParityError, UsageError
+from parity_lib.base.errors import ParityError, UsageError
+from parity_lib.base.files import write_atomic
 from parity_lib.night.job import CELL_RAISED, REPLY_KEY, USAGE, describe_status
 
 Untyped = Any  # papermill and nbclient publish no types
@@ -45,10 +46,7 @@ class AtomicHandler(LocalHandler):  # type: ignore[misc]
 
     def write(self, buf: str, path: str) -> None:
         """Write ``buf`` to ``path``."""
-        target = Path(path)
-        partial = target.with_name(f".{target.name}.partial")
-        partial.write_text(buf, encoding="utf-8")
-        partial.replace(target)
+        write_atomic(Path(path), buf.encode())
 
 
 class WitnessClient(PapermillNotebookClient):  # type: ignore[misc]

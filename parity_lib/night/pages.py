@@ -6,12 +6,12 @@ import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from parity_lib.display.html import Banner, export
-from parity_lib.errors import RecordError, UsageError
-from parity_lib.names import Outcome
+from parity_lib.base.errors import RecordError, UsageError
+from parity_lib.base.names import Outcome
 from parity_lib.night.job import NotebookEnd, NotebookJob, run_notebook
-from parity_lib.night.record import PageRecord
 from parity_lib.night.result import NotebookResult, evidence, inspect_run, repair
+from parity_lib.pages.kit.export import Banner, export
+from parity_lib.records.night_record import PageRecord
 
 Say = Callable[[str], None]
 

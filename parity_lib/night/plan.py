@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from parity_lib.errors import FixtureError, UsageError
-from parity_lib.fixture_file import Table, fixture_path, read_toml
-from parity_lib.names import Compute, Isa, Rung
+from parity_lib.base.choice import choose
+from parity_lib.base.errors import FixtureError, UsageError
+from parity_lib.base.names import Compute, Isa, Rung
+from parity_lib.base.surroundings import kind_of
+from parity_lib.base.toml_table import Table, fixture_path, read_toml
 
 SCHEMA = "parity/plan/1"
 HOST = "host"  # as ``isa``: the widest leg that this machine can run
@@ -72,17 +73,7 @@ class Plan:
         Raises:
             UsageError: none does.
         """
-        pattern = glob if any(c in glob for c in "*?[") else f"*{glob}*"
-        chosen = tuple(cell for cell in self.cells if fnmatch.fnmatchcase(cell.name, pattern))
-        if not chosen:
-            raise UsageError(
-                "no cell of the plan matches --only",
-                place=self.path.name,
-                expected=", ".join(cell.name for cell in self.cells),
-                found=glob,
-                next_step="give a part of a cell's name, or a shell pattern",
-            )
-        return chosen
+        return choose(glob, [(cell.name, cell) for cell in self.cells], "cell of the plan", self.path.name)[0]
 
 
 def plan_path(name: str) -> Path:
@@ -102,7 +93,7 @@ def plan_path(name: str) -> Path:
         "there is no such plan",
         place=name,
         expected=f"a file, or one of {', '.join(sorted(p.stem for p in folder.glob('*.toml')))}",
-        found="neither",
+        found=kind_of(path) or "neither",
     )
 
 

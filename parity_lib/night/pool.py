@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
-from parity_lib.errors import UsageError
+from parity_lib.base.errors import UsageError
 from parity_lib.night.job import NotebookEnd, NotebookJob, run_notebook
 
 T = TypeVar("T")

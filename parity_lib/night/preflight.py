@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from parity_lib.capture.leg_build import leg_receipt
-from parity_lib.capture.model_cache import models_dir
+from parity_lib.base.errors import EngineError, ParityError, PinError
+from parity_lib.base.toml_table import fixture_path
 from parity_lib.engines import machine
-from parity_lib.engines.burn_build import CRATES_IO, check_built
-from parity_lib.errors import EngineError, ParityError, PinError
-from parity_lib.fixture_file import fixture_path
-from parity_lib.night.faults import check_faults
+from parity_lib.engines.burn.build_info import CRATES_IO, check_built
+from parity_lib.engines.llamacpp.isa_build import leg_receipt
+from parity_lib.faults.names import check_faults
+from parity_lib.models.cache import models_dir
 from parity_lib.night.job import check_notebooks
 from parity_lib.night.plan import HOST, Plan, PlanCell
-from parity_lib.pins import Pins
-from parity_lib.tolerances import load_tolerances
+from parity_lib.records.pins import Pins
+from parity_lib.records.tolerances import load_tolerances
 
 STAGED = "staged"
 
@@ -91,7 +91,7 @@ def declared_names(notebook: Path) -> frozenset[str]:
 
 def machine_lacks(cell: PlanCell, isa: str, plan: Plan, pins: Pins) -> list[Lack]:
     """Return what keeps a cell from running here: instructions, the reference's build, the stack, a staged file."""
-    return [*_leg_lacks(isa, pins), *_stack_lacks(cell.stack, plan, pins), *_file_lacks(cell, pins)]
+    return [*_leg_lacks(isa, pins), *_stack_lacks(cell, plan, pins), *_file_lacks(cell, pins)]
 
 
 def _leg_lacks(isa: str, pins: Pins) -> list[Lack]:
@@ -106,7 +106,8 @@ def _leg_lacks(isa: str, pins: Pins) -> list[Lack]:
     return []
 
 
-def _stack_lacks(stack: str, plan: Plan, pins: Pins) -> list[Lack]:
+def _stack_lacks(cell: PlanCell, plan: Plan, pins: Pins) -> list[Lack]:
+    stack = cell.stack
     if stack not in pins.stacks:
         step = "pin it in fixtures/gguf_parity.toml and build it; until then leave its cells out"
         return [Lack(f"the stack {stack} is not pinned ({plan.stacks[stack]})", step)]
@@ -116,6 +117,12 @@ def _stack_lacks(stack: str, plan: Plan, pins: Pins) -> list[Lack]:
         found = error.found or error.what
         step = "make setup" if stack == CRATES_IO else error.next_step or f"parity stack build {stack}"
         return [Lack(f"the stack {stack} is not what is built here: {error.what}, found {found}", step)]
+    try:
+        if cell.fault:
+            check_built(stack, faults=True)
+    except (EngineError, PinError) as error:
+        what = f"no fault can be seeded on the stack {stack}: {error.what}, found {error.found}"
+        return [Lack(what, error.next_step or f"parity stack build {stack} --faults")]
     return []
 
 

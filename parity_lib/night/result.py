@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from parity_lib.base.files import write_atomic
 from parity_lib.night.job import CELL_RAISED, REPLY_KEY, NotebookEnd, describe_status
 
 ASSERT_ERROR = "ParityFailure"  # what the assert cell raises, in a cell tagged ``raises-exception``
@@ -99,9 +100,7 @@ def repair(end: NotebookEnd, result: NotebookResult) -> None:
     }
     cells = [c for c in notebook["cells"] if BANNER_TAG not in c["metadata"].get("tags", [])]
     notebook["cells"] = [*cells[:1], banner, *cells[1:]]  # after the title
-    partial = end.job.output.with_name(f".{end.job.output.name}.partial")
-    partial.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(end.job.output)
+    write_atomic(end.job.output, (json.dumps(notebook, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def evidence(end: NotebookEnd) -> str:

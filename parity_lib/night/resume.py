@@ -6,12 +6,12 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from parity_lib import store
-from parity_lib.errors import ParityError, RecordError, UsageError
-from parity_lib.night.lock import is_held
+from parity_lib.base.errors import ParityError, RecordError, UsageError
+from parity_lib.base.files import is_held
+from parity_lib.night.cells import Cells, is_finished
 from parity_lib.night.plan import Plan
-from parity_lib.night.record import FILE_NAME, CellRecord, Night, load_night
-from parity_lib.night.run_cell import Cells, is_finished
+from parity_lib.records import store
+from parity_lib.records.night_record import FILE_NAME, CellRecord, Night, load_night
 
 NEWEST = "newest"
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from parity_lib.names import Outcome
+from parity_lib.base.files import write_atomic
+from parity_lib.base.names import Outcome
 from parity_lib.night.plan import Plan
-from parity_lib.night.record import CellRecord, Night
-from parity_lib.pins import PRODUCTION, Pins
-from parity_lib.record_file import write_atomic
-from parity_lib.verdicts import margin_words
+from parity_lib.records.night_record import CellRecord, Night
+from parity_lib.records.pins import PRODUCTION, Pins
+from parity_lib.records.verdicts import margin_words
 
 FILE_NAME = "summary.md"
 MAX_BYTES = 900_000  # a step summary over 1 MiB is not shown at all

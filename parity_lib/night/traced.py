@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from parity_lib.compare.first import TRACE_PAGE, first_position, is_traced, self_broken
-from parity_lib.display.records import read_records
-from parity_lib.errors import ParityError
+from parity_lib.base.errors import ParityError
+from parity_lib.judge.first_divergence import TRACE_PAGE, first_position, is_traced, self_broken
 from parity_lib.night.job import NotebookJob, run_notebook
 from parity_lib.night.pages import banner_of, draw
 from parity_lib.night.preflight import declared_names
 from parity_lib.night.result import inspect_run, repair
-from parity_lib.verdicts import Verdict
+from parity_lib.pages.kit.scraps import read_records
+from parity_lib.records.verdicts import Verdict
 
 NOTEBOOK = "03_trace.ipynb"
 LIMIT_S = 1800.0  # a trace that takes longer than most nights is asked for by hand

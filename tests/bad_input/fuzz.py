@@ -14,9 +14,9 @@ from pathlib import Path
 
 import gguf
 
-from parity_lib.engines.burn import Burn, load
-from parity_lib.errors import ParityError
-from parity_lib.model_file import read_facts
+from parity_lib.base.errors import ParityError
+from parity_lib.engines.burn.engine import Burn, load
+from parity_lib.model_file.facts import read_facts
 
 ROOM_BYTES = 1 << 30  # more than what the process has mapped when the readers are loaded; a sound file takes none of it
 ABSURD = (0, 0x7F, 0xFF)
@@ -52,19 +52,24 @@ def main(source: Path, folder: Path) -> int:
     resource.setrlimit(resource.RLIMIT_AS, (mapped + ROOM_BYTES, limit))
     sound = source.read_bytes()
     leg, path = sys.argv[3], folder / "spoiled.gguf"
-    found: dict[str, list[str]] = {"taken": [], "refused": [], "foreign": [], "unclear": []}
+    found: dict[str, list[str]] = {"taken": [], "refused": [], "foreign": [], "unclear": [], "two answers": []}
     for name, data in spoiled(sound, int(gguf.GGUFReader(source).data_offset)):
         path.write_bytes(data)
+        said = []
         for reader, read in (("python", read_facts), ("rust", lambda p: Burn(p, isa=leg, n_threads=1).close())):
             try:
                 read(path)
                 found["taken"].append(f"{reader}: {name}")
+                said.append("taken")
             except ParityError as error:
                 found["refused"].append(f"{reader}: {name}")
+                said.append(str(error))
                 if path.name not in str(error) or "expected " not in str(error):
                     found["unclear"].append(f"{reader}: {name}: {error}")
             except BaseException as error:  # noqa: BLE001 - a panic is one too, and what is looked for here
                 found["foreign"].append(f"{reader}: {name}: {type(error).__name__}: {error}")
+        if len(set(said)) != 1:
+            found["two answers"].append(f"{name}: {said}")
     sys.stdout.write(json.dumps(found))
     return 0
 

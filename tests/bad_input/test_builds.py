@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from parity_lib import store
-from parity_lib.capture.models import ensure, ensure_twin
-from parity_lib.names import Outcome
-from parity_lib.pins import load_pins
+from parity_lib.base.names import Outcome
+from parity_lib.models.ensure import ensure, ensure_twin
+from parity_lib.records import store
+from parity_lib.records.pins import load_pins
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = Path(__file__).parents[1] / "two_prompts.toml"
@@ -31,6 +33,7 @@ def tree(tmp_path: Path) -> Path:
     leave = shutil.ignore_patterns("target", "__pycache__", "reports")
     for name in ("parity_lib", "fixtures", "notebooks"):
         shutil.copytree(ROOT / name, folder / name, ignore=leave)
+    shutil.copyfile(ROOT / "requirements.txt", folder / "requirements.txt")
     pins, cache = load_pins(), tmp_path / "cache" / "models"
     (cache / "twins").mkdir(parents=True)
     model = ensure("synthetic-llama", "Q8_0", pins)
@@ -44,7 +47,7 @@ def tree(tmp_path: Path) -> Path:
 def parity(tree: Path, *words: str) -> tuple[int, str]:
     """Run a command from the copy; return its status and everything that it said."""
     env = os.environ | {"PYTHONPATH": str(tree), "PARITY_CACHE": str(tree.parent / "cache")}
-    command = [sys.executable, "-m", "parity_lib.cli", *words]
+    command = [sys.executable, "-m", "parity_lib.cli.app", *words]
     done = subprocess.run(command, env=env, cwd=tree, capture_output=True, text=True, check=False)
     text = done.stdout + done.stderr
     assert "Traceback" not in text
@@ -75,7 +78,7 @@ def test_an_unchanged_copy_is_at_parity(tree: Path) -> None:
 def test_llama_cpp_of_another_commit(tree: Path) -> None:
     """The code was written for another commit than the installed library is of."""
     commit = load_pins().llama_cpp.commit
-    change(tree / "parity_lib" / "engines" / "llama_abi.py", commit, OTHER)
+    change(tree / "parity_lib" / "engines" / "llamacpp" / "abi.py", commit, OTHER)
     status, text, out = run(tree)
     assert status == 3
     assert "another commit of llama.cpp" in text
@@ -118,7 +121,7 @@ def test_extension_not_built(tree: Path) -> None:
 @pytest.mark.parametrize("name", ["src/ops.rs", "Cargo.lock"])
 def test_extension_stale(tree: Path, name: str) -> None:
     """One source file, or the lock of its dependencies, was changed since the extension was built."""
-    with (tree / "parity_lib" / "native" / name).open("a") as file:
+    with (tree / "parity_lib" / "burn_gguf" / name).open("a") as file:
         file.write("\n# changed\n" if name.endswith("lock") else "\n// changed\n")
     status, text, out = run(tree)
     assert status == 3

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.engine
+
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 240  # a hang is what this finds; a sound pass takes seconds
 
@@ -31,6 +33,10 @@ def test_no_spoiled_header_ends_in_a_foreign_exception(found: dict[str, list[str
 
 def test_every_refusal_names_the_file_and_what_is_right(found: dict[str, list[str]]) -> None:
     assert found["unclear"] == []
+
+
+def test_both_readers_give_one_answer_in_the_same_words(found: dict[str, list[str]]) -> None:
+    assert found["two answers"] == []
 
 
 @pytest.mark.parametrize("reader", ["python", "rust"])

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from parity_lib import store
-from parity_lib.cli import main
-from parity_lib.errors import UsageError
-from parity_lib.names import Outcome
-from parity_lib.prompts import load_prompts
+from parity_lib.base.errors import UsageError
+from parity_lib.base.names import Outcome
+from parity_lib.cli.app import main
+from parity_lib.records import store
+from parity_lib.records.prompts import load_prompts
+
+pytestmark = pytest.mark.engine
 
 PROMPTS = Path(__file__).parents[1] / "two_prompts.toml"
 HEAD = 'schema = "parity/plan/1"\ntitle = "a test"\nheadline = "a test"\n'

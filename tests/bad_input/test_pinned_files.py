@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from parity_lib.capture.models import ensure, ensure_twin
-from parity_lib.cli import main
-from parity_lib.model_file import sha256_file
-from parity_lib.names import Outcome
-from parity_lib.night.record import load_night
-from parity_lib.nightly import NightOptions, run_night
-from parity_lib.pins import load_pins
+from parity_lib.base.names import Outcome
+from parity_lib.cli.app import main
+from parity_lib.model_file.digest import sha256_file
+from parity_lib.models.ensure import ensure, ensure_twin
+from parity_lib.night.night import NightOptions, run_night
+from parity_lib.records.night_record import load_night
+from parity_lib.records.pins import load_pins
+
+pytestmark = pytest.mark.engine
 
 PROMPTS = Path(__file__).parents[1] / "two_prompts.toml"
 PLAN = 'schema = "parity/plan/1"\ntitle = "a test"\nheadline = "a test"\n[[cell]]\nmodel = "synthetic-llama"\n'
@@ -102,6 +104,7 @@ def make_notebooks(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_wrong_hash_in_a_night(cache: Path, tmp_path: Path) -> None:
     """It is no hole, although the cell is not required: a file that is there and is another one is a finding."""
     found = flip(next(cache.glob("*.gguf")))

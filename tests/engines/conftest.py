@@ -8,9 +8,9 @@ import gguf
 import numpy as np
 import pytest
 
-from parity_lib.capture.synthetic import Shape, build
-from parity_lib.pins import load_pins
-from parity_lib.reference_recipe import host_leg
+from parity_lib.engines.llamacpp.recipe import host_leg
+from parity_lib.models.synthetic import Shape, build
+from parity_lib.records.pins import load_pins
 
 TINY = Shape(n_layer=2, n_vocab=512, n_ctx_train=1024)
 CONTROL = "<|im_end|>"

@@ -6,7 +6,7 @@ import platform
 from pathlib import Path
 
 from parity_lib.engines import machine
-from parity_lib.pins import load_pins
+from parity_lib.records.pins import load_pins
 
 X86 = """processor\t: 0
 vendor_id\t: GenuineIntel

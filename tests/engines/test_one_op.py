@@ -8,34 +8,39 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parity_lib.capture.capsule_reduce import Source, cuts
-from parity_lib.capture.synthetic import Shape, build
-from parity_lib.compare.one_op import distance, passed_limit, worst_number
-from parity_lib.compare.ops import EXACT_OPS, OpError
-from parity_lib.engines import oracle_op, sites
-from parity_lib.engines.burn_site import BurnSite
-from parity_lib.engines.llama_buffers import PLAIN
-from parity_lib.engines.llama_cpp import worker_env
-from parity_lib.engines.llama_op import LlamaOp
+from parity_lib.base.errors import EngineError
+from parity_lib.engines import sites
+from parity_lib.engines.burn.site import BurnSite
+from parity_lib.engines.llamacpp.buffers import PLAIN
+from parity_lib.engines.llamacpp.engine import worker_env
+from parity_lib.engines.llamacpp.one_op import LlamaOp
 from parity_lib.engines.node_file import NodeFile
 from parity_lib.engines.one_op import OneOp, write_model
-from parity_lib.engines.worker import Worker
-from parity_lib.errors import EngineError
-from parity_lib.gguf_file import ModelFile
-from parity_lib.model_file import facts_of
+from parity_lib.engines.oracle import one_op as oracle_op
+from parity_lib.engines.worker.client import Worker
+from parity_lib.judge.one_op import distance, passed_limit, worst_number
+from parity_lib.model_file.facts import facts_of, read_facts
+from parity_lib.model_file.header import ModelFile
+from parity_lib.models.synthetic import Shape, build
+from parity_lib.numerics.op_error import EXACT_OPS, OpError
+from parity_lib.trace.reproducer.reduce import Source, cuts
+
+pytestmark = pytest.mark.engine
 
 TOKENS = [(i * 37) % 501 + 1 for i in range(23)]
 PASSES = [20, 2, 1]
-LAYERS = {"llama MIXED": 3, "qwen2 Q4_K_M": 2, "llama F16": 2}
+LAYERS = {"llama MIXED": 3, "qwen2 Q4_K_M": 2, "llama F16": 2, "llama-yarn Q8_0": 2, "qwen2-linear Q8_0": 2}
+KINDS = {"llama-yarn": Shape(biases=1, yarn=4, n_ctx_train=128), "qwen2-linear": Shape(linear=8)}  # what no other has
 
 
 class Captured:
     """A model, its capture, the candidate on it, and the errors of every op."""
 
     def __init__(self, name: str, leg: str, folder: Path, settings: str = "strict") -> None:
-        arch, quant = name.split()
-        shape = Shape(n_layer=LAYERS[name], n_vocab=512, rope_freqs=int(arch == "llama"), tied=1)
-        self.path = build(arch, quant, folder / f"{arch}.gguf", shape)
+        kind, quant = name.split()
+        arch = kind.partition("-")[0]
+        shape = replace(KINDS.get(kind, Shape()), n_layer=LAYERS[name], n_vocab=512, tied=1)
+        self.path = build(arch, quant, folder / f"{arch}.gguf", replace(shape, rope_freqs=int(arch == "llama")))
         self.folder, self.leg = folder / "nodes", leg
         asked = {"path": str(self.path), "isa": leg, "settings": settings, "n_threads": 1}
         with Worker("llama_taps", asked, env=worker_env(settings)) as engine:
@@ -61,7 +66,7 @@ class Captured:
         )
 
 
-@pytest.fixture(scope="module", params=["llama MIXED", "qwen2 Q4_K_M"])
+@pytest.fixture(scope="module", params=["llama MIXED", "qwen2 Q4_K_M", "llama-yarn Q8_0", "qwen2-linear Q8_0"])
 def captured(request: pytest.FixtureRequest, leg: str, tmp_path_factory: pytest.TempPathFactory) -> Captured:
     return Captured(request.param, leg, tmp_path_factory.mktemp("captured"))
 
@@ -81,7 +86,7 @@ def test_each_cut_of_each_site_gives_what_was_recorded(
 ) -> None:
     seen = set()
     for error in captured.errors:
-        if error.batch != batch or sites.split(error.site)[1] not in (None, LAYERS["qwen2 Q4_K_M"] - 1):
+        if error.batch != batch or sites.split(error.site)[1] not in (None, 1):
             continue
         source = captured.source(error)
         for cut in cuts(source):
@@ -96,8 +101,8 @@ def test_each_cut_of_each_site_gives_what_was_recorded(
             assert near == 0 or (error.op == "GLU" and near < 1e-13), place
             assert distance(source.limit, oracle_op.value(cut.op), reference, judged) < 2e-12, place
         seen.add(sites.split(error.site)[0])
-    biased = captured.path.stem == "qwen2"
-    assert seen == {sites.split(site)[0] for site in sites.expected(1, biased)}
+    expected = sites.expected(1, read_facts(captured.path).biases)
+    assert seen == {sites.split(site)[0] for site in expected}
 
 
 @pytest.fixture(scope="module")

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import pytest
 
+from parity_lib.base.errors import EngineError
 from parity_lib.engines import sites
-from parity_lib.engines.burn import CRATES_IO, load
-from parity_lib.errors import EngineError
+from parity_lib.engines.burn.engine import CRATES_IO, load
 
 
 def test_the_table_has_every_site_of_the_candidate_and_no_other() -> None:
     extension, _ = load(CRATES_IO)
-    assert sorted(extension.sites(3)) == sorted(sites.expected(3, biases=True))
+    assert sorted(extension.sites(3)) == sorted(sites.expected(3, sites.every_bias(3)))
 
 
 def test_a_model_without_biases_lacks_their_sums() -> None:
-    left = set(sites.expected(2, biases=True)) - set(sites.expected(2, biases=False))
-    assert left == {f"{name}cur.ADD-{layer}" for name in "QKV" for layer in (0, 1)}
+    left = set(sites.expected(2, sites.every_bias(2))) - set(sites.expected(2, ()))
+    sums = ("Qcur", "Kcur", "Vcur", "attn_out", "ffn_gate", "ffn_up", "ffn_out")
+    assert left == {f"{name}.ADD-{layer}" for name in sums for layer in (0, 1)}
+
+
+def test_a_model_with_some_biases_has_their_sums_alone() -> None:
+    biases = ["blk.0.attn_k.bias", "blk.1.ffn_down.bias"]
+    assert set(sites.expected(2, biases)) - set(sites.expected(2, ())) == {"Kcur.ADD-0", "ffn_out.ADD-1"}
+    assert sites.summed("Kcur.MUL_MAT", 0, biases) == "Kcur.ADD-0"
+    assert sites.summed("Kcur.MUL_MAT", 1, biases) == "Kcur.MUL_MAT-1"
+    assert sites.summed("ffn_out", 1, biases) == "ffn_out.ADD-1"
+    assert sites.summed("ffn_out", 0, biases) == "ffn_out-0"
 
 
 @pytest.mark.parametrize(
@@ -27,6 +37,9 @@ def test_a_model_without_biases_lacks_their_sums() -> None:
         ("Qcur-3", "ROPE", "Qcur-3 (reshaped)", "Qcur-3"),
         ("Qcur-3", "RESHAPE", "Qcur-3", None),
         ("node_812", "MUL_MAT", "blk.11.attn_output.weight", "attn_out-11"),  # qwen2 gives it no name
+        ("attn_out-11", "ADD", "node_812", "attn_out.ADD-11"),
+        ("ffn_gate_b-3", "ADD", "ffn_gate-3", "ffn_gate.ADD-3"),
+        ("ffn_out-3", "ADD", "ffn_down-3", "ffn_out.ADD-3"),
         ("node_812", "GET_ROWS", "attn_out-11", None),
         ("norm-3", "RMS_NORM", "l_out-2", None),
         ("attn_norm-3", "MUL", "norm-3", "attn_norm-3"),

@@ -21,10 +21,10 @@ control: bool = False  # control
 out_dir: str = ""  # folder"""
 # A record as a real cell leaves it; ``outcome`` is set by the line before it.
 RECORD = """from datetime import UTC, datetime
-from parity_lib import store
-from parity_lib.names import Kind, Outcome, Rung
-from parity_lib.traces import RunInfo
-from parity_lib.verdicts import CellId, Divergence, RungResult, Verdict, conclude
+from parity_lib.records import store
+from parity_lib.base.names import Kind, Outcome, Rung
+from parity_lib.records.traces import RunInfo
+from parity_lib.records.verdicts import CellId, Divergence, RungResult, Verdict, conclude
 run = RunInfo("burn", "0", "0", {}, "m.gguf", "0" * 64, {}, isa, "unproven", {}, 1, "F32", compute, stack, "0" * 64,
               "class", "host", seeded or None, "2026-11-23T00:00:00+00:00", 1.0, 1000)
 bad = [Divergence(Rung.T4, Kind.TOP1, 0.5, 3, 17, delta=0.75, delta_id=7)] if broken else []
@@ -57,7 +57,7 @@ def notebook(path: Path, cells: list[str], parameters: str = PARAMETERS) -> None
 PAGES = {
     "00_machine_and_pins": (["1"], 'x: str = ""  # nothing'),
     "06_night": (
-        ["from parity_lib.night.record import load_night\nprint(load_night(run_dir).outcome)"],
+        ["from parity_lib.records.night_record import load_night\nprint(load_night(run_dir).outcome)"],
         'run_dir: str = ""  # folder',
     ),
 }

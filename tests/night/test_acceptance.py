@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from parity_lib.cli import main
-from parity_lib.engines import burn_build, stack_store
-from parity_lib.names import Isa, Outcome
+from parity_lib.base.names import Isa, Outcome
+from parity_lib.cli.app import main
+from parity_lib.engines.burn import build_info, stacks
+from parity_lib.night.night import NightOptions, run_night
 from parity_lib.night.plan import load_plan, plan_path
-from parity_lib.night.record import Night, load_night
-from parity_lib.nightly import NightOptions, run_night
-from parity_lib.pins import PRODUCTION, load_pins
+from parity_lib.records.night_record import Night, load_night
+from parity_lib.records.pins import PRODUCTION, load_pins
 
 from .conftest import MODEL, make_books
+
+pytestmark = pytest.mark.slow
 
 LARGE, QUANTS, PROXY = ("llama-3-8b", "qwen2.5-7b"), ("Q4_K_M", "Q8_0"), ("llama-3.2-3b", "Q4_K_M")
 STACKS = ("crates-io", "overlay")
@@ -48,10 +50,10 @@ def nothing_built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Look for stacks in an empty folder: here a machine may have built some."""
     empty = tmp_path_factory.mktemp("stacks")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stack_store, "stacks_dir", lambda: empty)
-        burn_build.load.cache_clear()
+        patch.setattr(stacks, "stacks_dir", lambda: empty)
+        build_info.load.cache_clear()
         yield
-    burn_build.load.cache_clear()
+    build_info.load.cache_clear()
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 import scrapbook
 
-from parity_lib import store
-from parity_lib.cli import main
-from parity_lib.names import Outcome, Rung
-from parity_lib.night.record import Night, load_night
-from parity_lib.nightly import NightOptions, run_night
+from parity_lib.base.names import Outcome, Rung
+from parity_lib.cli.app import main
+from parity_lib.night.night import NightOptions, run_night
+from parity_lib.records import store
+from parity_lib.records.night_record import Night, load_night
 
+pytestmark = pytest.mark.slow
+
+REPORTS = Path(__file__).resolve().parents[2] / "reports" / "README.md"
 MODEL = '[[cell]]\nmodel = "synthetic-llama"\nquant = "Q8_0"\n'
 FAULTS = {"rope_base=20000": "DIVERGED", "drop_row=1": "INCOMPLETE"}
 EXTERNAL = re.compile(r"""(?:src|href)\s*=\s*["']?\s*(?:https?:)?//""")
@@ -69,6 +72,16 @@ def test_values_are_readable_by_scrapbook(sound: tuple[int, Path]) -> None:
     _, folder = sound
     scraps = scrapbook.read_notebook(str(folder / load_night(folder).cells[0].folder / "02_logits.ipynb")).scraps
     assert scraps["outcome"].data == "PARITY"
+
+
+def test_the_page_about_reports_names_what_a_run_writes_and_nothing_else(sound: tuple[int, Path]) -> None:
+    _, folder = sound
+    tree = REPORTS.read_text(encoding="utf-8").split("```")[1]
+    files = set(re.findall(r"[\w.]+\.(?:html|ipynb|json|jsonl|log|toml|xml|md|npz)\b", tree))
+    written = {path.name for path in (*folder.parent.glob("*.jsonl"), *folder.rglob("*")) if path.is_file()}
+    assert written - {".lock"} <= files | {f"{Path(name).stem}{end}" for name in files for end in (".ipynb", ".log")}
+    elsewhere = {"oracle.log", "03_trace.html"}  # of a run that derives its limits, and of a cell that diverged
+    assert files - written == elsewhere
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from parity_lib.errors import UsageError
-from parity_lib.names import Outcome
+from parity_lib.base.errors import UsageError
+from parity_lib.base.names import Outcome
 from parity_lib.night.job import TOKEN
-from parity_lib.night.record import Night, load_night
-from parity_lib.nightly import NightOptions, run_night
+from parity_lib.night.night import NightOptions, run_night
+from parity_lib.records.night_record import Night, load_night
 
 from .conftest import ASSERT, MODEL, RECORD, SETUP, SOUND, make_books, plan
+
+pytestmark = pytest.mark.slow
 
 MARK = "PARITY_TEST_NIGHT"  # inherited by every process of this file's night, and by no other night's
 DIVERGING = [SETUP.replace("bool(fault)", "True"), RECORD, ASSERT]
@@ -30,9 +32,9 @@ STRAY = "import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import
 STRAY += "start_new_session=True)"
 DEAD_WORKER = """import os, signal
 from pathlib import Path
-from parity_lib.capture.models import ensure
-from parity_lib.engines.worker import Worker
-from parity_lib.pins import load_pins
+from parity_lib.models.ensure import ensure
+from parity_lib.engines.worker.client import Worker
+from parity_lib.records.pins import load_pins
 with Worker("oracle", {"path": str(ensure(model, quant, load_pins())), "n_threads": 1}) as engine:
     assert engine.call("n_vocab") > 0  # it did work
     os.kill(engine.pid, signal.SIGKILL)

@@ -13,17 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from parity_lib import store
+from parity_lib.base.errors import FixtureError, RecordError, UsageError
+from parity_lib.base.names import Outcome
 from parity_lib.engines.machine import host_leg
-from parity_lib.errors import FixtureError, RecordError, UsageError
-from parity_lib.names import Outcome
-from parity_lib.night.record import Night, load_night
-from parity_lib.nightly import NightOptions, run_night
+from parity_lib.night.night import NightOptions, run_night
+from parity_lib.records import store
+from parity_lib.records.night_record import Night, load_night
 
 from .conftest import ASSERT, FOREIGN, MODEL, PRODUCTION, RECORD, SETUP, SOUND, make_books, notebook, plan
 
+pytestmark = pytest.mark.slow
+
 DIVERGING = [SETUP.replace("bool(fault)", "True"), RECORD, ASSERT, "print('drill-down')"]
-LYING = ASSERT + "\nfrom parity_lib.errors import ParityFailure\nraise ParityFailure('no')"
+LYING = ASSERT + "\nfrom parity_lib.base.errors import ParityFailure\nraise ParityFailure('no')"
 # Name of a notebook -> its cells, and what the cause must name. Each would be green if one check were missing.
 FALSE_GREENS = {
     "abort": (["import os\nos.abort()", *SOUND], "SIGABRT"),
@@ -255,7 +257,7 @@ def test_interrupt_keeps_what_was_finished(books: Path, number: signal.Signals) 
     out = books.parent / "out"
     code = (
         "import sys\nfrom pathlib import Path\nfrom parity_lib.night import plan\n"
-        f"plan.NOTEBOOKS = Path({str(books)!r})\nfrom parity_lib.cli import main\nsys.exit(main(sys.argv[1:]))"
+        f"plan.NOTEBOOKS = Path({str(books)!r})\nfrom parity_lib.cli.app import main\nsys.exit(main(sys.argv[1:]))"
     )
     words = ["nightly", "--plan", plan(books.parent, MODEL, MODEL.replace("Q8_0", "Q4_K_M")), "--out", str(out)]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

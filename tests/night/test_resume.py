@@ -14,15 +14,18 @@ from xml.etree import ElementTree
 
 import pytest
 
-from parity_lib import nightly, store
-from parity_lib.errors import FixtureError, UsageError
-from parity_lib.names import Outcome
-from parity_lib.night.lock import held
+from parity_lib.base.errors import FixtureError, UsageError
+from parity_lib.base.files import hold_folder
+from parity_lib.base.names import Outcome
+from parity_lib.night import night as nightly
+from parity_lib.night.night import NightOptions, run_night
 from parity_lib.night.pool import share_cores
-from parity_lib.night.record import Night, load_night
-from parity_lib.nightly import NightOptions, run_night
+from parity_lib.records import store
+from parity_lib.records.night_record import Night, load_night
 
 from .conftest import ASSERT, FOREIGN, MODEL, PRODUCTION, RECORD, SETUP, SOUND, make_books, notebook, plan
+
+pytestmark = pytest.mark.slow
 
 SECOND = MODEL.replace("Q8_0", "Q4_K_M")
 
@@ -38,7 +41,7 @@ def interrupted(books: Path, plan_file: str) -> Path:
     """Kill a night without warning while its second cell runs; return its folder."""
     out = books.parent / "out"
     code = (
-        "import sys\nfrom pathlib import Path\nfrom parity_lib.nightly import NightOptions, run_night\n"
+        "import sys\nfrom pathlib import Path\nfrom parity_lib.night.night import NightOptions, run_night\n"
         f"run_night(NightOptions(plan={plan_file!r}, out=Path({str(out)!r}), notebooks=Path({str(books)!r})))"
     )
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -168,7 +171,7 @@ def test_two_runs_into_one_folder_are_refused_and_nothing_is_lost(tmp_path: Path
     plan_file = plan(tmp_path, MODEL)
     record, folder, _ = night(books, plan_file)
     before = (folder / "night.json").read_bytes()
-    with held(folder), pytest.raises(UsageError, match="still running"):
+    with hold_folder(folder, "wait for it"), pytest.raises(UsageError, match="still running"):
         night(books, plan_file, resume=folder.name)
     assert (folder / "night.json").read_bytes() == before
     assert record.exit_status == 0

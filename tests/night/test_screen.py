@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from parity_lib.capture.progress import CellProgress
+from parity_lib.base.progress import CellProgress
 from parity_lib.night import screen as night_screen
 from parity_lib.night.screen import PROGRESS_FILE, Screen, read_progress
 
@@ -90,7 +90,7 @@ def test_a_cell_reports_where_a_night_reads_and_prints_nothing(
 def test_a_cell_by_itself_prints_a_line_when_it_takes_long(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("parity_lib.capture.progress.LINE_SECONDS", 0.0)
+    monkeypatch.setattr("parity_lib.base.progress.LINE_SECONDS", 0.0)
     CellProgress(tmp_path).step("burn scores")(100, 1452)
     assert capsys.readouterr().err.startswith("burn scores: 100 of 1,452 rows")
     assert not (tmp_path / PROGRESS_FILE).exists()

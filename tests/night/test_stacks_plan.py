@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from parity_lib.engines.burn_sources import CRATES_IO
-from parity_lib.names import Compute, Isa
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from parity_lib.base.names import Compute, Isa
+from parity_lib.engines.burn import stacks
+from parity_lib.engines.burn.sources import CRATES_IO
 from parity_lib.night.plan import NOTEBOOKS, load_plan, plan_path
 from parity_lib.night.preflight import check_plan, machine_lacks
-from parity_lib.pins import load_pins
+from parity_lib.records.pins import load_pins
 
 TILES = "spine-bf16"  # the fork's BF16 tile product: wanted, and no stack can show it
 
@@ -18,6 +24,7 @@ def test_every_stack_has_a_cell_and_the_tile_product_is_declared() -> None:
     assert TILES not in pins.stacks  # once it is pinned, its declaration goes
 
 
+@pytest.mark.slow
 def test_the_tile_product_is_a_hole_with_its_reason() -> None:
     plan, pins = load_plan(plan_path("stacks")), load_pins()
     [cell] = plan.only(TILES)
@@ -28,3 +35,20 @@ def test_the_tile_product_is_a_hole_with_its_reason() -> None:
     said = stack_lacks[0].what
     assert said.startswith(f"the stack {TILES} is not pinned (the fork's own BF16 tile product")
     assert said.endswith("157 where 158 is right, so tiles cannot run on Linux and the leg cannot be proved)")
+
+
+@pytest.mark.engine
+def test_a_red_control_without_its_library_cannot_run_and_says_what_to_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, pins = load_plan(plan_path("smoke")), load_pins()
+    control = next(cell for cell in plan.cells if cell.control)
+    sound = replace(control, control=False, fault="")
+    monkeypatch.setattr(stacks, "stacks_dir", lambda: tmp_path)
+    lacks = [
+        {lack.next_step: lack.what for lack in machine_lacks(cell, Isa.AVX2, plan, pins) if "stack" in lack.what}
+        for cell in (control, sound)
+    ]
+    assert list(lacks[0]) == ["parity stack build crates-io --faults"]
+    assert "no fault can be seeded on the stack crates-io" in lacks[0]["parity stack build crates-io --faults"]
+    assert lacks[1] == {}

@@ -1,0 +1,287 @@
+"""Files written whole or not at all, one kind of lock, and records checked against their schema both ways."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from filelock import lock_descriptor
+
+from parity_lib.base.errors import ParityError, RecordError, UsageError
+from parity_lib.base.json_text import decode, dump_line, dump_page, encode, parse
+from parity_lib.base.toml_table import fixture_path
+
+if TYPE_CHECKING:
+    import jsonschema
+
+
+LOCK = ".lock"  # of a folder
+FREE = "choose another folder with --out, or free some space"
+FREE_CACHE = "free some space, or point PARITY_CACHE to another disk"
+SCHEMAS = (
+    "capsule",
+    "common",
+    "divergence",
+    "history",
+    "kills",
+    "night",
+    "place_trials",
+    "plan",
+    "receipt",
+    "spread",
+    "trace",
+    "verdict",
+)
+
+
+@contextmanager
+def replacing(
+    path: Path,
+    *,
+    kind: type[ParityError] = RecordError,
+    what: str = "cannot be written",
+    expected: object = None,
+    next_step: str = FREE,
+    sync: bool = True,
+) -> Iterator[Path]:
+    """Yield a path beside ``path``: the file or folder written there becomes ``path`` at the end of the block.
+
+    If anything goes wrong it is removed, and what stood under ``path`` stays. The folder of ``path`` is made.
+
+    Args:
+        path: the file or folder to replace.
+        kind: class of the error below.
+        what: its words, as its other fields.
+        expected: what the disk should have allowed.
+        next_step: what to do where it did not.
+        sync: survive a power cut; without it, large files of the current run are written faster.
+
+    Raises:
+        RecordError: (or ``kind``) the block, the flush or the renaming raised ``OSError``.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(part)
+        yield part
+        if sync:
+            _flush(part)
+        if part.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        part.replace(path)
+        if sync:
+            _flush(path.parent)
+    except OSError as error:
+        raise kind(what, place=path, expected=expected, found=error.strerror or error, next_step=next_step) from error
+    finally:
+        with contextlib.suppress(OSError):  # the folder may be what was unwritable
+            _remove(part)
+
+
+def _flush(path: Path) -> None:
+    """Have the disk keep what was written to a file or folder."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file that is either all there or not there at all, also after a power cut.
+
+    Raises:
+        RecordError: the folder cannot be made or written, or the disk is full; an older file stays as it was.
+    """
+    with replacing(path) as part:
+        part.write_bytes(data)
+
+
+def hold(
+    path: Path,
+    busy: Callable[[str], None] | None = None,
+    *,
+    kind: type[ParityError] = RecordError,
+    next_step: str = "give another --out, or put the folder's permissions right",
+) -> IO[bytes]:
+    """Return the lock file ``path``, open and held by this caller alone; closing it, or ``with``, lets go.
+
+    Every lock of this project is this one: ``filelock``'s native, exclusive lock of an open file. While it is held,
+    another call for the same path waits, or ``busy`` refuses it, also in the same process. The kernel drops the lock
+    when the process ends, however it ends. The lock file stays, and holds the process id of its last holder.
+
+    Args:
+        path: the lock file; its folder is made if need be.
+        busy: called with the holder's process id, or ``unknown``, if the lock is not free; raises to refuse the
+            caller, returns to let it wait.
+        kind: class of the error below.
+        next_step: its last words.
+
+    Raises:
+        RecordError: (or ``kind``) the file cannot be opened or locked.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as opened:
+            file = opened.enter_context(path.open("ab+", buffering=0))
+            if not lock_descriptor(file.fileno(), blocking=False):
+                if busy is not None:
+                    file.seek(0)
+                    busy(file.read(32).decode("ascii", "replace").strip() or "unknown")
+                lock_descriptor(file.fileno())
+            opened.pop_all()
+    except OSError as error:
+        raise kind(
+            "cannot be locked",
+            place=path,
+            expected="a folder that can be written",
+            found=error.strerror or error,
+            next_step=next_step,
+        ) from error
+    with contextlib.suppress(OSError):  # on a full disk the lock holds all the same, only without a name
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n".encode())
+    return file
+
+
+def hold_folder(folder: Path, next_step: str) -> IO[bytes]:
+    """Return the lock of an output folder, held as by :func:`hold`: two runs would overwrite each other's records.
+
+    Raises:
+        UsageError: another run holds it.
+        RecordError: it cannot be locked.
+    """
+
+    def refuse(holder: str) -> None:
+        raise UsageError(
+            "another run writes into this folder",
+            place=folder,
+            expected="a folder that nobody writes into",
+            found=f"process {holder}, still running",
+            next_step=next_step,
+        )
+
+    return hold(folder / LOCK, refuse)
+
+
+def is_held(folder: Path) -> bool:
+    """Return whether a living process holds the lock of a folder."""
+    try:
+        with (folder / LOCK).open("rb") as file:
+            return not lock_descriptor(file.fileno(), blocking=False)
+    except OSError:
+        return False
+
+
+@functools.cache
+def _validator(schema: str) -> jsonschema.Draft202012Validator:
+    # Over a second to import: a night must have begun to compute by then.
+    import jsonschema
+    from referencing import Registry, Resource
+
+    contents = {name: json.loads(fixture_path(f"schemas/{name}.json").read_text("utf-8")) for name in SCHEMAS}
+    resources = [(content["$id"], Resource.from_contents(content)) for content in contents.values()]
+    registry: Registry[Any] = Registry().with_resources(resources)
+    return jsonschema.Draft202012Validator(contents[schema], registry=registry)
+
+
+def check_schema(data: object, schema: str, place: object) -> None:
+    """Refuse a JSON value that does not match ``fixtures/schemas/<schema>.json``; the message names the first place.
+
+    Raises:
+        RecordError: with the path inside of the record, what was expected there and what was found.
+    """
+    error = min(_validator(schema).iter_errors(data), key=lambda e: (len(e.path), e.json_path), default=None)
+    if error is not None:
+        raise RecordError(
+            f"does not match the schema {schema}: {error.message[:300]}",
+            place=f"{place} at {error.json_path}",
+            next_step="was it written by another version? If so, read it with that version, or run the cell again",
+        )
+
+
+def save_record(data: object, path: Path, schema: str) -> Path:
+    """Write one JSON record, checked against its schema. Returns the path."""
+    plain = encode(data)
+    check_schema(plain, schema, path)
+    write_atomic(path, dump_page(plain).encode())
+    return path
+
+
+def load_record(path: Path, schema: str) -> Any:  # noqa: ANN401 - a JSON value is of any type
+    """Return one JSON record, checked against its schema, non-finite numbers still as they are written.
+
+    Raises:
+        RecordError: missing, unreadable, no JSON, or not of this schema.
+    """
+    data = parse(read_bytes(path).decode("utf-8", "replace"), str(path))
+    check_schema(data, schema, path)
+    return data
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return a file's bytes. Raises ``RecordError`` if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RecordError("cannot be read", place=path, found=error.strerror or error) from error
+
+
+def to_lines(records: Iterable[Mapping[str, Any]], schema: str, path: Path) -> bytes:
+    """Return records as JSON lines, each checked against the schema."""
+    text = []
+    for record in records:
+        check_schema(record, schema, path)
+        text.append(dump_line(record) + "\n")
+    return "".join(text).encode()
+
+
+def append(path: Path, data: bytes) -> None:
+    """Append whole lines under a lock, in one write. A line that a crash tore is closed first: no other is lost.
+
+    Raises:
+        RecordError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+") as file:
+            lock_descriptor(file.fileno())
+            end = file.seek(0, os.SEEK_END)
+            if end and data:
+                file.seek(end - 1)
+                data = data if file.read(1) == b"\n" else b"\n" + data
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise RecordError("cannot be written", place=path, found=error.strerror or error, next_step=FREE) from error
+
+
+def load_lines(path: Path, schema: str) -> list[dict[str, Any]]:
+    """Return the records of a file of JSON lines, oldest first, non-finite numbers back in place.
+
+    Raises:
+        RecordError: missing, or a line is damaged; the message names it.
+    """
+    records = []
+    for number, line in enumerate(read_bytes(path).decode("utf-8", "replace").splitlines(), start=1):
+        place = f"{path} line {number}"
+        record = parse(line, place)
+        check_schema(record, schema, place)
+        records.append(decode(record))
+    return records

@@ -1,1 +1,0 @@
-"""Engines to records: prepare the files, run both sides, keep what they said."""

@@ -1,0 +1,112 @@
+"""Derive limits from measurements of the reference alone, and write them: bands of T4, self-spread of T5."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from parity_lib.base.errors import EngineError
+from parity_lib.base.files import write_atomic
+from parity_lib.base.toml_table import fixture_path
+from parity_lib.cell import steps
+from parity_lib.cell.t4_bands import measure
+from parity_lib.cell.t5_spread import capture_spread
+from parity_lib.judge.self_spread import QUANTILE, RESAMPLES, limits, pooled
+from parity_lib.records.self_spread import SelfSpread
+from parity_lib.records.self_spread_pins import SpreadPin, dump_spreads, load_spreads
+from parity_lib.records.tolerances import Band, dump_tolerances, load_tolerances
+
+
+def measure_spread(
+    model: str, quant: str, *, out_dir: Path, isa: str = "host", prompts: str = "", n_threads: int = 0
+) -> tuple[SelfSpread, SpreadPin]:
+    """Let llama.cpp generate, score its twin and score the same tokens in each other way; return both records."""
+    cell = steps.open_cell(model=model, quant=quant, isa=isa, prompts=prompts, n_threads=n_threads, out_dir=out_dir)
+    try:
+        steps.check_pins(cell)
+        reference = steps.capture_reference(cell)
+        spread = capture_spread(cell, reference, steps.capture_twin(cell, reference))
+    finally:
+        shutil.rmtree(cell.spools, ignore_errors=True)
+    words = ["parity", "spread", cell.id.model, cell.id.quant, *(["--prompts", prompts] if prompts else [])]
+    return spread, pin_of(spread, cell.id.model, cell.id.quant, shlex.join(words))
+
+
+def pin_of(spread: SelfSpread, model: str, quant: str, command: str) -> SpreadPin:
+    """Return the pin of a measured self-spread. The candidate has no part in it.
+
+    Raises:
+        EngineError: a position is missing, or no limit can be derived.
+    """
+    holes = [v.name for v in (*spread.variants, spread.twin) if len(v) != v.asked or not v.asked]
+    if holes:
+        raise EngineError("a variant gave no row for some position", place=f"{model} {quant}", found=", ".join(holes))
+    base = pooled(spread, spread.counted)
+    found = {limit.metric: limit for limit in limits(spread, spread.counted)}
+    source = (
+        f"llama.cpp {spread.commit} on {spread.model_sha256[:12]}, {len(spread)} positions: strict settings against "
+        f"{', '.join(spread.counted)}; limits: {QUANTILE} quantile of {RESAMPLES} resamples of prompts of its own F32 "
+        f"twin over that; {datetime.now(UTC):%Y-%m-%d}; {command}"
+    )
+    names = ("rms", "rms_over_std_of_all", "p99", "kl", "pair_sigma", "top1_share", "top5_set_share")
+    return SpreadPin(
+        model=model,
+        quant=quant,
+        isa=spread.isa,
+        machine_class=spread.machine_class,
+        prompts_sha256=spread.prompts_sha256,
+        model_sha256=spread.model_sha256,
+        variants=spread.counted,
+        **{name: base.metric(name) for name in names},
+        **{f"{metric}_ratio": limit.ratio for metric, limit in found.items()},
+        **{f"{metric}_limit": limit.limit for metric, limit in found.items()},
+        displaced=spread.displaced,
+        source=source,
+    )
+
+
+def write_pins(pins: Iterable[SpreadPin], path: Path | None = None) -> Path:
+    """Put pins into a file in place of the old ones of the same key, or of the same file with other prompts.
+
+    Raises:
+        RecordError: the file cannot be written.
+    """
+    path = fixture_path("spread.toml") if path is None else path
+    new = list(pins)
+    replaced = {pin.key[:4] for pin in new}
+    kept = [pin for pin in load_spreads(path).pins if pin.key[:4] not in replaced]
+    write_atomic(path, dump_spreads([*kept, *new]).encode())
+    return path
+
+
+def measure_bands(
+    model: str, quant: str, *, out_dir: Path, isa: str = "host", prompts: str = "", n_threads: int = 0
+) -> list[Band]:
+    """Derive the bands of one model: llama.cpp generates, then scores its twin; the oracle scores the same tokens."""
+    cell = steps.open_cell(model=model, quant=quant, isa=isa, prompts=prompts, n_threads=n_threads, out_dir=out_dir)
+    words = shlex.join(["parity", "bands", cell.id.model, cell.id.quant])
+    try:
+        steps.check_pins(cell)
+        reference = steps.capture_reference(cell)
+        twin = steps.capture_twin(cell, reference)
+        expected = steps.positions(cell, reference)
+        return measure(cell, reference.sequences, reference.prompt_lengths, twin, expected, command=words)
+    finally:
+        shutil.rmtree(cell.spools, ignore_errors=True)
+
+
+def write_bands(bands: Iterable[Band], path: Path | None = None) -> Path:
+    """Put bands into a tolerances file in place of the old ones of the same model, quant and rung; return its path.
+
+    Raises:
+        RecordError: the file cannot be written.
+    """
+    path = fixture_path("tolerances.toml") if path is None else path
+    new = list(bands)
+    replaced = {band.key[:3] for band in new}
+    kept = [band for band in load_tolerances(path).bands if band.key[:3] not in replaced]
+    write_atomic(path, dump_tolerances([*kept, *new]).encode())
+    return path

@@ -1,0 +1,80 @@
+"""Prove every leg that this machine can run, on a small model, for `parity isa prove` and the page of the machine."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from parity_lib.base.errors import ParityError
+from parity_lib.base.names import Settings
+from parity_lib.cell.t7_isa import PLAIN, SECONDS
+from parity_lib.engines import machine
+from parity_lib.engines.llamacpp.engine import worker_env
+from parity_lib.engines.llamacpp.isa_build import leg_env
+from parity_lib.engines.llamacpp.settings import ASLEEP
+from parity_lib.engines.worker.client import Worker
+from parity_lib.models import ensure
+from parity_lib.numerics.isa_samples import prove
+from parity_lib.records.isa_evidence import BURN, LLAMA_CPP, UNPROVEN, Evidence, IsaProof
+from parity_lib.records.pins import Pins
+
+MODEL, QUANT = "synthetic-llama", "Q8_0"
+ROWS, SEQUENCES = 64, 4  # of what is fed; which tokens does not matter
+
+
+def prove_machine(pins: Pins, legs: tuple[str, ...] = (), n_threads: int = 2) -> list[IsaProof]:
+    """Return a proof for each engine on each leg, or why there is none.
+
+    Args:
+        pins: with the legs of the reference and the stacks of the candidate.
+        legs: only these; by default all that are pinned.
+        n_threads: of each engine.
+    """
+    path = ensure.ensure(MODEL, QUANT, pins)
+    return [proof for leg in legs or tuple(pins.llama_cpp.legs) for proof in _leg(pins, leg, path, n_threads)]
+
+
+def _leg(pins: Pins, leg: str, path: Path, n_threads: int) -> Iterator[IsaProof]:
+    missing = machine.missing_flags(pins.llama_cpp.leg(leg).cpu_flags)
+    if missing:
+        reason = f"refused: this CPU lacks {', '.join(missing)}"
+        for engine in (BURN, LLAMA_CPP):
+            evidence = Evidence(engine, "not run", leg, None, reason)
+            yield IsaProof(evidence, UNPROVEN, proven=False, reason=reason)
+        return
+    settings = Settings.DEFAULT if leg in PLAIN else Settings.STRICT
+    yield _guarded(BURN, leg, lambda: _burn(pins, leg, path, n_threads))
+    yield _guarded(LLAMA_CPP, leg, lambda: _llama(pins, leg, path, settings, n_threads))
+
+
+def _guarded(engine: str, leg: str, take: Callable[[], Evidence]) -> IsaProof:
+    try:
+        return prove(take())
+    except ParityError as error:
+        evidence = Evidence(engine, "not run", leg, None, str(error))
+        return IsaProof(evidence, UNPROVEN, proven=False, reason=str(error))
+
+
+def _burn(pins: Pins, leg: str, path: Path, n_threads: int) -> Evidence:
+    with tempfile.TemporaryDirectory() as folder, Worker("burn", burn_of(pins, leg, path, n_threads)) as engine:
+        evidence: Evidence = engine.call("prove_isa", _sequences(), Path(folder))
+    return evidence
+
+
+def burn_of(pins: Pins, leg: str, path: Path, n_threads: int) -> dict[str, object]:
+    """Return the settings of a candidate on a leg: the stack of that name where one is pinned, else published burn."""
+    stack = leg if leg in pins.stacks and leg != str(machine.host_leg()) else "crates-io"
+    return {"path": str(path), "isa": leg, "stack": stack, "n_threads": n_threads, "sampled": True}
+
+
+def _llama(pins: Pins, leg: str, path: Path, settings: Settings, n_threads: int) -> Evidence:
+    asked = {"path": str(path), "settings": settings, "isa": leg, "n_threads": n_threads}
+    env = {**worker_env(settings), **ASLEEP, **leg_env(pins.llama_cpp, leg)}
+    with Worker("llama_dispatch", asked, env=env) as engine:
+        evidence: Evidence = engine.call("prove_isa", _sequences()[0], SECONDS)
+    return evidence
+
+
+def _sequences() -> list[list[int]]:
+    return [[5 + (37 * i + s) % 2000 for i in range(ROWS)] for s in range(SEQUENCES)]

@@ -1,0 +1,76 @@
+"""Capture one prompt and measure each kernel of both engines against float64."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from parity_lib.base.errors import UsageError
+from parity_lib.base.names import Compute, Settings
+from parity_lib.cell import steps
+from parity_lib.cell.open_engines import open_burn, open_llama
+from parity_lib.cell.prompt_tokens import prompt_tokens
+from parity_lib.cell.t3_replay import DECODED, check_buffers
+from parity_lib.engines.llamacpp.buffers import PLAIN
+from parity_lib.engines.llamacpp.settings import N_UBATCH
+from parity_lib.judge.kernels import Kernel, kernels
+from parity_lib.numerics.op_error import FEW_ROWS
+from parity_lib.records.verdicts import CellId
+
+FEWEST, MOST = FEW_ROWS + DECODED, N_UBATCH + DECODED  # tokens: with fewer, no tensor is judged
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """The kernels of one run, and what was run."""
+
+    cell: CellId
+    settings: Settings
+    prompt: str  # its name
+    passes: tuple[int, ...]  # rows of each
+    weights_in: Mapping[str, int]  # the reference's buffers -> products from it
+    kernels: tuple[Kernel, ...]
+
+
+def measure_kernels(request: Mapping[str, Any], *, settings: Settings, prompt: str, n_tokens: int) -> Baseline:
+    """Return the kernels of one prompt's first tokens, the last two of them decoded one by one.
+
+    Args:
+        request: what chooses model, file, leg, stack, prompts, fault, threads and folder, as ``open_cell`` takes it.
+        settings: of llama.cpp; its cache is float32 in all that can be captured.
+        prompt: number or name; empty is the longest.
+        n_tokens: how many of its tokens.
+
+    Raises:
+        UsageError: there is no such prompt, or it has too few tokens.
+        EngineError: an engine refused or died, or no weight was re-ordered where that was the point.
+    """
+    if not FEWEST <= n_tokens <= MOST:
+        raise UsageError(
+            "that many tokens cannot be measured", place="tokens", expected=f"{FEWEST} to {MOST}", found=n_tokens
+        )
+    cell = steps.open_cell(**request, compute=Compute.GGML)
+    nodes = cell.spools / "nodes"
+    with open_llama(cell, settings=settings, kind="llama_taps") as engine:
+        told = prompt_tokens(cell.suite, cell.facts, engine)
+        found = cell.suite.get(prompt) if prompt else max(cell.suite.prompts, key=lambda p: len(told[p.idx]))
+        if len(told[found.idx]) < n_tokens:
+            raise UsageError(
+                "the prompt has fewer tokens",
+                place=f"prompt {found.idx} ({found.name})",
+                expected=n_tokens,
+                found=len(told[found.idx]),
+                next_step="choose another prompt, or fewer tokens",
+            )
+        passes = (n_tokens - DECODED, *[1] * DECODED)
+        try:
+            engine.call("capture", told[found.idx][:n_tokens], list(passes), nodes)
+            buffers = check_buffers(nodes, settings)
+            with open_burn(cell, "burn_kernels") as candidate:
+                progress = cell.progress.step("each op against float64")
+                errors = candidate.call("kernels", nodes, cell.model_path, progress=progress)
+        finally:
+            shutil.rmtree(nodes, ignore_errors=True)
+    return Baseline(cell.id, settings, found.name, passes, dict(buffers), tuple(kernels(errors, PLAIN)))

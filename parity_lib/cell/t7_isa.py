@@ -1,0 +1,95 @@
+"""Prove which instructions made a cell's rows: the capture of rung T7.
+
+The candidate's own forced pass was sampled while it made the rows that are judged. The reference's rows may come from
+the cache; its evidence is taken once on the same file, build, settings and class of machine, and kept with the rows.
+Strict settings keep every weight where the file has it, so nothing is repacked and no tile is ever touched there: where
+a leg lives in llama.cpp's extra buffers (AMX), its defaults are proved as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from parity_lib.base.errors import RecordError
+from parity_lib.base.json_text import encode
+from parity_lib.base.names import Isa, Settings
+from parity_lib.cell.climbed import Finding
+from parity_lib.cell.open_engines import open_llama
+from parity_lib.cell.reference import Reference, through_cache
+from parity_lib.cell.reference_cache import Kept
+from parity_lib.cell.request import Cell
+from parity_lib.engines.llamacpp.settings import ASLEEP
+from parity_lib.judge.t7_isa import judge_isa
+from parity_lib.numerics.isa_samples import MIN_PRODUCTS, prove
+from parity_lib.records.isa_evidence import UNPROVEN, Evidence
+
+PLAIN = {str(Isa.AMX): str(Isa.AVX512)}
+"""Legs that llama.cpp reaches only with its extra buffers on, and what the same build runs without: strict settings."""
+SECONDS = 4.0  # of CPU time for sampled passes of the reference
+
+
+def prove_isa(cell: Cell, reference: Reference, burn: Evidence) -> Finding:
+    """Return rung T7 of a cell: what each engine was asked for, what was seen, and what that proves.
+
+    Args:
+        cell: the cell.
+        reference: what was fed.
+        burn: the candidate's evidence, of the rows that are judged.
+    """
+    cell.progress.step("instructions")
+    strict, deployed = reference_evidence(cell, reference.sequences)
+    proofs = [prove(burn), prove(strict)]
+    told = prove(deployed)
+    if cell.id.isa in PLAIN:
+        proofs.append(told)
+    rung, divergences = judge_isa(proofs, expected=2 + (cell.id.isa in PLAIN), required=cell.request.require_isa)
+    literal: dict[str, Any] = {"proofs": encode(proofs), "required": cell.request.require_isa}
+    literal |= {} if cell.id.isa in PLAIN else {"deployed": encode(told)}
+    return Finding(rung, tuple(divergences), {"isa": literal})
+
+
+def candidate_evidence(isa_evidence: Mapping[str, Any]) -> Evidence:
+    """Return the evidence that a candidate's run info holds.
+
+    Raises:
+        RecordError: it holds none.
+    """
+    found = isa_evidence.get("proof")
+    if not isinstance(found, Mapping):
+        raise RecordError("the candidate's run says nothing of its instructions", expected="a proof", found=found)
+    return Evidence.from_json(found)
+
+
+def is_seen(evidence: Evidence) -> bool:
+    """Return whether enough multiply-adds of a candidate were sampled to judge it."""
+    return evidence.sampled is not None and sum(evidence.sampled.products.values()) >= MIN_PRODUCTS
+
+
+def reference_evidence(cell: Cell, sequences: Sequence[Sequence[int]]) -> list[Evidence]:
+    """Return the reference's evidence with strict settings and with its defaults, taken now or from the cache.
+
+    Strict settings are asked for what a leg's build can run without extra buffers.
+    """
+    sequence = max(sequences, key=len)
+
+    def make() -> Kept:
+        return Kept({str(s): encode(_run(cell, s, sequence)) for s in (Settings.STRICT, Settings.DEFAULT)})
+
+    kept = through_cache(cell, "dispatch", {}, make, again=False)
+    strict, deployed = _asked(cell, kept)
+    if prove(strict).observed == UNPROVEN:  # too little was seen then; what is kept must not say so for ever
+        strict, deployed = _asked(cell, make())
+    return [strict, deployed]
+
+
+def _asked(cell: Cell, kept: Kept) -> tuple[Evidence, Evidence]:
+    strict, deployed = (Evidence.from_json(kept.data[str(s)]) for s in (Settings.STRICT, Settings.DEFAULT))
+    return replace(strict, requested=PLAIN.get(cell.id.isa, cell.id.isa)), deployed
+
+
+def _run(cell: Cell, settings: Settings, sequence: Sequence[int]) -> Evidence:
+    with open_llama(cell, settings=settings, kind="llama_dispatch", env=ASLEEP) as engine:
+        evidence: Evidence = engine.call("prove_isa", sequence, SECONDS)
+    return evidence

@@ -1,0 +1,1 @@
+"""The command line ``parity``: one module for each command."""

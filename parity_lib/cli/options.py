@@ -1,0 +1,62 @@
+"""The options that several commands have, each written once, with the range of its numbers.
+
+A number out of its range is a usage error, named by its option.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+Command = Callable[..., Any]
+Decorator = Callable[[Command], Command]
+
+MOST_THREADS = 512  # GGML_MAX_N_THREADS: ggml ends its process beyond it
+
+isa = click.option("--isa", default="host", show_default=True, help="Instruction-set leg, or 'host': the widest here.")
+stack = click.option("--stack", default="crates-io", show_default=True, help="What stands under the candidate.")
+compute = click.option("--compute", default="f32", show_default=True, help="Arithmetic of the candidate's matmuls.")
+fault = click.option("--fault", default="", metavar="NAME", help="A fault seeded into the candidate, for drills.")
+prompts = click.option("--prompts", default="", metavar="FILE", help="A prompts file of your own.")
+prompt = click.option("--prompt", default="0", show_default=True, metavar="ID", help="Number or name of the prompt.")
+threads = click.option(
+    "--threads",
+    "n_threads",
+    type=click.IntRange(0, MOST_THREADS),
+    default=0,
+    metavar="N",
+    help="Threads of each engine; 0 is every core.",
+)
+
+
+def model(command: Command) -> Command:
+    """Add the arguments MODEL and QUANT, the second one optional."""
+    return click.argument("model")(click.argument("quant", default="")(command))
+
+
+def out(content: str) -> Decorator:
+    """Return the option of the folder that gets ``content``; without it a command uses ``run_folder``."""
+    return click.option(
+        "--out", type=click.Path(path_type=Path), default=None, metavar="DIR", help=f"Folder of {content}."
+    )
+
+
+def only(things: str) -> Decorator:
+    """Return the option that chooses among things by their names."""
+    return click.option("--only", default="", metavar="GLOB", help=f"Only the {things} whose name matches.")
+
+
+def write(fixture: str) -> Decorator:
+    """Return the option that puts what was measured into a fixture."""
+    return click.option("--write", is_flag=True, help=f"Put it into fixtures/{fixture} in place of the old one.")
+
+
+def run_folder(model: str, *parts: str) -> Path:
+    """Return the folder of a run that was given none: below ``reports/runs``, named by time, model and ``parts``."""
+    name = "-".join(part for part in (Path(model).stem, *parts) if part)
+    root = Path(__file__).resolve().parents[2] / "reports" / "runs"
+    return root / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{name}"

@@ -1,1 +1,0 @@
-"""Commands of ``parity`` that are not in ``cli.py`` itself, one a module; each imports what it needs when it runs."""

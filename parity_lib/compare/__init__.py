@@ -1,1 +1,0 @@
-"""Records to verdicts: no engine, no notebook tool, no screen."""

@@ -1,0 +1,1 @@
+"""The candidate: builds of the Rust crate, and calls into them."""

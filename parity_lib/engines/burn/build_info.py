@@ -1,0 +1,155 @@
+"""Check what the Rust extension was built from, and which leg it can run."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from parity_lib.base.errors import EngineError, PinError
+from parity_lib.base.names import Isa
+from parity_lib.engines import machine
+from parity_lib.engines.burn import stacks
+from parity_lib.engines.burn.sources import CRATES_IO, NATIVE, lock_sha256, manifest, source_sha256
+from parity_lib.records.pins import load_pins
+
+Extension = Any  # the module burn_gguf, or an object of it; its types are in burn_gguf/burn_gguf.pyi
+
+__all__ = [
+    "CPU_FLAGS",
+    "CRATES_IO",
+    "JUDGED",
+    "KERNEL",
+    "NATIVE",
+    "WITH_FAULTS",
+    "check_built",
+    "check_isa",
+    "check_sources",
+    "library",
+    "load",
+    "source_sha256",
+]
+
+JUDGED, WITH_FAULTS = "without faults", "with faults"  # the two libraries of a stack; only the first is ever judged
+REBUILD = "run `make setup`, which builds the extension again"
+CPU_FLAGS: Mapping[Isa, tuple[str, ...]] = {
+    Isa.AVX2: ("avx2", "fma"),
+    Isa.AVX512: ("avx512f",),
+    Isa.AMX: ("amx_tile", "amx_bf16"),
+    Isa.NEON: ("asimd",),
+}
+# The f32 kernel that burn's matmul chooses on a CPU of that leg. There is none for AMX in any released burn.
+KERNEL: Mapping[Isa, str] = {Isa.AVX2: "avx2", Isa.AVX512: "avx512", Isa.NEON: "neon"}
+
+
+def check_sources(build: Mapping[str, Any], native: Path = NATIVE) -> None:
+    """Raise ``PinError`` if ``native`` holds other sources, or another lock, than ``build`` was made from."""
+    own = manifest(build["stack"], native)
+    found = {"source_sha256": source_sha256(own, native), "lock_sha256": lock_sha256(own)}
+    for name, digest in found.items():
+        if build[name] != digest:
+            raise PinError(
+                "the Rust extension is stale: it was built from other sources",
+                place=f"burn_gguf, {name}",
+                expected=digest,
+                found=build[name],
+                next_step=REBUILD if build["stack"] == CRATES_IO else f"parity stack build {build['stack']}",
+            )
+
+
+def check_isa(isa: Isa, expected_kernel: str) -> None:
+    """Raise ``PinError`` unless this CPU has the leg's instructions and burn's matmul would choose its kernel.
+
+    Args:
+        isa: the leg that was asked for.
+        expected_kernel: what the extension says that its matmul chooses here.
+    """
+    missing = machine.missing_flags(CPU_FLAGS[isa])
+    if missing:
+        raise PinError(
+            "this machine lacks the instructions of the leg",
+            place=f"isa {isa}",
+            expected=", ".join(CPU_FLAGS[isa]),
+            found=f"without {', '.join(missing)}",
+            next_step="ask for a leg that `parity doctor` lists for this machine",
+        )
+    if KERNEL.get(isa, "none") not in expected_kernel:
+        raise PinError(
+            "this build of the extension does not run the leg's kernel",
+            place=f"isa {isa}",
+            expected=f"a {KERNEL.get(isa, isa)} kernel of f32 matmul",
+            found=expected_kernel,
+            next_step="build the stack of that leg, or ask for the leg of this build",
+        )
+
+
+def library(build: Mapping[str, Any]) -> str:
+    """Return which of a stack's libraries a build is, by the features that it names: ``JUDGED`` or ``WITH_FAULTS``."""
+    features = build.get("features")
+    if not isinstance(features, str):
+        return "not recorded"
+    return WITH_FAULTS if stacks.FAULTS in features.split(",") else JUDGED
+
+
+@cache
+def load(stack: str, *, faults: bool = False) -> tuple[Extension, dict[str, Any]]:
+    """Return the extension of a stack and what it says it was built from; ``receipt`` is the builder's own record.
+
+    Args:
+        stack: its id.
+        faults: the library in which faults can be seeded; else the judged one, which has none.
+
+    Raises:
+        UsageError: there is no such stack.
+        EngineError: it is not built.
+        PinError: it was built from other sources than this checkout's, on another stack, or is the other library.
+    """
+    if stack == CRATES_IO and not faults:
+        extension, receipt = _installed(), None
+    else:
+        extension, receipt = stacks.load(stack, faults=faults)
+    build: dict[str, Any] = json.loads(extension.build_info())
+    if build["stack"] != stack:
+        raise PinError(
+            "the extension is built on another stack",
+            place="stack",
+            expected=stack,
+            found=build["stack"],
+            next_step=f"{REBUILD}, or ask for stack {build['stack']}",
+        )
+    expected = WITH_FAULTS if faults else JUDGED
+    if library(build) != expected:
+        raise PinError(
+            "the extension is the other library of the stack",
+            place=f"stack {stack}",
+            expected=expected,
+            found=f"{library(build)}: features {build['features']}",
+            next_step=REBUILD if stack == CRATES_IO else stacks.AGAIN,
+        )
+    check_sources(build)
+    return extension, build | {"library": expected} | ({"receipt": asdict(receipt)} if receipt is not None else {})
+
+
+def check_built(stack: str, *, faults: bool = False) -> None:
+    """Raise what ``load`` would raise about a stack, without loading any but the installed one."""
+    if stack == CRATES_IO and not faults:
+        load(stack)
+    else:
+        stacks.find(load_pins().stack(stack), faults=faults)
+
+
+def _installed() -> Extension:
+    try:
+        return importlib.import_module("burn_gguf")
+    except ImportError as error:
+        raise EngineError(
+            "the Rust extension is not built",
+            place="burn_gguf",
+            expected="an importable module burn_gguf",
+            found=error,
+            next_step=REBUILD,
+        ) from error

@@ -1,0 +1,69 @@
+"""Replay a capture with a float64 arbiter beside it: how far each engine's op is from what it should be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from parity_lib.base.progress import Progress
+from parity_lib.engines import sites
+from parity_lib.engines.burn.replay import BurnReplay, Walk
+from parity_lib.engines.node_file import NodeFile
+from parity_lib.engines.oracle.nodes import OracleNodes
+from parity_lib.numerics.op_error import EXACT_OPS, KernelErrors, op_error
+from parity_lib.records.traces import F32
+
+
+class BurnKernels(BurnReplay):
+    """``BurnReplay`` with the arbiter beside it."""
+
+    def kernels(self, folder: Path, reference: Path, *, progress: Progress) -> list[KernelErrors]:
+        """Return the errors of every op, in order: of one engine to the other, and of each to float64 where it rounds.
+
+        Args:
+            folder: a capture of ``LlamaTaps``, every pass of it watched.
+            reference: the file that the reference read.
+            progress: called with positions done and to do.
+
+        Raises:
+            EngineError: the engines disagree on the sites, or the capture lacks one.
+        """
+        capture = NodeFile(Path(folder))
+        arbiter = OracleNodes(capture, Path(reference))
+        session, first, found = self._new_session(1), 0, list[KernelErrors]()
+        expected = sites.expected(self._facts["n_layer"], self._facts["biases"])
+        for batch, n_rows in enumerate(capture.batches):
+            walk = _Arbitrated(capture, batch, first, expected, arbiter)
+            rows = [(0, token) for token in capture.tokens[first : first + n_rows]]
+            with self._translated():
+                session.append(rows, logits=None, observe=walk.see)
+            walk.finish()
+            found += walk.kernels
+            first += n_rows
+            progress(first, len(capture.tokens))
+        return found
+
+
+class _Arbitrated(Walk):
+    """A walk that asks the arbiter at each site."""
+
+    def __init__(
+        self, capture: NodeFile, batch: int, first: int, expected: Sequence[str], arbiter: OracleNodes
+    ) -> None:
+        super().__init__(capture, batch, first, expected, rounds=False)
+        self._arbiter = arbiter
+        self.kernels: list[KernelErrors] = []
+
+    def _compare(self, site: str, reference: F32, candidate: F32) -> None:
+        super()._compare(site, reference, candidate)
+        op, buffer = sites.table(site).op, self._capture.buffer(self._batch, site)
+        if op in EXACT_OPS:
+            self.kernels.append(KernelErrors("", buffer, None, None, self._errors[-1]))
+            return
+        exact = self._arbiter.value(site, self._first, self._n_rows)
+        if exact.shape[-1] < reference.shape[-1]:  # keys that nobody has seen
+            exact = np.pad(exact, ((0, 0), (0, 0), (0, reference.shape[-1] - exact.shape[-1])))
+        theirs, ours = (op_error(site, op, self._batch, self._first, exact, side) for side in (reference, candidate))
+        self.kernels.append(KernelErrors(self._arbiter.weight_type(site), buffer, theirs, ours, self._errors[-1]))

@@ -1,0 +1,137 @@
+"""The reference's build for a leg: the installed one, or another one that the cache keeps."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from parity_lib.base.errors import ParityError, PinError
+from parity_lib.base.files import replacing
+from parity_lib.base.names import Isa
+from parity_lib.base.surroundings import cache_dir
+from parity_lib.engines import machine
+from parity_lib.engines.llamacpp.build import LIBRARIES, kept_wheel
+from parity_lib.engines.llamacpp.receipt import FILE_NAME, Receipt, hash_libraries, read_receipt
+from parity_lib.engines.llamacpp.recipe import compiler_version, recipe_for
+from parity_lib.records.pins import LlamaCppPin
+
+LIB_PATH = "LLAMA_CPP_LIB_PATH"  # tells the binding where its libraries are
+
+
+def leg_env(pin: LlamaCppPin, isa: str, cache: Path | None = None) -> dict[str, str]:
+    """Return what a worker's environment needs to load llama.cpp as built for a leg: nothing for the installed build.
+
+    Raises:
+        PinError: this CPU lacks the leg's instructions, or nobody has built it.
+    """
+    folder = leg_folder(pin, isa, cache)
+    return {} if folder == installed_folder() else {LIB_PATH: str(folder)}
+
+
+def leg_receipt(pin: LlamaCppPin, isa: str, cache: Path | None = None) -> Receipt:
+    """Return the receipt of the build that a leg runs on. Raises as ``leg_env``."""
+    return read_receipt(leg_folder(pin, isa, cache) / FILE_NAME)
+
+
+def leg_folder(pin: LlamaCppPin, isa: str, cache: Path | None = None) -> Path:
+    """Return the folder of a leg's libraries and its receipt.
+
+    Args:
+        pin: of the reference, with all legs.
+        isa: the leg.
+        cache: folder that keeps the wheels; the project's cache by default.
+
+    Raises:
+        PinError: this CPU lacks the leg's instructions, or nobody has built it.
+    """
+    missing = machine.missing_flags(pin.leg(isa).cpu_flags)
+    if missing:
+        raise PinError(
+            "this machine lacks the instructions of the leg",
+            place=f"isa {isa}",
+            expected=", ".join(pin.leg(isa).cpu_flags),
+            found=f"without {', '.join(missing)}",
+            next_step="run these cells on a machine of that leg; `parity doctor` lists those of this one",
+        )
+    installed = installed_folder()
+    if (installed / FILE_NAME).is_file() and read_receipt(installed / FILE_NAME).leg == isa:
+        return installed
+    recipe = recipe_for(pin, Isa(isa), compiler_version())
+    wheel = kept_wheel(recipe, (cache or cache_dir()) / "wheels" / recipe.key)
+    if wheel is None:
+        raise PinError(
+            "there is no build of llama.cpp for the leg",
+            place=f"isa {isa}",
+            expected=f"{recipe.key} in the cache",
+            found="no such wheel, or one that is not what its receipt says",
+            next_step=f"parity isa build {isa} (about 5 minutes on 2 cores, once)",
+        )
+    try:
+        return unpack(wheel)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise PinError("the leg's wheel cannot be unpacked", place=wheel.name, found=error) from error
+
+
+def installed_folder() -> Path:
+    """Return the folder of the installed reference's libraries; it need not exist."""
+    spec = importlib.util.find_spec("llama_cpp")
+    folders = list((spec.submodule_search_locations if spec else None) or ["llama_cpp"])
+    return Path(folders[0]) / "lib"
+
+
+@dataclass(frozen=True, slots=True)
+class OtherBuild:
+    """A build of another leg, ready to be loaded by a worker through ``LLAMA_CPP_LIB_PATH``."""
+
+    isa: Isa
+    folder: Path  # of its libraries and its receipt
+
+
+def find_other_build(pin: LlamaCppPin, isa: str, cache: Path | None = None) -> OtherBuild | str:
+    """Return a build of another leg than ``isa``, or why there is none. Nothing is compiled for it.
+
+    Args:
+        pin: of the reference, with all legs.
+        isa: the leg that the cell runs on.
+        cache: folder that keeps the wheels; the project's cache by default.
+    """
+    wheels = (cache or cache_dir()) / "wheels"
+    reasons = []
+    for name in sorted(pin.legs):
+        if name == isa:
+            continue
+        missing = machine.missing_flags(pin.leg(name).cpu_flags)
+        if missing:
+            reasons.append(f"{name}: this CPU has no {', '.join(missing[:3])}")
+            continue
+        try:
+            recipe = recipe_for(pin, Isa(name), compiler_version())
+            wheel = kept_wheel(recipe, wheels / recipe.key)
+            if wheel is not None:
+                return OtherBuild(Isa(name), unpack(wheel))
+        except (ParityError, OSError, zipfile.BadZipFile) as error:
+            reasons.append(f"{name}: {error}")
+            continue
+        reasons.append(
+            f"{name}: no wheel in the cache (python -m parity_lib.engines.llamacpp.build --leg {name} --site DIR)"
+        )
+    return "; ".join(reasons) or "no other leg is pinned"
+
+
+def unpack(wheel: Path) -> Path:
+    """Return a folder with the libraries of a kept wheel and its receipt, made once and checked by the receipt."""
+    receipt = wheel.parent / FILE_NAME
+    folder = wheel.parent / "lib"
+    if hash_libraries(folder) == dict(read_receipt(receipt).libraries) and (folder / FILE_NAME).is_file():
+        return folder
+    with replacing(folder, kind=PinError, what="the leg's wheel cannot be unpacked", sync=False) as part:
+        part.mkdir()
+        with zipfile.ZipFile(wheel) as archive:
+            for name in archive.namelist():
+                if str(Path(name).parent) == LIBRARIES and not name.endswith("/"):
+                    (part / Path(name).name).write_bytes(archive.read(name))
+        shutil.copyfile(receipt, part / FILE_NAME)
+    return folder

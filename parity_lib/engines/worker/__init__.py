@@ -1,0 +1,1 @@
+"""A process for each engine: the client, the server, and the protocol between them."""

@@ -1,0 +1,1 @@
+"""Seeded faults: what they are, where they are put, and which rung catches each."""

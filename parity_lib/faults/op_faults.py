@@ -1,0 +1,156 @@
+"""Seed faults of one op each, one at a time, and see which op rung T3 names.
+
+The reference is captured once, on the file as it is. A fault then costs one replay: with a switch of the candidate, or
+on a copy of the file in which a few bytes are changed and put back.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from parity_lib.base.choice import choose
+from parity_lib.base.errors import EngineError
+from parity_lib.base.files import save_record
+from parity_lib.base.names import Compute
+from parity_lib.cell.open_engines import open_burn, open_llama
+from parity_lib.cell.prompt_tokens import prompt_tokens
+from parity_lib.cell.request import Cell
+from parity_lib.engines import sites
+from parity_lib.engines.machine import machine_class
+from parity_lib.faults.file_edits import edited, fits
+from parity_lib.faults.op_judge import (
+    BIAS,
+    OUTPUT_BIAS,
+    WIDE,
+    PlaceDrill,
+    Trial,
+    TrialTable,
+    judge_trial,
+    load_place_drills,
+    share_of,
+)
+from parity_lib.model_file.header import ModelFile, Tensor
+from parity_lib.numerics.op_error import OpError
+
+TRIALS = "place_trials.json"
+FEWEST, MOST = 48, 64  # positions of the sequence
+FED = 5  # the position whose token's row is edited
+Say = Callable[[Trial], None]
+
+
+def run_place_drills(cell: Cell, say: Say, only: str = "", path: Path | None = None) -> TrialTable:
+    """Seed every drill that fits the model; write and return the table.
+
+    Args:
+        cell: the model; its own fault must be empty.
+        say: called with each trial as it ends.
+        only: a shell pattern of names; a plain word matches anywhere.
+        path: a list of the user's own; None is ``fixtures/place_drills.toml``.
+
+    Raises:
+        UsageError: no drill that fits matches.
+        EngineError: without a fault an op is over its limit already, or an engine refused or died.
+    """
+    began, folder = time.monotonic(), cell.spools / "drills"
+    drills, not_seeded = _chosen(cell, load_place_drills(path), only)
+    try:
+        tokens = _capture(cell, folder / "nodes")
+        copy = Path(shutil.copyfile(cell.model_path, folder / "edited.gguf"))
+        sound = _replay(cell, cell.model_path, folder / "nodes", None)
+        if not share_of(sound) <= 1:
+            worst = max(sound, key=lambda error: error.share)
+            raise EngineError(
+                "without a fault an op is over its limit, so none was seeded", place=worst.site, found=worst.share
+            )
+        trials = []
+        for drill in drills:
+            trials.append(_seed(cell, drill, folder / "nodes", copy, tokens))
+            say(trials[-1])
+    finally:
+        shutil.rmtree(cell.spools, ignore_errors=True)
+    table = TrialTable(
+        cell=cell.id,
+        n_positions=len(tokens),
+        n_ops=len(sound),
+        sound_share=share_of(sound),
+        trials=tuple(trials),
+        not_seeded=not_seeded,
+        machine_class=machine_class(),
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=time.monotonic() - began,
+    )
+    save_record(table.to_json(), cell.out_dir / TRIALS, "place_trials")
+    return table
+
+
+def _capture(cell: Cell, folder: Path) -> list[int]:
+    """Let llama.cpp run a sequence of 48 to 64 tokens: a prefill, then two decodes; return its tokens."""
+    with open_llama(cell, kind="llama_taps") as engine:
+        longest = max(prompt_tokens(cell.suite, cell.facts, engine), key=len)
+        tokens = (longest * FEWEST)[: max(FEWEST, min(MOST, len(longest)))]
+        engine.call("capture", tokens, [len(tokens) - 2, 1, 1], folder)
+    return tokens
+
+
+def _replay(cell: Cell, path: Path, nodes: Path, fault: str | None) -> list[OpError]:
+    with open_burn(cell, "burn_replay", path=str(path), compute=Compute.GGML, fault=fault) as engine:
+        errors: list[OpError] = engine.call("replay", nodes)
+    return errors
+
+
+def _chosen(cell: Cell, drills: Sequence[PlaceDrill], only: str) -> tuple[tuple[PlaceDrill, ...], dict[str, str]]:
+    named = [(drill.at(_block(cell, drill)[0])[0], drill) for drill in drills]
+    return choose(only, named, "fault that fits this model", cell.id, lambda drill: _misfit(cell, drill))
+
+
+def _misfit(cell: Cell, drill: PlaceDrill) -> str:
+    if drill.needs == BIAS and not cell.facts.has_qkv_bias:
+        return "the model's projections have no biases"
+    if drill.needs == OUTPUT_BIAS and drill.at(0)[2] not in cell.facts.biases:
+        return "the model has no such bias"
+    if drill.needs == WIDE and set(cell.facts.types) <= {"F32", "BF16"} and "BF16" in cell.facts.types:
+        return "its weights are BF16 already"
+    return _block(cell, drill)[1]
+
+
+def _block(cell: Cell, drill: PlaceDrill) -> tuple[int, str]:
+    """Return the block of a drill, and why there is none that it fits: the first from its depth on, around the end."""
+    n_layer = cell.facts.n_layer
+    start = drill.block(n_layer)
+    if not drill.tensor:
+        return start, ""
+    tensors = ModelFile(cell.model_path).tensors
+    for block in (*range(start, n_layer), *range(start)):
+        found = tensors.get(_stored(cell, drill.at(block)[2]))
+        if found is not None and fits(drill.edit, found.type):
+            return block, ""
+    return start, f"no such tensor has a type with a {drill.edit.replace('_', ' ')}"
+
+
+def _stored(cell: Cell, tensor: str) -> str:
+    return "token_embd.weight" if tensor == "output.weight" and cell.facts.tied_output else tensor
+
+
+def _seed(cell: Cell, drill: PlaceDrill, nodes: Path, copy: Path, tokens: Sequence[int]) -> Trial:
+    began = time.monotonic()
+    name, site, tensor = drill.at(_block(cell, drill)[0])
+    sites.table(site)  # a site that does not exist would be a miss of nobody's
+    if not tensor:
+        errors = _replay(cell, cell.model_path, nodes, name)
+    else:
+        stored = ModelFile(copy).tensors[_stored(cell, tensor)]
+        with edited(copy, stored, drill.edit, _row(drill, stored, tokens)):
+            errors = _replay(cell, copy, nodes, None)
+    return judge_trial(name, drill.what, tensor or "engine", site, errors, time.monotonic() - began)
+
+
+def _row(drill: PlaceDrill, tensor: Tensor, tokens: Sequence[int]) -> int:
+    if drill.row == "fed":
+        return tokens[FED]
+    if drill.row == "unfed":
+        return next(token for token in range(tensor.shape[0] * 2 // 5, tensor.shape[0]) if token not in set(tokens))
+    return tensor.shape[0] * 2 // 5

@@ -1,0 +1,175 @@
+"""Drills for rung T3: faults of one op each, the op that has to be named, and the op that was."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from parity_lib.base.errors import FixtureError
+from parity_lib.base.json_text import encode
+from parity_lib.base.toml_table import Table, fixture_path, read_toml
+from parity_lib.numerics.op_error import OpError
+from parity_lib.records.verdicts import CellId
+
+SCHEMA, LIST_SCHEMA = "parity/place_trials/1", "parity/place_drills/1"
+EDITS = ("zero_row", "swap_rows", "scale", "sub_scale", "minimum", "code", "number")
+NOTHING, BIAS, OUTPUT_BIAS, WIDE = "nothing", "bias", "output bias", "more than bf16"
+EXACT_SHARE = 0.95  # of the drills: so many must be named to the op; all of them to the layer
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceDrill:
+    """One fault of one op; ``{block}`` in its names stands for the block at ``depth``."""
+
+    name: str
+    what: str
+    site: str  # that has to be named
+    depth: float  # 0 the first block, below 1
+    needs: str
+    tensor: str  # of the candidate's file; empty: a switch of the candidate
+    edit: str
+    row: str  # fed, unfed, or empty: two fifths down
+
+    def at(self, block: int) -> tuple[str, str, str]:
+        """Return name, site and tensor in one block."""
+        name, site, tensor = (text.replace("{block}", str(block)) for text in (self.name, self.site, self.tensor))
+        return name, site, tensor
+
+    def block(self, n_layer: int) -> int:
+        """Return the block that is meant in a model of so many."""
+        return min(n_layer - 1, int(self.depth * n_layer))
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What became of one drill."""
+
+    fault: str
+    what: str
+    at: str  # "engine" or the tensor
+    expected: str  # site
+    named: str  # the first op over its limit; empty: none
+    op: str  # ggml's name of what was named
+    nmse: float  # local error of the named op, over the tensor
+    position_nmse: float
+    channel_nmse: float
+    position: int  # the worst one
+    channel: int
+    n_over: int  # ops over their limits
+    seconds: float
+
+    @property
+    def is_layer(self) -> bool:
+        """Return whether the right layer was named; an op outside of all layers counts as one of its own."""
+        return bool(self.named) and _layer(self.named) == _layer(self.expected)
+
+    @property
+    def is_op(self) -> bool:
+        """Return whether the right op was named."""
+        return self.named == self.expected
+
+
+@dataclass(frozen=True, slots=True)
+class TrialTable:
+    """Every drill of one cell, after its file without a fault was found inside of every limit."""
+
+    cell: CellId
+    n_positions: int
+    n_ops: int  # that each replay compares
+    sound_share: float  # of its limit that the worst op without a fault uses up
+    trials: tuple[Trial, ...]
+    not_seeded: Mapping[str, str]  # fault -> why
+    machine_class: str
+    created_at: str  # UTC, ISO 8601
+    seconds: float
+    schema: str = SCHEMA
+
+    @property
+    def layers_named(self) -> int:
+        """Return how many drills were named to the layer."""
+        return sum(trial.is_layer for trial in self.trials)
+
+    @property
+    def ops_named(self) -> int:
+        """Return how many drills were named to the op."""
+        return sum(trial.is_op for trial in self.trials)
+
+    @property
+    def is_good(self) -> bool:
+        """Return whether all were named to the layer and ``EXACT_SHARE`` of them to the op; false without any."""
+        n = len(self.trials)
+        return n > 0 and self.layers_named == n and self.ops_named >= EXACT_SHARE * n
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object of the record."""
+        data = encode(self)
+        assert isinstance(data, dict)
+        return data
+
+
+def judge_trial(fault: str, what: str, at: str, expected: str, errors: Sequence[OpError], seconds: float) -> Trial:
+    """Return what the replay of a fault names: the first op over its limit, in the order in which they ran."""
+    over = [error for error in errors if not error.share <= 1]
+    first = over[0] if over else None
+    return Trial(
+        fault=fault,
+        what=what,
+        at=at,
+        expected=expected,
+        named="" if first is None else first.site,
+        op="" if first is None else first.op,
+        nmse=0.0 if first is None else first.nmse,
+        position_nmse=0.0 if first is None else first.position_nmse,
+        channel_nmse=0.0 if first is None else first.channel_nmse,
+        position=0 if first is None else first.position,
+        channel=0 if first is None else first.channel,
+        n_over=len(over),
+        seconds=seconds,
+    )
+
+
+def load_place_drills(path: Path | None = None) -> tuple[PlaceDrill, ...]:
+    """Return every drill of ``fixtures/place_drills.toml``, or of another list.
+
+    Raises:
+        FixtureError: the list cannot be read, is empty, or a drill contradicts itself.
+    """
+    path = fixture_path("place_drills.toml") if path is None else path
+    table, _ = read_toml(path)
+    table.schema(LIST_SCHEMA)
+    drills = tuple(_drill(entry) for entry in table.tables("fault"))
+    table.done()
+    if not drills:
+        raise FixtureError("the list has no faults", place=path, expected="at least one [[fault]]")
+    return drills
+
+
+def _drill(table: Table) -> PlaceDrill:
+    tensor = table.text("tensor", "")
+    drill = PlaceDrill(
+        name=table.text("name"),
+        what=table.text("what"),
+        site=table.text("site"),
+        depth=table.number("depth", 0.0),
+        needs=table.one_of("needs", (NOTHING, BIAS, OUTPUT_BIAS, WIDE), NOTHING),
+        tensor=tensor,
+        edit=table.one_of("edit", EDITS) if tensor else "",
+        row=table.one_of("row", ("fed", "unfed", "middle"), "middle"),
+    )
+    table.done()
+    if not 0 <= drill.depth < 1:
+        raise FixtureError("'depth' is outside", place=table.place, expected="0 to below 1", found=drill.depth)
+    return drill
+
+
+def _layer(site: str) -> str:
+    name, dash, block = site.rpartition("-")
+    return block if dash and block.isdecimal() else name or block
+
+
+def share_of(errors: Sequence[OpError]) -> float:
+    """Return how much of its limit the worst op uses up; infinite for none."""
+    return max((error.share for error in errors), default=math.inf)

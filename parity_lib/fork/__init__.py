@@ -1,0 +1,1 @@
+"""Builds of the candidate on other crates: made, probed, swept op by op, compared, diagnosed."""

@@ -1,0 +1,1 @@
+"""Judges records, one module for each rung T0 to T7; loads no engine, writes nothing."""

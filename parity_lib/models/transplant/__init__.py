@@ -1,0 +1,1 @@
+"""Models of another architecture, made from the weights of a pinned one."""

@@ -1,0 +1,72 @@
+"""Where the time of a cell went, and whether llama.cpp computed its rows tonight or an earlier night did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from parity_lib.pages.kit.fragment import Column, Fragment, plain_table, table
+from parity_lib.pages.kit.text import NONE, duration, escape
+from parity_lib.records.verdicts import Verdict
+
+_ORDER = (  # a stored record has its keys sorted
+    "check_pins",
+    "compare_tokens",
+    "compare_weights",
+    "capture_reference",
+    "capture_twin",
+    "derive_bands",
+    "capture_spread",
+    "capture_candidate",
+    "replay_ops",
+    "check_self",
+    "prove_isa",
+    "judge_f32_twin",
+    "judge_deployed",
+    "judge_engines",
+)
+_PART = {
+    "reference": "generated text and its rows",
+    "twin": "the F32 twin",
+    "spread": "its own spread",
+    "relations": "its own relations",
+}
+ABSENT = "not in this record"
+
+
+def step_table(verdict: Verdict) -> Fragment:
+    """Return the seconds of each step, in the order in which they ran, and where the reference's rows come from."""
+    steps, source = step_seconds(verdict), cache_words(verdict)
+    if not steps:
+        text = f"Seconds of each step: {ABSENT}. {source}"
+        return Fragment(html=f"<p>{escape(text)}</p>", plain=text)
+    whole = max(verdict.seconds, sum(steps.values()), 1e-9)
+    rows = [[name, duration(seconds), f"{seconds / whole:.0%}"] for name, seconds in steps.items()]
+    rows.append(["the whole cell", duration(verdict.seconds) if verdict.seconds else NONE, "100%"])
+    columns = (Column("step"), Column("time", numeric=True), Column("share", numeric=True))
+    html = f"<p>{escape(source)}</p>{table(columns, rows, css='steps')}"
+    return Fragment(html=html, plain=f"{source}\n{plain_table(columns, rows)}")
+
+
+def step_seconds(verdict: Verdict) -> dict[str, float]:
+    """Return step to seconds; empty where the record has none."""
+    found = verdict.literal.get("seconds")
+    if not isinstance(found, Mapping):
+        return {}
+    order = sorted(found, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
+    known = ((str(name), found[name]) for name in order)
+    return {name.replace("_", " "): float(s) for name, s in known if isinstance(s, int | float)}
+
+
+def cache_words(verdict: Verdict) -> str:
+    """Return where llama.cpp's rows come from: computed in this run, kept from an earlier one, or both and equal."""
+    found = verdict.literal.get("cache")
+    if not isinstance(found, Mapping) or not found:
+        return f"Whether llama.cpp's rows were computed in this run: {ABSENT}."
+    parts = [f"{_PART.get(str(part), part)} {word}" for part, word in found.items() if isinstance(word, str)]
+    notes = found.get("notes")
+    said = [_sentence(str(note)) for note in notes] if isinstance(notes, list | tuple) else []
+    return " ".join([f"llama.cpp's rows: {'; '.join(parts) or ABSENT}.", *said])
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."

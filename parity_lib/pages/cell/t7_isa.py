@@ -1,0 +1,112 @@
+"""Rung T7 on a page: what was asked for, what was seen, which kernels and buffers show it, proven or not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from parity_lib.base.errors import RecordError
+from parity_lib.base.names import Rung
+from parity_lib.numerics.isa_samples import leg_of
+from parity_lib.pages.cell.steps import ABSENT
+from parity_lib.pages.kit.fragment import Column, Fragment, plain_table, table
+from parity_lib.pages.kit.text import NONE, count, escape, percent, size
+from parity_lib.records.isa_evidence import BURN, Buffer, IsaProof, Kernel, proofs_of
+from parity_lib.records.verdicts import Verdict
+
+_PROOFS = (
+    Column("engine and run"),
+    Column("requested"),
+    Column("observed"),
+    Column("proven"),
+    Column("samples", numeric=True),
+    Column("what was seen"),
+)
+_KERNELS = (
+    Column("engine"),
+    Column("kernel"),
+    Column("instruction"),
+    Column("leg"),
+    Column("share of its samples", numeric=True),
+)
+_BUFFERS = (
+    Column("llama.cpp"),
+    Column("buffer"),
+    Column("weights", numeric=True),
+    Column("types"),
+    Column("size", numeric=True),
+    Column("share of FLOPs", numeric=True),
+)
+SHOWN = 4  # kernels of one run
+NOTE = (
+    "A sample is the instruction at which a thread stood when the clock of its CPU time ticked; its leg is that which "
+    "has such instructions. burn is judged by its multiply-adds, llama.cpp, whose kernels mix widths, by all of "
+    "its vector instructions."
+)
+
+
+def isa_table(verdict: Verdict) -> Fragment:
+    """Return the proofs of a cell, those that do not hold first, with the kernels and buffers that they stand on."""
+    try:
+        proofs, deployed = proofs_of(verdict.literal), _deployed(verdict.literal)
+    except RecordError as error:
+        return Fragment(html=f"<p>{escape(str(error))}</p>", plain=str(error))
+    if not proofs:
+        rung = verdict.rung(Rung.T7)
+        text = f"Which instructions ran: {ABSENT}." + (f" {rung.note}" if rung is not None and rung.note else "")
+        return Fragment(html=f"<p>{escape(text)}</p>", plain=text)
+    return proof_tables(proofs, deployed)
+
+
+def proof_tables(proofs: Sequence[IsaProof], deployed: Sequence[IsaProof] = ()) -> Fragment:
+    """Return the tables of some proofs; ``deployed`` are runs that are shown beside them and judged by nobody."""
+    shown = sorted(proofs, key=lambda proof: proof.proven)
+    rows = [proof_row(proof) for proof in shown] + [
+        [*proof_row(p)[:3], "not judged", *proof_row(p)[4:]] for p in deployed
+    ]
+    css = ["" if proof.proven else 'class="bad"' for proof in shown] + [""] * len(deployed)
+    kernels = [_kernel(p, kernel) for p in [*shown, *deployed] for kernel in _kernels(p)]
+    buffers = [_buffer(p, b) for p in [*shown, *deployed] for b in p.evidence.buffers]
+    html = table(_PROOFS, rows, row_attributes=css, css="proofs") + f"<p class=note>{escape(NOTE)}</p>"
+    plain = [plain_table(_PROOFS, rows), NOTE]
+    for columns, found, name in ((_KERNELS, kernels, "kernels"), (_BUFFERS, buffers, "buffers")):
+        if found:
+            html += table(columns, found, css=name)
+            plain.append(plain_table(columns, found))
+    return Fragment(html=html, plain="\n".join(plain))
+
+
+def proof_row(proof: IsaProof) -> list[str]:
+    """Return one proof as a row: engine and run, requested, observed, proven or not, samples, the reason."""
+    evidence = proof.evidence
+    word = "✓ proven" if proof.proven else "✗ refused" if proof.contradicted else "! unproven"
+    samples = NONE if evidence.sampled is None else count(evidence.sampled.own)
+    told = [f"{name} {value}" for name, value in evidence.arithmetic.items()]
+    reason = proof.reason + (f"; arithmetic: {', '.join(told)}" if told else "")
+    return [f"{evidence.engine}, {evidence.run}", evidence.requested, proof.observed, word, samples, reason]
+
+
+def _deployed(literal: Mapping[str, Any]) -> Sequence[IsaProof]:
+    found = literal.get("isa", {}).get("deployed")
+    return proofs_of({"isa": {"proofs": [found]}}) if found else ()
+
+
+def _kernels(proof: IsaProof) -> Sequence[Kernel]:
+    return () if proof.evidence.sampled is None else proof.evidence.sampled.kernels[:SHOWN]
+
+
+def _kernel(proof: IsaProof, kernel: Kernel) -> list[str]:
+    sampled = proof.evidence.sampled
+    share = NONE if sampled is None or not sampled.own else percent(kernel.n / sampled.own)
+    name = kernel.function or f"{kernel.library}, no symbol"
+    name += f" ({kernel.inlined.rsplit('::', 1)[-1]})" if kernel.inlined else ""
+    width = "tile" if kernel.bits > 512 else f"{kernel.bits} bits"
+    engine = proof.evidence.engine if proof.evidence.engine == BURN else f"llama.cpp, {proof.evidence.run}"
+    return [engine, name, f"{kernel.instruction}, {width}", leg_of(kernel.features) or NONE, share]
+
+
+def _buffer(proof: IsaProof, buffer: Buffer) -> list[str]:
+    flops = sum(b.flops for b in proof.evidence.buffers)
+    types = ", ".join(f"{n} {kind}" for kind, n in buffer.types.items())
+    share = percent(buffer.flops / flops) if flops else NONE
+    return [proof.evidence.run, buffer.name, count(buffer.weights), types, size(buffer.bytes), share]

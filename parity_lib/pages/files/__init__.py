@@ -1,0 +1,1 @@
+"""The pages of a machine, a model file and the fixtures."""

@@ -1,0 +1,65 @@
+"""Where each pinned model file comes from, and how near the derived ones are to the model they were derived from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from parity_lib.models.ensure import ModelStatus
+from parity_lib.models.recipes import receipt_equalities
+from parity_lib.models.transplant.derive import Equality
+from parity_lib.pages.kit.fragment import Column, Fragment, plain_table, table
+from parity_lib.pages.kit.text import NONE, count, escape, margin, number
+from parity_lib.records.pins import Recipe
+
+_FILES = (Column("file"), Column("role"), Column("where it comes from"))
+_EQUAL = (
+    Column("derived file"),
+    Column("step"),
+    Column("against"),
+    Column("positions", numeric=True),
+    Column("rms over std of F32 logits", numeric=True),
+    Column("limit", numeric=True),
+    Column("margin", numeric=True),
+    Column("largest difference of any logit", numeric=True),
+)
+_NOTE = "llama.cpp, strict settings, F32 files on both sides, taken when the file was made here, before it was kept."
+
+
+def origin_table(files: Sequence[ModelStatus]) -> Fragment:
+    """Return where each file comes from, then the equalities that the receipts of the files on this machine hold."""
+    rows = [[f"{s.pin.id} {s.pin.quant}", s.pin.role, recipe_words(s.pin.recipe)] for s in files]
+    own = [_equality(status, equality) for status in files for equality in receipt_equalities(status.path)]
+    html, plain = table(_FILES, rows, css="files"), plain_table(_FILES, rows)
+    if not own:
+        text = "No derived model was made on this machine yet: nothing to show of their equality to their source."
+        return Fragment(html=f"{html}<p class=note>{text}</p>", plain=f"{plain}\n{text}")
+    html += f"<h3>Derived models against their source</h3>{table(_EQUAL, own, css='native')}"
+    return Fragment(
+        html=f"{html}<p class=note>{escape(_NOTE)}</p>", plain=f"{plain}\n{plain_table(_EQUAL, own)}\n{_NOTE}"
+    )
+
+
+def recipe_words(recipe: Recipe) -> str:
+    """Return a recipe in one sentence."""
+    source = " ".join(word for word in (recipe.source_id, recipe.source_quant) if word)
+    return {
+        "wheel": f"{recipe.member} out of the wheel {recipe.requirement}",
+        "quantize": f"llama.cpp's quantiser, {recipe.ftype}, from {source} widened to F32",
+        "widen": f"{source}, rows padded with zeros to {recipe.n_embd}",
+        "qwen2": f"{source}, moved to the qwen2 architecture, biases up to {number(recipe.bias)}, seed {recipe.seed}",
+        "synthetic": f"written from integers, {recipe.ftype}, seed {recipe.seed}",
+        "staged": f"staged by the operator from {recipe.repository}",
+    }.get(recipe.kind, recipe.kind)
+
+
+def _equality(status: ModelStatus, equality: Equality) -> list[str]:
+    return [
+        f"{status.pin.id} {status.pin.quant}",
+        equality.step,
+        equality.source or NONE,
+        count(equality.positions),
+        number(equality.rms_over_std),
+        number(equality.limit),
+        margin(equality.rms_over_std, equality.limit),
+        number(equality.max_abs),
+    ]

@@ -1,0 +1,80 @@
+"""One place for how an outcome looks: its word, its sign, its style, never by colour alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from parity_lib.base.names import Kind, Outcome
+from parity_lib.pages.kit.text import escape
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How an outcome is shown: a style, a sign that survives black and white, the word in a table."""
+
+    css: str
+    sign: str
+    word: str
+
+
+_LOOKS = {
+    Outcome.PARITY: Look("good", "✓", "ok"),
+    Outcome.DIVERGED: Look("bad", "✗", "DIVERGED"),
+    Outcome.INCOMPLETE: Look("warn", "!", "INCOMPLETE"),
+    Outcome.INVALID: Look("bad", "✗", "INVALID"),
+    Outcome.HOLE: Look("hole", "○", "hole"),
+    Outcome.REPORTED: Look("plain", "·", "reported"),
+}
+
+# Worst first: a reader sees what failed before what is well.
+_ORDER = (
+    Outcome.INVALID,
+    Outcome.DIVERGED,
+    Outcome.INCOMPLETE,
+    Outcome.HOLE,
+    Outcome.PARITY,
+    Outcome.REPORTED,
+)
+
+
+_KIND = {
+    Kind.TENSOR: "tensor differs",
+    Kind.OP: "wrong on llama.cpp's own inputs",
+    Kind.TOKENS: "another list of token ids",
+    Kind.TOP1: "top-1 differs",
+    Kind.TOP5_SET: "top-5 set differs",
+    Kind.LOGIT_DELTA: "delta over its limit",
+    Kind.RMS: "rms over its limit",
+    Kind.P99: "99th percentile of |delta| over its limit",
+    Kind.KL: "mean KL over its limit",
+    Kind.SPREAD: "llama.cpp's own spread is not the pinned one",
+    Kind.BITS: "two paths that must agree to the bit do not",
+    Kind.ISA: "other instructions ran than were asked for",
+    Kind.NON_FINITE: "not finite",
+}
+
+
+def kind_words(kind: Kind) -> str:
+    """Return what a kind of divergence says, in plain words."""
+    return _KIND[kind]
+
+
+def look(outcome: Outcome) -> Look:
+    """Return how an outcome is shown."""
+    return _LOOKS[outcome]
+
+
+def severity(outcome: Outcome) -> int:
+    """Return a sort key: failing outcomes first."""
+    return _ORDER.index(outcome)
+
+
+CAUGHT = Look("good", "✓", "caught")  # a red control that did its work
+EXPECTED = Look("hole", "✗", "DIVERGED, as expected")  # a known finding: red, and no news
+
+
+def badge(shown: Look, text: str = "", address: str = "") -> str:
+    """Return a sign and its word, or another text, as markup; a link where there is an address."""
+    inside = f'<span class="sign" aria-hidden="true">{shown.sign}</span> {escape(text or shown.word)}'
+    linked = f'<a href="{escape(address)}">{inside}</a>' if address else inside
+    return f'<span class="badge {shown.css}">{linked}</span>'

@@ -1,0 +1,60 @@
+"""Whose error it is on the deployed file: both engines against an arbiter that rounds activations as the reference."""
+
+from __future__ import annotations
+
+from parity_lib.judge.blame import EQUAL, Blame
+from parity_lib.pages.kit.fragment import Column, Fragment, details, plain_table, table
+from parity_lib.pages.kit.text import escape, number
+from parity_lib.trace.token import TokenTrace
+
+_COLUMNS = (
+    Column("after"),
+    Column("burn to arbiter", numeric=True),
+    Column("llama.cpp to arbiter", numeric=True),
+    Column("burn / llama.cpp", numeric=True),
+    Column("llama.cpp / burn", numeric=True),
+    Column("95 % interval"),
+    Column("who"),
+)
+
+
+def native_blame(trace: TokenTrace) -> Fragment:
+    """Return the sentence for the logits of the deployed file, and the errors layer by layer, folded."""
+    blames = trace.native_layers.blames
+    rows = [_row(blame) for blame in blames]
+    logits = blames[-1]
+    sentence = (
+        f"On the deployed file, from the tokens to the logits: burn {number(logits.burn)} and llama.cpp "
+        f"{number(logits.llamacpp)} from float64 with the reference's rounding of activations: {_words(logits)}."
+    )
+    note = (
+        "Relative errors, norms over the channels, pooled over the positions up to the traced one; the interval is "
+        f"from a bootstrap over {logits.n} {logits.drawn}. A rounding that falls the other way is another input "
+        "from there on, so sound engines are far apart here and about equally far from the arbiter; where only one of "
+        "them had such a step it shows as many times, and is nobody's fault while every op above is inside its limits."
+    )
+    body = details(f"{len(rows)} rows: layer by layer", table(_COLUMNS, rows, css="layers"))
+    html = f'<p>{escape(sentence)}</p>{body}<p class="note">{escape(note)}</p>'
+    return Fragment(html=html, plain="\n".join([sentence, plain_table(_COLUMNS, rows), note]))
+
+
+def _row(blame: Blame) -> list[str]:
+    return [
+        blame.where,
+        number(blame.burn),
+        number(blame.llamacpp),
+        number(blame.ratio),
+        number(_inverse(blame)),
+        f"{number(blame.low)} to {number(blame.high)}",
+        blame.word,
+    ]
+
+
+def _words(blame: Blame) -> str:
+    if blame.word == EQUAL:
+        return f"equal, {number(blame.ratio)} times ({number(blame.low)} to {number(blame.high)})"
+    return f"{blame.word}, {number(max(blame.ratio, _inverse(blame)))} times"
+
+
+def _inverse(blame: Blame) -> float:
+    return 1 / blame.ratio if blame.ratio else float("inf")

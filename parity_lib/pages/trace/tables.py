@@ -1,0 +1,182 @@
+"""Tables of a trace: both top-5s, layers, ops worst first, and the commands that go on from here."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from parity_lib.base.names import TOP_JUDGED
+from parity_lib.judge.blame import Blame
+from parity_lib.numerics.op_error import OpError
+from parity_lib.pages.cell.positions import Positions
+from parity_lib.pages.kit.fragment import Column, Fragment, details, plain_table, table
+from parity_lib.pages.kit.op_names import op_words
+from parity_lib.pages.kit.text import NONE, Words, count, escape, number, percent, signed
+from parity_lib.pages.trace.conclusion import traced_positions
+from parity_lib.trace.token import TokenTrace
+
+_OPS_SHOWN = 24
+_FOLDED_FROM = 14  # rows
+_TOPS = (
+    Column("rank", numeric=True),
+    Column("llama.cpp"),
+    Column("logit", numeric=True),
+    Column("probability", numeric=True),
+    Column("burn"),
+    Column("logit", numeric=True),
+    Column("probability", numeric=True),
+)
+_OPS = (
+    Column("op"),
+    Column("pass"),
+    Column("of its limit", numeric=True),
+    Column("local NMSE, native", numeric=True),
+    Column("worst position (token)", numeric=True),
+    Column("worst channel", numeric=True),
+    Column("local NMSE, twin", numeric=True),
+    Column("total NMSE, twin", numeric=True),
+    Column("inherited", numeric=True),
+)
+_LAYERS = (
+    Column("after"),
+    Column("part of delta, logits", numeric=True),
+    Column("share of delta", numeric=True),
+    Column("error that enters", numeric=True),
+    Column("gain", numeric=True),
+    Column("inherited", numeric=True),
+    Column("new here", numeric=True),
+    Column("burn / llama.cpp to arbiter", numeric=True),
+    Column("95 % interval"),
+    Column("who"),
+)
+
+
+def top_table(trace: TokenTrace, words: Words | None = None, row: int | None = None) -> Fragment:
+    """Return both top-5s at a row (the traced one) with text, logit and probability, and the margins."""
+    words, shown = words or Words(), traced_positions(trace)
+    row = trace.place.row if row is None else row
+    r, c = shown.pair.reference, shown.pair.candidate
+    rows = []
+    for rank in range(min(TOP_JUDGED, r.topk_ids.shape[1])):
+        line = [str(rank + 1)]
+        for side in (r, c):
+            logit = float(side.topk_logits[row, rank])
+            share = math.exp(logit - float(side.logsumexp[row])) if math.isfinite(logit) else math.nan
+            line += [words.token(int(side.topk_ids[row, rank])), number(logit, 6), percent(share)]
+        rows.append(line)
+    note = _margins(shown, row)
+    marks = ['class="bad"' if line[1] != line[4] else "" for line in rows]
+    html = table(_TOPS, rows, row_attributes=marks, css="tops", cards=False) + f'<p class="note">{escape(note)}</p>'
+    return Fragment(html=html, plain=f"{plain_table(_TOPS, rows)}\n{note}")
+
+
+def _margins(shown: Positions, row: int) -> str:
+    r, c = shown.pair.reference, shown.pair.candidate
+    margins = [float(side.topk_logits[row, 0]) - float(side.topk_logits[row, 1]) for side in (r, c)]
+    return (
+        f"Margin, first minus second: llama.cpp {number(margins[0], 3)}, burn {number(margins[1], 3)} logits. Delta "
+        f"{signed(float(shown.delta[row]))} at id {shown.delta_id[row]}; rms over the vocabulary "
+        f"{number(float(shown.rms_over_std[row]))} of the row's standard deviation."
+    )
+
+
+def layer_table(trace: TokenTrace) -> Fragment:
+    """Return each layer's part of the delta, what is inherited and what is new there, and whose error it is."""
+    entered, fall = trace.entered, trace.by_layer
+    rows = []
+    for layer, blame in enumerate(trace.layers.blames[:-1]):
+        split = [NONE] * 6
+        if entered is not None and fall is not None:
+            part, at_entry, came = fall.parts[1 + layer], entered.entered[layer], entered.inherited[layer]
+            gain = number(came / at_entry) if at_entry else NONE
+            split = [signed(part.value), _share(fall.share(part.name)), number(at_entry), gain, number(came)]
+            split.append(number(entered.new[layer]))
+        rows.append([blame.where, *split, *_blame(blame)])
+    head = [NONE] * 6
+    if fall is not None:
+        value = sum(part.value for part in fall.parts if part.name.startswith("result_"))
+        head = [signed(value), _share(value / fall.delta if fall.delta else 0.0), *[NONE] * 4]
+    rows.append(["logits", *head, *_blame(trace.layers.blames[-1])])
+    marks = ['class="bad"' if row[-1] != "equal" else "" for row in rows]
+    drawn = trace.layers.blames[-1]
+    note = (
+        "Errors are norms of the residual stream, as shares of llama.cpp's own at the traced token: what enters a "
+        "layer, times its gain, is what it inherits; what it gets wrong on llama.cpp's own input is new. Arbiter: "
+        f"float64 on the same file; the interval is from a bootstrap over {drawn.n} {drawn.drawn}."
+    )
+    body = table(_LAYERS, rows, row_attributes=marks, css="layers") + f'<p class="note">{escape(note)}</p>'
+    if len(rows) > _FOLDED_FROM:
+        body = details(f"{len(rows)} rows: part of the delta, inherited, new, and whose, layer by layer", body)
+    return Fragment(html=body, plain=f"{plain_table(_LAYERS, rows)}\n{note}")
+
+
+def op_table(trace: TokenTrace) -> Fragment:
+    """Return the replayed ops that use up most of their limits, worst first, with their total error beside."""
+    local = {error.site: error for error in trace.twin_ops}
+    total = {error.site: error for error in trace.followed.errors}
+    ranked = sorted(trace.ops.errors, key=lambda error: (-error.share, -error.nmse))
+    rows = [_op(trace, error, local[error.site], total[error.site]) for error in ranked[:_OPS_SHOWN]]
+    marks = ["" if error.share <= 1 else 'class="bad"' for error in ranked[:_OPS_SHOWN]]
+    n_over = sum(not error.share <= 1 for error in ranked)
+    note = (
+        f"{count(len(ranked))} of {count(trace.ops.expected)} ops replayed on the native path, {count(n_over)} over a "
+        f"limit; the {len(rows)} nearest to theirs. NMSE: sum of squared differences over sum of squares. Inherited: "
+        "total less local, on the F32 twin, over all watched positions."
+    )
+    html = f'<p class="note">{escape(note)}</p>' + table(_OPS, rows, row_attributes=marks, css="ops")
+    return Fragment(html=html, plain=f"{note}\n{plain_table(_OPS, rows)}")
+
+
+def _op(trace: TokenTrace, error: OpError, local: OpError, total: OpError) -> list[str]:
+    inherited = total.nmse - local.nmse if math.isfinite(total.nmse) and math.isfinite(local.nmse) else math.nan
+    return [
+        op_words(error.site).replace("`", ""),
+        error.phase,
+        "over" if math.isinf(error.share) else percent(error.share) if error.share <= 1 else f"{number(error.share)}x",
+        number(error.nmse),
+        f"{error.position} ({error.position - trace.place.n_prompt + 1})",
+        str(error.channel),
+        number(local.nmse),
+        number(total.nmse),
+        NONE if math.isnan(inherited) else number(max(inherited, 0.0)),
+    ]
+
+
+def trace_commands(trace: TokenTrace) -> Fragment:
+    """Return the commands that go on from here: this trace, the next token, the cell, a capsule where there is one."""
+    place, request = trace.place, trace.cell.request
+    base = f"parity trace {request.model} {request.quant}".rstrip()
+    tail = f" --fault {request.fault}" if request.fault else ""
+    tail += f" --prompts {request.prompts}" if request.prompts else ""
+    lines = [("this token again", f"{base} --prompt {place.prompt_idx} --token {place.token_idx}{tail}")]
+    if place.row + 1 < len(place.sequence):
+        lines.append(("the next token", f"{base} --prompt {place.prompt_idx} --token {place.token_idx + 1}{tail}"))
+    if place.row > 0:
+        lines.append(("the token before", f"{base} --prompt {place.prompt_idx} --token {place.token_idx - 1}{tail}"))
+    first = _first_over(trace)
+    if first is not None and first != place.token_idx:
+        lines.append(("first over its limit", f"{base} --prompt {place.prompt_idx} --token {first}{tail}"))
+    lines.append(("the whole cell", f"parity run {request.model} {request.quant}".rstrip() + tail))
+    if trace.capsule is not None:
+        lines.append((f"replay the failing op (folder {trace.capsule.name})", f"parity replay {trace.capsule}"))
+    columns = (Column("what"), Column("command", markup=True))
+    rows = [[what, f"<code>{escape(command)}</code>"] for what, command in lines]
+    plain = "\n".join(f"{what}: {command}" for what, command in lines)
+    note = f"The failing op could not be kept in a capsule: {trace.capsule_lost}" if trace.capsule_lost else ""
+    html = table(columns, rows, css="commands") + (f'<p class="note">{escape(note)}</p>' if note else "")
+    return Fragment(html=html, plain=f"{plain}\n{note}".rstrip())
+
+
+def _first_over(trace: TokenTrace) -> int | None:
+    shown = traced_positions(trace)
+    over = np.flatnonzero(~(shown.share <= 1))
+    return int(shown.token_idx[over[0]]) if over.size else None
+
+
+def _blame(blame: Blame) -> list[str]:
+    return [number(blame.ratio), f"{number(blame.low)} to {number(blame.high)}", blame.word]
+
+
+def _share(share: float) -> str:
+    return f"{round(share * 100, 1) + 0.0:.1f} %" if math.isfinite(share) else NONE  # never -0.0

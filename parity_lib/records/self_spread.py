@@ -1,0 +1,208 @@
+"""The reference's own spread as a record: how far llama.cpp is from itself, position by position. No judging.
+
+One *spread* is a pair of runs of the reference on the same file and the same fed tokens, strict settings against
+another way to run it, or against its own F32 twin. Of each only numbers per position are kept, no rows: about
+0.2 MB for 3,500 positions. They are float32 from the start, so that a stored record is equal to the one measured.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from parity_lib.base.errors import RecordError, TraceMismatchError
+from parity_lib.base.json_text import decode, encode
+from parity_lib.base.names import Kind
+from parity_lib.records.traces import F32, I32
+
+SCHEMA = "parity/spread/1"
+STRICT = "strict"
+DEFAULT, FLASH_F16, DEFAULT_DECODE, OTHER_BUILD = "default", "flash_f16", "default_decode", "other_build"
+VARIANTS = (DEFAULT, FLASH_F16, DEFAULT_DECODE, OTHER_BUILD)
+"""Ways to run the reference whose differences are its self-spread. All but one are compared with strict settings;
+``default_decode`` is the defaults one token at a time, compared with the defaults in batches."""
+AGAINST = {DEFAULT: STRICT, FLASH_F16: STRICT, DEFAULT_DECODE: DEFAULT, OTHER_BUILD: STRICT}
+TWIN = "twin"
+"""The F32 twin against the file as it is: what an exact product of the same weights must show, seen by the reference
+alone. No part of the self-spread: limits are derived from it."""
+
+Flags = npt.NDArray[np.bool_]
+_DTYPES: Mapping[str, str] = {
+    "rows": "<i4",
+    "rms": "<f4",
+    "std": "<f4",
+    "mean": "<f4",
+    "delta": "<f4",
+    "kl": "<f4",
+    "pair_sigma": "<f4",
+    "top1_equal": "|b1",
+    "top5_equal": "|b1",
+    "prompt_idx": "<i4",
+    "token_idx": "<i4",
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Variant:
+    """One pair of runs of the reference, by position. delta = the other run minus the one it is compared with."""
+
+    name: str  # of VARIANTS, or TWIN
+    against: str  # what it is compared with: STRICT or DEFAULT
+    asked: int  # positions that it was to give; fewer rows are a hole
+    same_as: str  # an earlier variant, or what it is compared with, if all its bits are the same; else empty
+    run: Mapping[str, Any]  # settings as read back, environment, weight buffers, threads, leg: proof that it ran
+    rows: I32  # (m,): which positions of the record
+    rms: F32  # (m,) logits, over the whole vocabulary
+    std: F32  # (m,) logits, of the row that it is compared with
+    mean: F32  # (m,) logits, of the same row
+    delta: F32  # (m,) logits, at delta_id
+    kl: F32  # (m,) nats
+    pair_sigma: F32  # (m,) logits, of the difference of two top logits
+    top1_equal: Flags  # (m,)
+    top5_equal: Flags  # (m,) as a set
+
+    def __post_init__(self) -> None:
+        for name in _arrays(type(self)):
+            array = getattr(self, name)
+            if array.shape != self.rows.shape:
+                raise TraceMismatchError(
+                    "the arrays of a spread differ in length",
+                    place=f"{self.name}: {name}",
+                    expected=self.rows.shape,
+                    found=array.shape,
+                )
+            array.setflags(write=False)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class Displaced(NamedTuple):
+    """A flip between the reference's F32 twin and the file as it is that the self-spread does not explain.
+
+    All settings of the reference agree with each other there and not with the exact product: an error that they
+    share. It is measured without the candidate.
+    """
+
+    prompt_idx: int
+    token_idx: int
+    kind: Kind
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SelfSpread:
+    """All that was measured of the reference against itself, for one file, one set of fed tokens and one machine."""
+
+    model_sha256: str
+    prompts_sha256: str  # of the prompts file
+    isa: str
+    machine_class: str
+    commit: str  # of llama.cpp
+    prompt_idx: I32  # (n,): every position that the cell expects, in fed order
+    token_idx: I32  # (n,)
+    variants: tuple[Variant, ...]  # in order of VARIANTS
+    absent: Mapping[str, str]  # variant -> why it was not run
+    twin: Variant
+    displaced: tuple[Displaced, ...] = ()
+    schema: str = SCHEMA
+
+    def __len__(self) -> int:
+        return len(self.prompt_idx)
+
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """Return the variants that the spread is pooled over: those of this build that are no copy, bit by bit.
+
+        A copy of an earlier variant would count one difference twice, a copy of what it is compared with is none.
+        The other build is told beside them: whether there is one hangs on the machine's cache, and no limit may.
+        """
+        return tuple(v.name for v in self.variants if not v.same_as and v.name != OTHER_BUILD)
+
+    def variant(self, name: str) -> Variant | None:
+        """Return one variant, or None if it was not run."""
+        return next((v for v in self.variants if v.name == name), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON object; ``from_json`` gives back a record with the same bits."""
+        return {
+            **{f.name: encode(getattr(self, f.name)) for f in fields(self) if f.name not in _PACKED},
+            "prompt_idx": _pack(self.prompt_idx),
+            "token_idx": _pack(self.token_idx),
+            "variants": [_variant_to_json(v) for v in self.variants],
+            "twin": _variant_to_json(self.twin),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> SelfSpread:
+        """Return the record of ``to_json``.
+
+        Raises:
+            RecordError: another version, a field missing or unknown, or an array that is not of its type.
+        """
+        _same_fields(cls, data, "spread")
+        if data["schema"] != SCHEMA:
+            raise RecordError("a spread of another version", expected=SCHEMA, found=data["schema"])
+        values = dict(data) | {
+            "prompt_idx": _unpack(data, "prompt_idx"),
+            "token_idx": _unpack(data, "token_idx"),
+            "variants": tuple(_variant_from_json(v) for v in data["variants"]),
+            "twin": _variant_from_json(data["twin"]),
+            "displaced": tuple(Displaced(int(p), int(t), Kind(kind)) for p, t, kind in data["displaced"]),
+        }
+        return cls(**values)
+
+
+_PACKED = ("prompt_idx", "token_idx", "variants", "twin")
+
+
+def with_copies_marked(variants: tuple[Variant, ...], digests: Mapping[str, bytes]) -> tuple[Variant, ...]:
+    """Return the variants, each with the name of what it is a copy of, bit by bit, or with none.
+
+    Args:
+        variants: in order of VARIANTS.
+        digests: of all rows of a variant together.
+    """
+    first: dict[tuple[str, bytes], str] = {}
+    marked = []
+    for variant in variants:
+        earlier = first.setdefault((variant.against, digests[variant.name]), variant.name)
+        same_as = "" if earlier == variant.name else earlier
+        marked.append(replace(variant, same_as=same_as if np.any(variant.rms != 0) else variant.against))
+    return tuple(marked)
+
+
+def _arrays(cls: type) -> list[str]:
+    return [f.name for f in fields(cls) if f.name in _DTYPES]
+
+
+def _variant_to_json(variant: Variant) -> dict[str, Any]:
+    arrays = {name: _pack(getattr(variant, name)) for name in _arrays(Variant)}
+    return {f.name: encode(getattr(variant, f.name)) for f in fields(variant) if f.name not in arrays} | arrays
+
+
+def _variant_from_json(data: Mapping[str, Any]) -> Variant:
+    _same_fields(Variant, data, "variant of a spread")
+    plain = {f.name: decode(data[f.name]) for f in fields(Variant) if f.name not in _DTYPES}
+    return Variant(**plain, **{name: _unpack(data, name) for name in _arrays(Variant)})
+
+
+def _same_fields(cls: type, data: Mapping[str, Any], place: str) -> None:
+    names = {f.name for f in fields(cls)}
+    if set(data) != names:
+        raise RecordError("has other fields", place=place, expected=sorted(names), found=sorted(data))
+
+
+def _pack(array: npt.NDArray[Any]) -> str:
+    return base64.b64encode(array.tobytes()).decode()
+
+
+def _unpack(data: Mapping[str, Any], name: str) -> Any:  # noqa: ANN401 - an array of the type that the name has
+    try:
+        return np.frombuffer(base64.b64decode(data[name], validate=True), _DTYPES[name]).copy()
+    except (TypeError, ValueError) as error:
+        raise RecordError("is no array of its type", place=name, expected=_DTYPES[name], found=error) from error

@@ -1,0 +1,272 @@
+"""What a comparison concluded: rungs, divergences, the greppable line. Data only, no judging."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from parity_lib.base.errors import ParityFailure
+from parity_lib.base.json_text import decode, encode
+from parity_lib.base.names import Kind, LedgerClass, Outcome, Rung
+from parity_lib.records.traces import RunInfo
+
+SCHEMA = "parity/verdict/1"
+
+TopK = tuple[tuple[int, float], ...]  # (token id, logit), logit descending, ties by lower id
+
+
+@dataclass(frozen=True, slots=True)
+class CellId:
+    """What was compared; the key of every line, file and row of the night."""
+
+    model: str
+    quant: str
+    isa: str
+    stack: str
+    compute: str
+
+    @property
+    def key(self) -> str:
+        """Return the cell's name as a file-system friendly word."""
+        return "-".join((self.model, self.quant, self.isa, self.stack, self.compute)).replace("/", "_")
+
+    def __str__(self) -> str:
+        return " · ".join((self.model, self.quant, self.isa, self.stack, self.compute))
+
+    def fields(self) -> str:
+        """Return ``model=.. quant=.. isa=.. stack=.. compute=..``, the head of every greppable line."""
+        return f"model={self.model} quant={self.quant} isa={self.isa} stack={self.stack} compute={self.compute}"
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """One place where the candidate left the reference."""
+
+    rung: Rung
+    kind: Kind
+    limit: float  # in the unit of delta; 0.0 where equality is asked for
+    prompt_idx: int | None = None  # None where the divergence has no position (a tensor)
+    token_idx: int | None = None
+    where: str | None = None  # tensor or site
+    top5_burn: TopK = ()
+    top5_llamacpp: TopK = ()
+    delta: float | None = None  # candidate minus reference at delta_id, logits (or ULP for a tensor)
+    delta_id: int | None = None
+    ledger: LedgerClass | None = None
+    note: str = ""
+
+    def line(self, cell: CellId, *, control: bool = False) -> str:
+        """Return the one greppable line of this divergence, by the names that the user gave."""
+        parts = ["CONTROL" if control else "DIVERGED", cell.fields(), f"rung={self.rung}"]
+        if self.prompt_idx is not None:
+            parts.append(f"prompt_idx={self.prompt_idx} token_idx={self.token_idx}")
+        if self.where is not None:
+            parts.append(f"where={self.where}")
+        parts.append(f"kind={self.kind}")
+        if self.top5_burn or self.top5_llamacpp:
+            parts.append(f"top5_burn={_top(self.top5_burn)} top5_llamacpp={_top(self.top5_llamacpp)}")
+        if self.delta is not None:
+            parts.append(f"delta={self.delta:+.6g}")
+        if self.delta_id is not None:
+            parts.append(f"delta_id={self.delta_id}")
+        parts.append(f"limit={self.limit:g}")
+        if self.ledger is not None:
+            parts.append(f"ledger={self.ledger}")
+        if self.note:
+            parts.append(f"note={json.dumps(self.note, ensure_ascii=False)}")
+        return " ".join(parts)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Divergence:
+        """Return the record of a JSON object that matches the schema of a divergence."""
+        values = decode(dict(data))
+        values["rung"], values["kind"] = Rung(values["rung"]), Kind(values["kind"])
+        values["ledger"] = None if values["ledger"] is None else LedgerClass(values["ledger"])
+        for name in ("top5_burn", "top5_llamacpp"):
+            values[name] = tuple((token, logit) for token, logit in values[name])
+        return cls(**values)
+
+
+def _top(top: TopK) -> str:
+    return "[" + ",".join(f"({token},{logit:.4f})" for token, logit in top) + "]"
+
+
+@dataclass(frozen=True, slots=True)
+class RungResult:
+    """One rung: how much was expected, how much was compared, the worst case against its limit."""
+
+    rung: Rung
+    outcome: Outcome
+    expected: int
+    compared: int
+    worst: float | None  # None where the rung is exact and equal
+    limit: float | None  # None where the rung is exact
+    unit: str  # "logits", "rms/std", "ULP", "pins", ...
+    worst_where: str = ""
+    source: str = ""  # where the limit comes from
+    note: str = ""
+
+    @property
+    def margin(self) -> float | None:
+        """Return limit over worst (above 1 is inside); None where there is no number or nothing differed."""
+        if self.worst is None or self.limit is None or self.worst == 0 or not math.isfinite(self.worst):
+            return None
+        return self.limit / self.worst
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> RungResult:
+        """Return the record of a JSON object that matches the schema of a rung."""
+        values = decode(dict(data))
+        return cls(**{**values, "rung": Rung(values["rung"]), "outcome": Outcome(values["outcome"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The record of one cell. ``outcome`` is derived once, by ``conclude``, and stored."""
+
+    cell: CellId
+    outcome: Outcome
+    rungs: tuple[RungResult, ...]
+    divergences: tuple[Divergence, ...]
+    runs: Mapping[str, RunInfo]  # "reference", "reference-twin", "candidate"
+    provisional: bool  # a limit was measured, but not yet from the kernel baseline
+    unpinned: bool  # file or prompts are the user's own
+    causes: tuple[str, ...] = ()  # why it is INCOMPLETE, one sentence each
+    literal: Mapping[str, Any] = field(default_factory=dict)  # T5 numbers, statistics, ledger counts
+    pins: Mapping[str, Any] = field(default_factory=dict)  # hash of prompts, plan, tolerances
+    control: bool = False
+    created_at: str = ""
+    seconds: float = 0.0
+    schema: str = SCHEMA
+
+    def rung(self, rung: Rung) -> RungResult | None:
+        """Return the result of one rung, or None if the cell did not run it."""
+        return next((result for result in self.rungs if result.rung == rung), None)
+
+    @property
+    def lowest_broken(self) -> RungResult | None:
+        """Return the lowest rung that is neither at parity nor merely reported."""
+        bad = (Outcome.DIVERGED, Outcome.INCOMPLETE)
+        return next((r for r in sorted(self.rungs, key=lambda r: r.rung.value) if r.outcome in bad), None)
+
+    def lines(self) -> list[str]:
+        """Return the greppable lines: every divergence, then every cause of an incomplete comparison."""
+        lines = [d.line(self.cell, control=self.control) for d in self.divergences]
+        word = "CONTROL" if self.control else "INCOMPLETE"
+        lines += [f"{word} {self.cell.fields()} cause={json.dumps(c, ensure_ascii=False)}" for c in self.causes]
+        return lines
+
+    def require_parity(self) -> None:
+        """Raise ``ParityFailure`` with the first lines unless the outcome is ``PARITY``."""
+        if self.outcome is Outcome.PARITY:
+            return
+        lines = self.lines()
+        shown = "\n".join(lines[:5])
+        more = f"\n... and {len(lines) - 5} more lines" if len(lines) > 5 else ""
+        raise ParityFailure(f"{self.outcome}: {self.cell}\n{shown}{more}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object of ``verdict.json``; ``from_json`` gives back an equal record."""
+        data = encode(self)
+        assert isinstance(data, dict)
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Verdict:
+        """Return the record of a JSON object that matches the schema of a verdict."""
+        values = dict(data)
+        return cls(
+            **{
+                **values,
+                "cell": CellId(**values["cell"]),
+                "outcome": Outcome(values["outcome"]),
+                "rungs": tuple(RungResult.from_json(rung) for rung in values["rungs"]),
+                "divergences": tuple(Divergence.from_json(item) for item in values["divergences"]),
+                "runs": {name: RunInfo.from_json(run) for name, run in values["runs"].items()},
+                "causes": tuple(values["causes"]),
+                "literal": decode(values["literal"]),
+                "pins": decode(values["pins"]),
+                "seconds": decode(values["seconds"]),
+            }
+        )
+
+    def contradictions(self) -> list[str]:
+        """Return what in this record denies its own outcome, one sentence each; empty for a sound record.
+
+        A stored PARITY is trusted by a night without the engines: it must follow from the rungs beside it.
+        """
+        found = []
+        concluded, causes = conclude(self.rungs, required=())
+        if self.outcome is Outcome.PARITY:
+            if not self.rungs:
+                found.append("PARITY without a rung")
+            if self.causes or causes:
+                found.append(f"PARITY although: {'; '.join((*self.causes, *causes))}")
+            lost = self.literal.get("n_nonfinite", {})
+            if any(lost.values()):
+                found.append(f"PARITY although logits are not finite: {dict(lost)}")
+        if concluded is Outcome.DIVERGED and self.outcome is not Outcome.DIVERGED:
+            found.append(f"a rung diverged and the outcome is {self.outcome}")
+        if self.outcome is Outcome.DIVERGED and concluded is not Outcome.DIVERGED:
+            found.append("DIVERGED although no rung diverged")
+        red = {result.rung for result in self.rungs if result.outcome is Outcome.DIVERGED}
+        listed = {divergence.rung for divergence in self.divergences}
+        if red != listed:
+            found.append(f"rungs that diverged: {sorted(red)}; rungs with a divergence listed: {sorted(listed)}")
+        return found
+
+
+def margin_words(margin: float) -> str:
+    """Return limit over worst in words: ``4.5x inside``, ``340x over``, or ``over`` where equality was asked for."""
+    if margin <= 0:
+        return "over"
+    return f"{_times(margin if margin >= 1 else 1 / margin)}x {'inside' if margin >= 1 else 'over'}"
+
+
+def _times(ratio: float) -> str:
+    """Return a factor of at least 1; rounding never turns 1.04 into a plain 1."""
+    if ratio >= 1e6:
+        return f"{ratio:.0e}".replace("e+0", "e").replace("e+", "e")
+    return f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.1f}" if ratio >= 1.1 or ratio == 1 else f"{ratio:.3f}"
+
+
+def conclude(rungs: Sequence[RungResult], *, required: Sequence[Rung]) -> tuple[Outcome, tuple[str, ...]]:
+    """Return the outcome of a cell and the causes of what is incomplete.
+
+    A pin mismatch judges nothing, whatever else was seen. Then a divergence is a fact that no hole can undo.
+    A rung that is required and absent, or that compared less than it expected, or that expected nothing,
+    makes the cell incomplete, and so does a cell in which no rung was judged: nothing passes vacuously.
+    """
+    seen = {result.rung: result for result in rungs}
+    causes = [f"{rung.title}: did not run" for rung in required if rung not in seen]
+    causes += [cause for cause in map(_cause, rungs) if cause is not None]
+    pins = seen.get(Rung.T0)
+    if pins is not None and pins.outcome is not Outcome.PARITY:
+        return Outcome.INCOMPLETE, tuple(causes)
+    if any(result.outcome is Outcome.DIVERGED for result in rungs):
+        return Outcome.DIVERGED, tuple(causes)
+    if not causes and not any(result.outcome is Outcome.PARITY for result in rungs):
+        causes.append("no rung was judged")
+    return (Outcome.INCOMPLETE if causes else Outcome.PARITY), tuple(causes)
+
+
+def _cause(result: RungResult) -> str | None:
+    """Return why this rung leaves the cell incomplete, or None.
+
+    Only T7 may be a hole: which instructions ran changes no number that the other rungs have judged.
+    """
+    if result.outcome is Outcome.HOLE and result.rung is Rung.T7:
+        return None
+    if result.outcome not in (Outcome.PARITY, Outcome.DIVERGED, Outcome.REPORTED):
+        return f"{result.rung.title}: {result.note or result.outcome.lower()}"
+    if result.expected <= 0:
+        return f"{result.rung.title}: expected nothing, so nothing was shown"
+    if result.compared != result.expected:
+        return f"{result.rung.title}: compared {result.compared} of {result.expected}"
+    numbers = [value for value in (result.worst, result.limit) if value is not None]
+    if result.outcome is Outcome.PARITY and not all(map(math.isfinite, numbers)):
+        return f"{result.rung.title}: its worst case or its limit is not finite"
+    return None

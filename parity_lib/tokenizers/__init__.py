@@ -1,0 +1,1 @@
+"""Tokenizers built from a file's metadata, the texts they are compared on, the cases of vocabularies."""

@@ -1,0 +1,1 @@
+"""One token traced through every layer of both engines."""

@@ -1,0 +1,121 @@
+"""The native path of a trace: T3 of one sequence, the error split of its products, a capsule of what is over."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from parity_lib.base.errors import ParityError
+from parity_lib.base.names import Compute, Settings
+from parity_lib.cell.open_engines import open_burn
+from parity_lib.cell.place import Place
+from parity_lib.cell.request import Cell
+from parity_lib.engines import sites
+from parity_lib.engines.burn.split import ROWS
+from parity_lib.engines.node_file import NodeFile
+from parity_lib.engines.worker.client import Worker
+from parity_lib.judge.error_split import ErrorSplit, LogitSplit, rms_over_std
+from parity_lib.judge.t3_ops import Replayed
+from parity_lib.models.twins import ensure_twin
+from parity_lib.records.traces import F32
+from parity_lib.trace.layers import Layers, compare_layers
+from parity_lib.trace.reproducer.make import save_capsule
+from parity_lib.trace.runs import arbitrate, capture, replay
+
+LOGITS = "split.f32"
+
+CAPSULE = "capsule"  # folder beside the page
+
+
+@dataclass(frozen=True, slots=True)
+class Native:
+    """What is found on the native path, while the capture of the deployed file is there."""
+
+    ops: Replayed  # T3
+    split: ErrorSplit
+    layers: Layers  # end to end, the arbiter rounding activations as the reference does
+    capsule: Path | None  # of the first op over its limit
+    capsule_lost: str  # why there is none although an op is over
+
+
+def trace_native(cell: Cell, place: Place, folder: Path) -> Native:
+    """Lead the candidate through the reference's run of the deployed file; in bf16, of its BF16 twin."""
+    is_bf16 = cell.id.compute == Compute.BF16
+    path = ensure_twin(cell.model_path, cell.pins, kind="BF16") if is_bf16 else cell.model_path
+    watched = place.passes[len(place.fills) :]
+    n_sites = len(sites.expected(cell.facts.n_layer, cell.facts.biases))
+    compute = Compute.BF16 if is_bf16 else Compute.GGML
+    run = capture(cell, path, place, place.passes, folder)
+    try:
+        errors = tuple(replay(cell, compute, folder))
+        found = Replayed(place.prompt_idx, place.n_prompt, Settings.STRICT, watched, n_sites * len(watched), errors)
+        split = split_errors(cell, place.sequence, folder, path, compute)
+        layers = _end_to_end(cell, place, path, compute, folder)
+        capsule, lost = None, ""
+        try:
+            capsule = save_capsule(cell, folder, found, path, compute, run, cell.out_dir / CAPSULE)
+        except ParityError as error:  # the trace says what is wrong without it
+            lost = str(error)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return Native(found, split, layers, capsule, lost)
+
+
+def _end_to_end(cell: Cell, place: Place, path: Path, compute: Compute, folder: Path) -> Layers:
+    """Let the candidate run beside the capture with the reference's rounding, and hold both against the arbiter."""
+    with open_burn(cell, "burn_follow", compute=compute) as engine:
+        engine.call("follow", folder, cell.facts.n_head, cell.facts.n_head_kv)
+    exact = folder.with_name("rounded")
+    try:
+        arbitrate(cell, path, place, exact, rounded=True)
+        return compare_layers(cell.facts.n_layer, place, folder, exact)
+    finally:
+        shutil.rmtree(exact, ignore_errors=True)
+
+
+def split_errors(cell: Cell, sequence: Sequence[int], nodes: Path, file: Path, rounded: Compute) -> ErrorSplit:
+    """Split every product of a captured run, and its logits by running the candidate with and without rounding.
+
+    Args:
+        cell: its candidate, fault, leg and stack.
+        sequence: the tokens that were captured.
+        nodes: the capture, still there.
+        file: what the reference read.
+        rounded: the candidate's policy that rounds activations as the reference does on that file.
+
+    Raises:
+        EngineError: an engine refused or died, or the capture lacks a site.
+    """
+    progress = cell.progress.step("what each product's error is made of")
+    with open_burn(cell, "burn_split", compute=Compute.F32) as engine:
+        products = engine.call("split", nodes, file, progress=progress)
+        plain = _rows(engine, sequence, nodes)
+    with open_burn(cell, compute=rounded) as engine:
+        with_rounding = _rows(engine, sequence, nodes)
+    captured = NodeFile(nodes)
+    first = captured.first_watched
+    reference = captured.rows("result_output", first)
+    rows = (reference, plain[first:], with_rounding[first:])
+    logits = None
+    if all(np.isfinite(values).all() for values in rows):
+        logits = LogitSplit(
+            rounded=str(rounded),
+            n_positions=len(reference),
+            plain_to_reference=rms_over_std(reference, rows[1]),
+            plain_to_rounded=rms_over_std(reference, reference + (rows[2].astype(np.float64) - rows[1])),
+            rounded_to_reference=rms_over_std(reference, rows[2]),
+        )
+    return ErrorSplit(tuple(products), logits, min(ROWS, len(reference)))
+
+
+def _rows(engine: Worker, sequence: Sequence[int], nodes: Path) -> F32:
+    """Return the candidate's own rows of a sequence, ``(n, n_vocab)``."""
+    spool = nodes / LOGITS
+    engine.call("score", [list(sequence)], spool)
+    rows: F32 = np.fromfile(spool, "<f4").reshape(-1, engine.call("n_vocab"))
+    spool.unlink()
+    return rows

@@ -1,0 +1,131 @@
+"""Rung T7 of a cell, both engines real: proven, required, refused, built for another leg or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from parity_lib.base.errors import PinError, RecordError
+from parity_lib.base.json_text import encode
+from parity_lib.base.names import Isa, Outcome, Settings
+from parity_lib.cell import reference_cache, steps, t7_isa
+from parity_lib.cell.rows import Rows
+from parity_lib.cell.steps import Cell, Finding, Reference
+from parity_lib.engines import machine
+from parity_lib.engines.llamacpp import isa_build
+from parity_lib.records.isa_evidence import BURN, LLAMA_CPP, Evidence, proofs_of
+from parity_lib.records.pins import load_pins
+from tests.shared import reference_kept_in
+
+pytestmark = pytest.mark.engine
+
+PROMPTS = Path(__file__).parents[1] / "two_prompts.toml"
+
+
+class Proved(NamedTuple):
+    cell: Cell
+    reference: Reference
+    candidate: Rows
+    finding: Finding
+
+
+@pytest.fixture(scope="module")
+def proved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proved]:
+    path = tmp_path_factory.mktemp("isa")
+    with reference_kept_in(path / "traces"):
+        cell = steps.open_cell(
+            model="synthetic-llama", quant="Q8_0", prompts=str(PROMPTS), out_dir=path / "cell", n_threads=1
+        )
+        reference = steps.capture_reference(cell)
+        candidate = steps.capture_candidate(cell, reference)
+        yield Proved(cell, reference, candidate, steps.prove_isa(cell, reference, candidate))
+
+
+def test_both_engines_are_proved_by_what_they_ran(proved: Proved) -> None:
+    rung = proved.finding.rung
+    assert (rung.outcome, rung.expected, rung.compared) == (Outcome.PARITY, 2, 2)
+    proofs = proofs_of(proved.finding.literal)
+    assert [(p.evidence.engine, p.observed, p.proven) for p in proofs] == [
+        (BURN, proved.cell.id.isa, True),
+        (LLAMA_CPP, proved.cell.id.isa, True),
+    ]
+    assert [b.name for b in proofs[1].evidence.buffers] == ["CPU_Mapped"]
+    assert proved.finding.literal["isa"]["deployed"]["evidence"]["run"] == "default settings"
+    assert proved.cell.diary.cache["dispatch"] == "computed"
+    steps.prove_isa(proved.cell, proved.reference, proved.candidate)
+    assert proved.cell.diary.cache["dispatch"] == "cached"
+
+
+def test_what_was_kept_is_not_believed_where_it_saw_too_little(
+    proved: Proved, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(reference_cache, "traces_dir", lambda: tmp_path)
+    nothing = Evidence(LLAMA_CPP, "strict settings", proved.cell.id.isa, None, "lost")
+    real, calls = t7_isa._run, []
+
+    def run(cell: Cell, settings: Settings, sequence: list[int]) -> Evidence:
+        calls.append(settings)
+        return nothing if len(calls) <= 2 else real(cell, settings, sequence)
+
+    monkeypatch.setattr(t7_isa, "_run", run)
+    strict, _ = t7_isa.reference_evidence(proved.cell, proved.reference.sequences)
+    assert strict.sampled is not None
+    assert len(calls) == 4
+
+
+@pytest.mark.parametrize(("required", "outcome"), [(False, Outcome.HOLE), (True, Outcome.INCOMPLETE)])
+def test_unproven_is_a_hole_unless_the_cell_requires_it(proved: Proved, required: bool, outcome: Outcome) -> None:
+    cell = replace(proved.cell, request=replace(proved.cell.request, require_isa=required))
+    unseen = {"proof": encode(Evidence(BURN, "forced pass", cell.id.isa, None, "no sampler here"))}
+    candidate = replace(proved.candidate, run=replace(proved.candidate.run, isa_evidence=unseen))
+    finding = steps.prove_isa(cell, proved.reference, candidate)
+    assert (finding.rung.outcome, finding.divergences) == (outcome, ())
+    assert "no sampler here" in finding.rung.note
+
+
+def test_a_run_that_says_nothing_of_its_instructions_is_refused(proved: Proved) -> None:
+    candidate = replace(proved.candidate, run=replace(proved.candidate.run, isa_evidence={}))
+    with pytest.raises(RecordError, match="says nothing of its instructions"):
+        t7_isa.candidate_evidence(candidate.run.isa_evidence)
+
+
+def test_a_polyfill_in_a_cell_is_a_divergence(proved: Proved) -> None:
+    claim = t7_isa.candidate_evidence(proved.candidate.run.isa_evidence)
+    enough = replace(claim, requested="amx", sampled=proofs_of(proved.finding.literal)[0].evidence.sampled)
+    finding = t7_isa.prove_isa(proved.cell, proved.reference, enough)
+    assert finding.rung.outcome is Outcome.DIVERGED
+    [divergence] = finding.divergences
+    assert "asked for amx, saw" in divergence.note
+
+
+def test_strict_settings_of_the_amx_leg_are_asked_for_what_they_can_run(proved: Proved) -> None:
+    cell = replace(proved.cell, id=replace(proved.cell.id, isa="amx"))
+    claims = dict.fromkeys((str(Settings.STRICT), str(Settings.DEFAULT)))
+    kept = {name: encode(Evidence(LLAMA_CPP, f"{name} settings", "amx", None, "-")) for name in claims}
+    strict, deployed = t7_isa._asked(cell, reference_cache.Kept(kept))
+    assert (strict.requested, deployed.requested) == ("avx512", "amx")
+
+
+def test_the_installed_build_needs_no_switch_and_another_leg_its_folder(tmp_path: Path) -> None:
+    pin = load_pins().llama_cpp
+    host = str(machine.widest_leg(pin))
+    assert isa_build.leg_env(pin, host) == {}
+    assert isa_build.leg_receipt(pin, host).leg == host
+    others = [leg for leg in pin.legs if leg != host and not machine.missing_flags(pin.leg(leg).cpu_flags)]
+    assert others or host == Isa.AVX2  # on x86-64 with AVX-512 there is always avx2
+    for leg in others:
+        with pytest.raises(PinError, match=rf"no build of llama\.cpp for the leg.*parity isa build {leg}"):
+            isa_build.leg_env(pin, leg, tmp_path)
+
+
+def test_a_leg_that_the_cpu_lacks_is_refused_by_name(tmp_path: Path) -> None:
+    pin = load_pins().llama_cpp
+    lacking = [leg for leg in pin.legs if machine.missing_flags(pin.leg(leg).cpu_flags)]
+    assert lacking  # no CPU has both AMX and NEON
+    for leg in lacking:
+        with pytest.raises(PinError, match=r"lacks the instructions of the leg.*found without"):
+            isa_build.leg_env(pin, leg, tmp_path)

@@ -1,0 +1,153 @@
+"""Rung T7 on evidence: what proves a leg, what contradicts it, what is too little; a polyfill is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from parity_lib.base.errors import RecordError
+from parity_lib.base.json_text import encode
+from parity_lib.base.names import Kind, Outcome, Rung
+from parity_lib.judge.t7_isa import judge_isa, words
+from parity_lib.numerics.isa_samples import MIN_PRODUCTS, leg_of, prove, summarise
+from parity_lib.records.isa_evidence import BURN, LLAMA_CPP, UNPROVEN, Buffer, Evidence, Kernel
+from parity_lib.records.verdicts import conclude
+
+RECORDED = Path(__file__).parents[1] / "fixtures" / "polyfill.json"
+FMA512 = Kernel("burn_gguf.abi3.so", "kernel_target_avx512", "_mm512_fmadd_ps", "vfmadd231ps", 512, ("AVX512F",), 1)
+FMA256 = Kernel("burn_gguf.abi3.so", "kernel_target_fma", "_mm256_fmadd_ps", "vfmadd231ps", 256, ("FMA",), 1)
+DOT = Kernel("libggml-cpu.so.0", "ggml_vec_dot_q8_0_q8_0", "", "vpdpbusd", 256, ("AVX512VL", "AVX512_VNNI"), 1)
+LOAD = Kernel("libggml-cpu.so.0", "ggml_vec_dot_q8_0_q8_0", "", "vmovups", 256, ("AVX",), 1)
+TILE = Kernel("libggml-cpu.so.0", "tinygemm_kernel_amx", "", "tdpbusd", 8192, ("AMX_INT8",), 1)
+COPY = Kernel("libc.so.6", "__memmove_avx512", "", "vmovdqu64", 512, ("AVX512F",), 1)
+MOVE = Kernel("burn_gguf.abi3.so", "pack", "", "mov", 64, ("X64",), 1)
+AMX = Buffer("AMX", {"q8_0": 211}, 211, 142_884_864, 1)
+
+
+def of_burn(requested: str, *kernels: tuple[Kernel, int], **facts: object) -> Evidence:
+    places = [replace(kernel, n=n) for kernel, n in kernels]
+    sampled = summarise(sum(p.n for p in places), 0, places, ("burn_gguf",))
+    return Evidence(BURN, "forced pass", requested, sampled, **facts)  # type: ignore[arg-type]
+
+
+def of_llama(requested: str, *kernels: tuple[Kernel, int], **facts: object) -> Evidence:
+    places = [replace(kernel, n=n) for kernel, n in kernels]
+    sampled = summarise(sum(p.n for p in places), 0, places, ("libggml", "libllama"))
+    return Evidence(LLAMA_CPP, "strict settings", requested, sampled, **facts)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("features", "leg"),
+    [
+        (["AVX512F"], "avx512"),
+        (["AVX512VL", "AVX512_VNNI"], "avx512"),
+        (["FMA"], "avx2"),
+        (["AVX_VNNI"], "avx2"),
+        (["AMX_INT8"], "amx"),
+        (["ASIMD"], "neon"),
+        (["SSE2"], "narrow"),
+        (["X64"], None),
+        (["BMI2"], None),
+        ([], None),
+    ],
+)
+def test_an_instruction_belongs_to_the_leg_of_its_extension(features: list[str], leg: str | None) -> None:
+    assert leg_of(features) == leg
+
+
+def test_only_the_engine_s_own_libraries_count() -> None:
+    seen = of_burn("avx2", (FMA256, 30), (COPY, 500), (MOVE, 70)).sampled
+    assert seen is not None
+    assert (seen.n, seen.own, seen.vectors, seen.products) == (600, 100, {"avx2": 30}, {"avx2": 30})
+
+
+@pytest.mark.parametrize(("leg", "kernel"), [("avx512", FMA512), ("avx2", FMA256)])
+def test_a_leg_is_proved_by_its_own_multiply_adds(leg: str, kernel: Kernel) -> None:
+    proof = prove(of_burn(leg, (kernel, 40), (MOVE, 10), arithmetic={"fma": "yes", "operands": "f32"}))
+    assert (proof.proven, proof.observed, proof.contradicted) == (True, leg, False)
+    assert kernel.inlined in words(proof)
+
+
+@pytest.mark.parametrize(
+    ("evidence", "observed", "why"),
+    [
+        (of_burn("avx512", (FMA256, 40)), "avx2", "asked for avx512, saw avx2"),
+        (of_burn("avx2", (FMA512, 40)), "avx512", "asked for avx2, saw avx512"),
+        (of_burn("amx", (FMA512, 40), arithmetic={"operands": "f32"}), "avx512", "tiles have no f32"),
+        (of_burn("avx512", (FMA512, 20), (FMA256, 20)), "avx2", "asked for avx512, saw avx2"),
+        (of_burn("avx2", (FMA256, 99), (FMA512, 1)), "avx2", "instructions beyond avx2 ran too"),
+        (of_burn("avx512", (FMA512, 40), arithmetic={"fma": "no"}), "avx512", "rounded before they are added"),
+        (of_burn("avx512", (MOVE, 300), (FMA512, 1)), "narrow", "not for want of looking"),
+        (of_llama("amx", (DOT, 60), buffers=(AMX,)), "avx512", "asked for amx, saw avx512"),
+        (of_llama("amx", (TILE, 60)), "amx", "no weight lies in the buffer AMX"),
+        (of_llama("avx2", (LOAD, 97), (DOT, 3)), "avx2", "instructions beyond avx2 ran too"),
+    ],
+)
+def test_what_was_seen_and_not_asked_for_is_refused(evidence: Evidence, observed: str, why: str) -> None:
+    proof = prove(evidence)
+    assert (proof.proven, proof.observed, proof.contradicted) == (False, observed, True)
+    assert why in proof.reason
+    rung, divergences = judge_isa([proof], expected=1, required=False)
+    assert rung.outcome is Outcome.DIVERGED
+    assert [(d.rung, d.kind, d.where) for d in divergences] == [(Rung.T7, Kind.ISA, evidence.engine)]
+
+
+def test_the_reference_mixes_widths_and_tiles_need_their_buffer() -> None:
+    assert prove(of_llama("avx512", (DOT, 12), (LOAD, 40))).proven
+    assert prove(of_llama("amx", (TILE, 12), (DOT, 60), buffers=(AMX,))).proven
+    assert prove(of_llama("avx2", (LOAD, 40))).proven
+
+
+@pytest.mark.parametrize(
+    "evidence",
+    [
+        of_burn("avx512", (FMA512, MIN_PRODUCTS - 1)),
+        of_llama("avx512", (DOT, 5)),
+        Evidence(BURN, "forced pass", "avx512", None, "no sampler"),
+        of_burn("avx512"),
+    ],
+)
+def test_too_little_is_a_hole_and_incomplete_where_it_is_required(evidence: Evidence) -> None:
+    proof = prove(evidence)
+    assert (proof.proven, proof.observed, proof.contradicted) == (False, UNPROVEN, False)
+    outcomes = [judge_isa([proof], expected=1, required=required)[0] for required in (False, True)]
+    assert [rung.outcome for rung in outcomes] == [Outcome.HOLE, Outcome.INCOMPLETE]
+    assert all(rung.note.startswith("unproven: ") for rung in outcomes)
+    assert [len(conclude([rung], required=())[1]) for rung in outcomes] == [1, 1]  # alone a hole shows nothing either
+
+
+def test_a_missing_proof_is_a_hole() -> None:
+    proof = prove(of_burn("avx512", (FMA512, 40)))
+    rung, divergences = judge_isa([proof], expected=2, required=False)
+    assert (rung.outcome, rung.compared, rung.expected, divergences) == (Outcome.HOLE, 1, 2, [])
+    assert "1 proofs are missing" in rung.note
+    assert judge_isa([], expected=0, required=True)[0].outcome is Outcome.INCOMPLETE
+
+
+def test_a_hole_leaves_the_other_rungs_their_outcome() -> None:
+    good = judge_isa([prove(of_burn("avx512", (FMA512, 40)))], expected=1, required=False)[0]
+    hole = judge_isa([prove(of_burn("avx512"))], expected=1, required=False)[0]
+    twin = replace(good, rung=Rung.T4)
+    assert conclude([twin, hole], required=(Rung.T4, Rung.T7)) == (Outcome.PARITY, ())
+    assert conclude([twin], required=(Rung.T4, Rung.T7))[0] is Outcome.INCOMPLETE
+
+
+def test_a_recorded_polyfill_is_refused() -> None:
+    """Recorded on a machine without AMX: both engines asked for AMX, and what ran beneath was AVX-512."""
+    recorded = [Evidence.from_json(entry) for entry in json.loads(RECORDED.read_text())["evidence"]]
+    assert [(e.engine, e.requested) for e in recorded] == [(BURN, "amx"), (BURN, "amx"), (LLAMA_CPP, "amx")]
+    rung, divergences = judge_isa([prove(e) for e in recorded], expected=3, required=False)
+    assert (rung.outcome, len(divergences)) == (Outcome.DIVERGED, 3)
+    assert all("asked for amx, saw avx512" in d.note for d in divergences)
+    for evidence in recorded:  # the same record under its right name is a proof
+        assert prove(replace(evidence, requested="avx512")).proven
+
+
+def test_evidence_survives_its_record() -> None:
+    evidence = of_llama("amx", (TILE, 12), (DOT, 60), buffers=(AMX,), features={"AMX_INT8": 1})
+    assert Evidence.from_json(json.loads(json.dumps(encode(evidence)))) == evidence
+    with pytest.raises(RecordError, match="no evidence of instructions"):
+        Evidence.from_json({"engine": "burn"})

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from parity_lib.base.names import Rung
+from parity_lib.pages.cell.drift import drift
+from parity_lib.pages.cell.positions import Positions, positions
+from parity_lib.pages.kit.figures import Gallery
+from parity_lib.pages.kit.text import Words
+from parity_lib.records.tolerances import BandSet, ToleranceTable
+from parity_lib.records.traces import PairTrace
+
+
+def colours(png: bytes) -> set[tuple[int, ...]]:
+    found = Image.open(io.BytesIO(png)).convert("RGB").getcolors(1 << 16)
+    assert found is not None
+    return {colour for n, colour in found if n > 3}
+
+
+def near(png: bytes, wanted: tuple[int, int, int]) -> bool:
+    return any(max(abs(a - b) for a, b in zip(c, wanted, strict=True)) < 24 for c in colours(png))
+
+
+@pytest.fixture(scope="module")
+def red_gallery(red: Positions, words: Words) -> Gallery:
+    return drift(red, words)
+
+
+@pytest.fixture(scope="module")
+def green_gallery(green: Positions, words: Words) -> Gallery:
+    return drift(green, words)
+
+
+def test_one_picture_for_each_prompt_with_its_finding_in_words(red_gallery: Gallery) -> None:
+    pictures = red_gallery.pictures
+    assert len(pictures) == 10
+    assert pictures[2].alt.startswith("Prompt 2 (long-1): drift over 230 positions. Largest |delta| ")
+    assert "top-1 differs at tokens" in pictures[2].alt
+    assert "at tokens 2" in pictures[5].alt
+
+
+def test_red_is_drawn_in_another_colour_and_green_is_not(red_gallery: Gallery, green_gallery: Gallery) -> None:
+    orange = (192, 74, 0)
+    assert near(red_gallery.pictures[2].png, orange)
+    assert not near(green_gallery.pictures[2].png, orange)
+
+
+def test_light_and_dark_have_their_own_ground(green_gallery: Gallery) -> None:
+    shown = green_gallery.pictures[0]
+    assert (255, 255, 255) in colours(shown.png)
+    assert (255, 255, 255) not in colours(shown.png_dark)
+
+
+def test_pictures_are_small_and_the_same_each_time(green_gallery: Gallery, green: Positions, words: Words) -> None:
+    twice = drift(green, words)
+    assert [p.png for p in green_gallery.pictures] == [p.png for p in twice.pictures]
+    assert all(len(p.png) < 20_000 for p in twice.pictures)
+
+
+def test_every_sign_is_explained(green_gallery: Gallery) -> None:
+    html = green_gallery._repr_mimebundle_()["text/html"]
+    assert html.count("<li><b") == 8
+    assert "▽ top-1 differs; ◇ only the top-5 set differs" in str(green_gallery)
+
+
+def test_without_a_limit_nothing_is_over_it(green_pair: PairTrace, words: Words) -> None:
+    none = positions(green_pair, BandSet(ToleranceTable(()), "m", "q", Rung.T4))
+    shown = drift(none, words).pictures[0]
+    assert np.isnan(none.share).all()
+    assert not near(shown.png, (192, 74, 0))
+    assert "no flip" in shown.alt

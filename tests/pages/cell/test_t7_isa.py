@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from parity_lib.base.json_text import encode
+from parity_lib.base.names import Outcome, Rung
+from parity_lib.judge.t7_isa import judge_isa
+from parity_lib.numerics.isa_samples import prove
+from parity_lib.pages.cell.ladder import SECTIONS
+from parity_lib.pages.cell.t7_isa import isa_table
+from parity_lib.pages.night.sure import _instructions
+from parity_lib.records.isa_evidence import Evidence
+from parity_lib.records.verdicts import Verdict
+
+RECORDED = Path(__file__).parents[2] / "fixtures" / "polyfill.json"
+MakeVerdict = Callable[..., Verdict]
+
+
+@pytest.fixture(scope="module")
+def recorded() -> list[Evidence]:
+    """Real evidence of a machine without AMX; each claims to be AMX."""
+    return [Evidence.from_json(entry) for entry in json.loads(RECORDED.read_text())["evidence"]]
+
+
+def verdict_of(make_verdict: MakeVerdict, evidence: list[Evidence], leg: str) -> Verdict:
+    proofs = [prove(replace(e, requested=leg)) for e in evidence]
+    rung, divergences = judge_isa(proofs, expected=len(proofs), required=False)
+    verdict = make_verdict()
+    literal = {**verdict.literal, "isa": {"proofs": encode(proofs), "deployed": encode(proofs[-1])}}
+    return replace(
+        verdict, rungs=(*verdict.rungs, rung), divergences=(*verdict.divergences, *divergences), literal=literal
+    )
+
+
+def test_proofs_name_kernels_with_shares_and_buffers_with_bytes(
+    make_verdict: MakeVerdict, recorded: list[Evidence]
+) -> None:
+    text = isa_table(verdict_of(make_verdict, recorded, "avx512")).plain
+    assert "burn, forced pass" in text
+    assert text.count("proven") >= 3
+    assert "kernel_target_avx512 (_mm512_fmadd_ps)" in text
+    assert "vfmadd231ps, 512 bits" in text
+    assert "CPU_REPACK" in text
+    assert "182 q4_K" in text
+    assert "75.4 MB" in text
+    assert "%" in text
+    assert "not judged" in text
+
+
+def test_a_polyfill_is_marked_as_refused_and_stands_first(make_verdict: MakeVerdict, recorded: list[Evidence]) -> None:
+    verdict = verdict_of(make_verdict, recorded, "amx")
+    shown = isa_table(verdict)
+    assert shown.plain.count("✗ refused") == 3
+    assert shown.html.count('class="bad"') == 3
+    assert "asked for amx, saw avx512" in shown.plain
+    assert verdict.rung(Rung.T7) is not None
+    assert _instructions(verdict).startswith("avx512 refused: ")
+
+
+def test_a_record_without_proofs_says_so(make_verdict: MakeVerdict) -> None:
+    assert "not in this record" in isa_table(make_verdict()).plain
+    broken = make_verdict()
+    broken = replace(
+        broken, literal={"isa": {"proofs": [{"evidence": {}, "observed": "", "proven": True, "reason": ""}]}}
+    )
+    assert "no evidence of instructions" in isa_table(broken).plain
+
+
+def test_the_rung_leads_to_the_table_and_the_night_says_what_was_seen(
+    make_verdict: MakeVerdict, recorded: list[Evidence]
+) -> None:
+    assert SECTIONS[Rung.T7] == "#isa"
+    good = verdict_of(make_verdict, recorded, "avx512")
+    assert _instructions(good) == "avx512, proven"
+    rungs = tuple(replace(r, outcome=Outcome.HOLE, note="unproven: x") if r.rung is Rung.T7 else r for r in good.rungs)
+    assert _instructions(replace(good, rungs=rungs)) == "avx512 unproven: unproven: x"

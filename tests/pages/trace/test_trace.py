@@ -1,0 +1,291 @@
+"""What a trace shows: sentences, maps, figures and tables of two real traces, one sound and one with a seeded fault."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from parity_lib import pages as show
+from parity_lib.base.names import Outcome
+from parity_lib.engines.burn.self_check import Parting
+from parity_lib.judge.blame import blame
+from parity_lib.judge.drift_shape import CAUSES, Kind
+from parity_lib.pages.cell.drift_words import profile_words
+from parity_lib.pages.kit.grid import FAR, LOST, OVER
+from parity_lib.pages.kit.op_names import op_words, short_name
+from parity_lib.pages.kit.shape_words import shape_words
+from parity_lib.pages.kit.text import Words
+from parity_lib.pages.trace.conclusion import traced_positions
+from parity_lib.pages.trace.figures import local_errors
+from parity_lib.pages.trace.maps import _bins, _columns
+from parity_lib.trace.token import TokenTrace
+from tests.shared import PROMPTS, ThreeLayers
+
+pytestmark = pytest.mark.slow
+
+WORDS = Words({}, {0: "first", 1: "second"})
+FAULT = "k_head_permuted@blk.1"
+
+
+@pytest.fixture
+def sound(three_layers: ThreeLayers) -> TokenTrace:
+    return three_layers.trace()
+
+
+@pytest.fixture
+def fault(three_layers: ThreeLayers) -> TokenTrace:
+    return three_layers.trace(FAULT)
+
+
+def test_a_sound_trace_says_so(sound: TokenTrace) -> None:
+    found = show.trace_conclusion(sound, WORDS)
+    assert found.outcome is Outcome.PARITY
+    assert found.sentence.startswith("Nothing is over its limit at token 3: all 180 ops are right on llama.cpp's own")
+    assert found.sentence.endswith("nobody's fault.")
+    assert (found.first, found.layer, found.shape.kind) == (None, None, Kind.INSIDE)
+    box = show.trace_box(sound, found, WORDS)
+    assert "PARITY at prompt 0 (first), token 3: nothing over its limit" in box.plain
+    assert 'class="verdict good"' in box.html
+
+
+def test_a_fault_is_named_with_its_shape_and_whose_it_is(fault: TokenTrace) -> None:
+    found = show.trace_conclusion(fault, WORDS)
+    assert found.outcome is Outcome.DIVERGED
+    assert found.first is not None
+    assert (found.first.where, found.layer, found.on_twin) == ("Kcur.MUL_MAT-1", 1, False)
+    assert found.shape.kind is Kind.RISING  # at position 0 there is one key, whatever its score
+    words = r"First over its limit: layer 1 `attn_k`, local error \S+ against 1\.0e-11; zero at position 0.*: look at "
+    assert re.match(words + "attention or RoPE.* burn is .* times as far .*: burn's fault", found.sentence)
+    assert "most comes from layer 1" in found.more[1]
+    box = show.trace_box(fault, found, WORDS)
+    assert f"seeded fault: {FAULT}" in box.plain
+    assert "<code>attn_k</code>" in box.html
+
+
+@pytest.mark.parametrize(
+    ("kind", "drift"),
+    [
+        (Kind.FLAT, lambda place: np.full(len(place), 50.0)),
+        (Kind.RISING, lambda place: 0.9 * place),
+        (Kind.RISING, lambda place: np.where(place > 0, 30.0, 0)),
+        (Kind.BEYOND, lambda place: np.where(place >= 5, 500.0, 0.2)),
+        (Kind.ERRATIC, lambda place: np.where(place % 5 == 3, 80.0, 0.2)),
+        (Kind.ERRATIC, lambda place: np.where(place == 4, 80.0, 0.2)),
+    ],
+)
+def test_both_pages_name_the_same_kind_and_causes(
+    sound: TokenTrace, kind: Kind, drift: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    shown = traced_positions(sound)
+    assert profile_words(shown) == ""
+    share = drift(np.arange(len(shown)))
+    total = sound.layers.floor.copy()
+    total[-1] *= share
+    found = show.trace_conclusion(replace(sound, layers=replace(sound.layers, total=total)), WORDS)
+    assert found.shape.kind is kind
+    quiet = np.zeros(len(shown))
+    in_cell = profile_words(replace(shown, delta=share * shown.limit, rms_over_std=quiet))
+    assert in_cell == f"Profile: {shape_words(found.shape)}. Points to {CAUSES[kind]}."
+    assert profile_words(replace(shown, delta=quiet, rms_over_std=share * shown.rms_limit)) == in_cell
+    assert f"{shape_words(found.shape)}: look at {CAUSES[kind]}." in found.sentence
+
+
+def test_both_pages_name_the_same_kind_and_causes_for_a_fault_in_the_engine(fault: TokenTrace) -> None:
+    found, in_cell = show.trace_conclusion(fault, WORDS), profile_words(traced_positions(fault))
+    assert found.shape.kind is Kind.RISING
+    assert in_cell.endswith(f"Points to {CAUSES[Kind.RISING]}.")
+    assert f"look at {CAUSES[Kind.RISING]}." in found.sentence
+
+
+def test_a_worse_reference_is_said_to_be_llamas(fault: TokenTrace) -> None:
+    layers = fault.layers
+    blames = tuple(replace(b, burn=b.llamacpp, llamacpp=b.burn, low=1 / b.high, high=1 / b.low) for b in layers.blames)
+    found = show.trace_conclusion(replace(fault, layers=replace(layers, blames=blames)), WORDS)
+    assert found.sentence.endswith("times as far from the float64 arbiter as burn: llama.cpp's fault.")
+
+
+def test_a_wrong_layer_without_a_wrong_op_is_still_a_divergence(sound: TokenTrace) -> None:
+    total = sound.layers.total.copy()
+    total[1:] *= 1000
+    found = show.trace_conclusion(replace(sound, layers=replace(sound.layers, total=total)), WORDS)
+    assert (found.outcome, found.layer) == (Outcome.DIVERGED, 1)
+    assert found.sentence.startswith("No op is over its limit by itself; first over its floor: layer 1")
+    noise = np.full((9, 4), 1e-7)
+    worse = (*sound.layers.blames[:-1], blame("logits", np.ones((9, 4)), 1 + noise, 1 + 1e4 * noise))
+    found = show.trace_conclusion(replace(sound, layers=replace(sound.layers, blames=worse)), WORDS)
+    assert found.outcome is Outcome.DIVERGED
+
+
+def test_ops_that_were_not_replayed_leave_it_incomplete(sound: TokenTrace) -> None:
+    lacking = replace(sound, native=replace(sound.native, compared=179))
+    found = show.trace_conclusion(lacking, WORDS)
+    assert found.outcome is Outcome.INCOMPLETE
+    assert found.sentence.startswith("Only 179 of 180 ops were judged.")
+
+
+def test_a_decode_that_is_not_the_prefill_is_no_parity_and_names_its_op(fault: TokenTrace, sound: TokenTrace) -> None:
+    assert any(
+        "is its prefill to the bit, at all 60 sites." in more for more in show.trace_conclusion(sound, WORDS).more
+    )
+    parted = Parting(sound.own.sites, ("attn_out-1", "result_output"), 2e-7)
+    found = show.trace_conclusion(replace(sound, own=parted), WORDS)
+    assert found.outcome is Outcome.DIVERGED
+    said = "burn's decode of this token is not its prefill (T6): they part first at layer 1 `attn_output`, by 2.0e-07"
+    assert found.sentence.startswith(said)
+    assert "2 of 60 sites differ. Against llama.cpp: nothing is over its limit at token" in found.sentence
+    both = show.trace_conclusion(replace(fault, own=parted), WORDS)
+    assert both.sentence == show.trace_conclusion(fault, WORDS).sentence  # what llama.cpp says comes first
+    assert any(more.startswith(said) for more in both.more)
+
+
+def test_what_broke_in_the_cell_and_not_here_is_no_parity(fault: TokenTrace, sound: TokenTrace) -> None:
+    found = show.trace_conclusion(sound, WORDS, broken="T6, burn against itself (threads)")
+    assert found.outcome is Outcome.INCOMPLETE
+    assert found.sentence.startswith(
+        "The cell broke T6, burn against itself (threads), which this trace does not make again. Nothing is over its"
+    )
+    assert "nobody's fault" not in found.sentence
+    assert show.trace_conclusion(fault, WORDS, broken="T6").outcome is Outcome.DIVERGED
+    lacking = replace(sound, native=replace(sound.native, compared=179), own=Parting(sound.own.sites, ("embd",), 1.0))
+    assert "Against llama.cpp: only 179 of 180 ops were judged." in show.trace_conclusion(lacking, WORDS).sentence
+    alone = replace(sound, own=Parting((), (), 0.0))
+    assert any("was not held to its prefill" in more for more in show.trace_conclusion(alone, WORDS).more)
+
+
+def test_what_is_wrong_only_later_is_told_and_accuses_nobody(fault: TokenTrace, sound: TokenTrace) -> None:
+    late = [error for error in fault.ops.errors if not error.share <= 1 and error.first_position > fault.place.row]
+    assert late
+    kept = tuple(e for e in sound.ops.errors if e.first_position <= sound.place.row)
+    mixed = replace(sound, ops=replace(sound.ops, errors=(*kept, *late)))
+    found = show.trace_conclusion(mixed, WORDS)
+    assert found.outcome is Outcome.PARITY
+    assert found.more[-1].startswith("After this token something is over its limit: first op layer 1 `attn_k`")
+
+
+def test_the_map_of_layers_marks_the_token_and_the_first_layer(fault: TokenTrace, sound: TokenTrace) -> None:
+    n, n_rows = len(fault.place.sequence), 4
+    picture = show.layer_map(fault, show.trace_conclusion(fault), WORDS)
+    assert picture.svg.count("<g><title>") == n * n_rows
+    assert picture.svg.count('class="line"') == 2
+    assert "layer 1, token 3: " in picture.svg
+    assert re.search(r"places over their floor, the first in layer 1\.", picture.alt)
+    healthy = show.layer_map(sound, show.trace_conclusion(sound), WORDS)
+    assert healthy.svg.count('class="line"') == 1
+    assert " 0 of " in healthy.alt
+
+
+def test_columns_of_a_long_sequence_hold_every_position_once_and_the_token_alone() -> None:
+    for n, row in ((300, 17), (300, 299), (300, 0), (30, 3)):
+        groups = _columns(n, row, 66)
+        assert np.concatenate(groups).tolist() == list(range(n))
+        assert len(groups) <= 66
+        assert [row] in [group.tolist() for group in groups]
+
+
+def test_classes_of_squares() -> None:
+    assert _bins(np.array([0, 0.1, 0.2, 0.4, 1, 1.1, 100, 101, np.inf, np.nan]), (0.1, 0.25, 0.5, 1.0, 100.0)) == [
+        *(0, 0, 1, 2, 3),
+        *(OVER, OVER, FAR, LOST, LOST),
+    ]
+
+
+def test_the_map_of_heads_shows_the_wrong_one(fault: TokenTrace) -> None:
+    picture = show.head_map(fault)
+    assert picture.svg.count("<g><title>") == 3 * 4
+    wrong = re.findall(r"<title>(layer 1, K of KV head \d): [^<]*</title><rect class=\"b5\"", picture.svg)
+    assert wrong == ["layer 1, K of KV head 0"]
+    assert "(layer 1, head 0)" in picture.alt
+
+
+def test_the_profile_has_its_largest_local_error_at_the_fault(fault: TokenTrace) -> None:
+    local = local_errors(fault)
+    assert local.shape == (4,)
+    assert int(np.argmax(local)) == 1
+    assert local[1] > 1e5 * local[[0, 2, 3]].max()
+    assert "(layer 1)" in show.layer_profile(fault).alt
+
+
+def test_both_waterfalls_print_their_sums(fault: TokenTrace, sound: TokenTrace) -> None:
+    assert fault.by_layer is not None
+    gallery = show.falls(fault, WORDS)
+    assert len(gallery.pictures) == 2
+    assert "the largest is layer 1 with" in gallery.pictures[0].alt
+    assert "the largest is Kcur.MUL_MAT with" in gallery.pictures[1].alt
+    sums = re.findall(r"sum to (\S+) of (\S+)\.", gallery.caption)
+    assert len(sums) == 2
+    assert all(total == delta for total, delta in sums)
+    lost = show.falls(replace(sound, by_layer=None, by_op=None), WORDS)
+    assert (lost.pictures, "not finite" in lost.caption) == ((), True)
+
+
+def test_tables(fault: TokenTrace) -> None:
+    top = show.top_table(fault, WORDS).plain.splitlines()
+    assert len(top) == 7
+    assert top[-1].startswith("Margin, first minus second: llama.cpp ")
+    layers = show.layer_table(fault).plain.splitlines()
+    assert [line.split("  ")[0] for line in layers[1:5]] == ["layer 0", "layer 1", "layer 2", "logits"]
+    assert ["burn worse" in line for line in layers[1:5]] == [False, True, True, True]
+    ops = show.op_table(fault)
+    assert "180 of 180 ops replayed on the native path, 3 over a limit" in ops.plain
+    assert ops.html.count('class="bad"') == 3
+    assert ops.plain.splitlines()[2].startswith("layer 1 attn_k")
+
+
+def test_products_are_split_by_kind(sound: TokenTrace) -> None:
+    found = show.split_table(sound)
+    lines = found.plain.splitlines()
+    names = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "output"]
+    assert [line.split("  ")[0] for line in lines[1:9]] == names
+    assert "Q8_0 x 3" in lines[1]
+    assert lines[1].split("  ")[-1].strip().startswith("layer ")
+    assert 'class="bad"' not in found.html
+    assert "At the logits, rms over their spread, 11 positions: burn's f32 policy is 0.0" in lines[-1]
+    assert "weights are dequantised otherwise" not in found.plain
+    wrong = replace(sound.split, logits=None, products=(replace(sound.split.products[0], differ=3),))
+    marked = show.split_table(replace(sound, split=wrong))
+    assert "3 weights are dequantised otherwise by burn" in marked.plain
+    assert marked.plain.endswith("A logit is not finite, so the logits could not be split.")
+    assert marked.html.count('class="bad"') == 1
+
+
+def test_commands_lead_on(fault: TokenTrace) -> None:
+    text = show.trace_commands(fault).plain
+    base = f"parity trace {fault.cell.request.model}"
+    assert f"this token again: {base} --prompt 0 --token 3 --fault {FAULT} --prompts {PROMPTS}" in text
+    assert f"the next token: {base} --prompt 0 --token 4 " in text
+    assert f"first over its limit: {base} --prompt 0 --token -4 " in text
+    capsule = fault.capsule
+    assert capsule is not None
+    assert f"replay the failing op (folder capsule): parity replay {capsule}" in text
+    assert "parity replay" not in show.trace_commands(replace(fault, capsule=None)).plain
+    lost = show.trace_commands(replace(fault, capsule=None, capsule_lost="no room")).plain
+    assert lost.endswith("The failing op could not be kept in a capsule: no room")
+
+
+def test_tokens_around_are_a_table_where_nobody_sits(sound: TokenTrace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PARITY_NOTEBOOK", "a token of the runner")
+    found = show.traced_tokens(sound, WORDS)
+    assert len(found.plain.splitlines()) == 1 + len(sound.place.sequence)
+    assert found.html.count('class="here"') == 1
+
+
+def test_names_are_those_that_people_say() -> None:
+    assert op_words("ffn_out-7") == "layer 7 `ffn_down`"
+    assert op_words("kq-0") == "layer 0 `kq` (MUL_MAT)"
+    assert op_words("result_output") == "`output`"
+    assert [short_name(name) for name in ("layer 4", "Kcur.MUL_MAT", "Kcur", "embd")] == [
+        *("4", "attn_k", "Kcur", "token_embd"),
+    ]
+
+
+def test_the_deployed_file_has_a_blame_of_its_own(sound: TokenTrace) -> None:
+    shown = show.native_blame(sound)
+    assert "On the deployed file, from the tokens to the logits: burn" in shown.plain
+    assert len(sound.native_layers.blames) == sound.cell.facts.n_layer + 1
+    assert sound.native_layers.llamacpp[0].max() < 1e-5  # with the rounding emulated; without it, 1e-3
+    assert sound.layers.llamacpp[0].max() < 1e-5
+    assert "from float64 with the reference" in shown.html
