@@ -65,7 +65,7 @@ models: setup  ## make the default models (needs the network once)
 lab: setup  ## JupyterLab on the notebooks
 	@$(BIN)/jupyter lab --notebook-dir=.
 
-bench: setup  ## speed as ratios within one run: forced pass, memory, statistics, a look at every node, T3, sgemm share
+bench: setup  ## speed as ratios within one run: teacher-forced pass, memory, statistics, a look at every node, T3, sgemm share
 	@$(BIN)/python -m parity_lib.cli.bench $(ARGS)
 
 lock:  ## resolve requirements.in again into requirements.txt, with hashes (needs uv)

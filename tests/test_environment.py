@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parents[1]
 NEEDED = ("jupyterlab", "papermill", "numpy", "matplotlib", "gguf", "llama-cpp-python", "nbconvert", "scrapbook")
 HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
-# The machines of the pinned legs, with the interpreter that environment.yml asks for.
+# The machines of the pinned ISA targets, with the interpreter that environment.yml asks for.
 MACHINES = {
     "x86_64": {"platform_machine": "x86_64", "sys_platform": "linux", "os_name": "posix", "platform_system": "Linux"},
     "aarch64": {"platform_machine": "aarch64", "sys_platform": "linux", "os_name": "posix", "platform_system": "Linux"},

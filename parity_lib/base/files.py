@@ -27,7 +27,7 @@ LOCK = ".lock"  # of a folder
 FREE = "choose another folder with --out, or free some space"
 FREE_CACHE = "free some space, or point PARITY_CACHE to another disk"
 SCHEMAS = (
-    "capsule",
+    "reproducer",
     "common",
     "divergence",
     "history",

@@ -13,7 +13,7 @@ TOP_JUDGED = 5  # the user's gate
 
 
 class Isa(StrEnum):
-    """An instruction-set leg. A native reference belongs to one leg and is never compared across."""
+    """An ISA target. A native reference belongs to one ISA target and is never compared across."""
 
     AVX2 = "avx2"
     AVX512 = "avx512"
@@ -35,7 +35,7 @@ class Settings(StrEnum):
     STRICT = "strict"
     DEFAULT = "default"
     FLASH_F16 = "flash_f16"  # strict but for its attention: an F16 cache and the fused kernel
-    REPACKED = "repacked"  # strict but for its weights: re-ordered for the leg's own kernels where it has such
+    REPACKED = "repacked"  # strict but for its weights: re-ordered for the ISA target's own kernels where it has such
 
 
 class Rung(StrEnum):
@@ -75,7 +75,7 @@ class Outcome(StrEnum):
     DIVERGED = "DIVERGED"
     INCOMPLETE = "INCOMPLETE"
     INVALID = "INVALID"  # a red control that was not caught
-    HOLE = "HOLE"  # not required, could not run
+    NOT_RUN = "NOT_RUN"  # not required, could not run
     REPORTED = "REPORTED"  # a rung without a gate: its numbers are literal, nothing is judged
 
 

@@ -147,7 +147,7 @@ def _runs(climbed: Climbed) -> dict[str, RunInfo]:
 
 
 def _observed(run: RunInfo, isa: Found[Finding]) -> RunInfo:
-    """Return the reference's run with the leg that its proof has seen; it was taken beside the rows, or before."""
+    """Return the reference's run with the target that its proof has seen; it was taken beside the rows, or before."""
     proofs = proofs_of(isa.literal) if isinstance(isa, Finding) else ()
     seen = next((p.observed for p in proofs if p.evidence.engine == LLAMA_CPP), run.isa_observed)
     return replace(run, isa_observed=seen)

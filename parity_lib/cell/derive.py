@@ -41,9 +41,9 @@ def pin_of(spread: SelfSpread, model: str, quant: str, command: str) -> SpreadPi
     Raises:
         EngineError: a position is missing, or no limit can be derived.
     """
-    holes = [v.name for v in (*spread.variants, spread.twin) if len(v) != v.asked or not v.asked]
-    if holes:
-        raise EngineError("a variant gave no row for some position", place=f"{model} {quant}", found=", ".join(holes))
+    short = [v.name for v in (*spread.variants, spread.twin) if len(v) != v.asked or not v.asked]
+    if short:
+        raise EngineError("a variant gave no row for some position", place=f"{model} {quant}", found=", ".join(short))
     base = pooled(spread, spread.counted)
     found = {limit.metric: limit for limit in limits(spread, spread.counted)}
     source = (

@@ -1,4 +1,4 @@
-"""Prove every leg that this machine can run, on a small model, for `parity isa prove` and the page of the machine."""
+"""Prove every target that this machine can run, on a small model, for `parity isa prove` and the machine's page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from parity_lib.base.names import Settings
 from parity_lib.cell.t7_isa import PLAIN, SECONDS
 from parity_lib.engines import machine
 from parity_lib.engines.llamacpp.engine import worker_env
-from parity_lib.engines.llamacpp.isa_build import leg_env
+from parity_lib.engines.llamacpp.isa_build import target_env
 from parity_lib.engines.llamacpp.settings import ASLEEP
 from parity_lib.engines.worker.client import Worker
 from parity_lib.models import ensure
@@ -23,54 +23,56 @@ MODEL, QUANT = "synthetic-llama", "Q8_0"
 ROWS, SEQUENCES = 64, 4  # of what is fed; which tokens does not matter
 
 
-def prove_machine(pins: Pins, legs: tuple[str, ...] = (), n_threads: int = 2) -> list[IsaProof]:
-    """Return a proof for each engine on each leg, or why there is none.
+def prove_machine(pins: Pins, targets: tuple[str, ...] = (), n_threads: int = 2) -> list[IsaProof]:
+    """Return a proof for each engine on each ISA target, or why there is none.
 
     Args:
-        pins: with the legs of the reference and the stacks of the candidate.
-        legs: only these; by default all that are pinned.
+        pins: with the ISA targets of the reference and the stacks of the candidate.
+        targets: only these; by default all that are pinned.
         n_threads: of each engine.
     """
     path = ensure.ensure(MODEL, QUANT, pins)
-    return [proof for leg in legs or tuple(pins.llama_cpp.legs) for proof in _leg(pins, leg, path, n_threads)]
+    return [
+        proof for target in targets or tuple(pins.llama_cpp.targets) for proof in _target(pins, target, path, n_threads)
+    ]
 
 
-def _leg(pins: Pins, leg: str, path: Path, n_threads: int) -> Iterator[IsaProof]:
-    missing = machine.missing_flags(pins.llama_cpp.leg(leg).cpu_flags)
+def _target(pins: Pins, target: str, path: Path, n_threads: int) -> Iterator[IsaProof]:
+    missing = machine.missing_flags(pins.llama_cpp.target(target).cpu_flags)
     if missing:
         reason = f"refused: this CPU lacks {', '.join(missing)}"
         for engine in (BURN, LLAMA_CPP):
-            evidence = Evidence(engine, "not run", leg, None, reason)
+            evidence = Evidence(engine, "not run", target, None, reason)
             yield IsaProof(evidence, UNPROVEN, proven=False, reason=reason)
         return
-    settings = Settings.DEFAULT if leg in PLAIN else Settings.STRICT
-    yield _guarded(BURN, leg, lambda: _burn(pins, leg, path, n_threads))
-    yield _guarded(LLAMA_CPP, leg, lambda: _llama(pins, leg, path, settings, n_threads))
+    settings = Settings.DEFAULT if target in PLAIN else Settings.STRICT
+    yield _guarded(BURN, target, lambda: _burn(pins, target, path, n_threads))
+    yield _guarded(LLAMA_CPP, target, lambda: _llama(pins, target, path, settings, n_threads))
 
 
-def _guarded(engine: str, leg: str, take: Callable[[], Evidence]) -> IsaProof:
+def _guarded(engine: str, target: str, take: Callable[[], Evidence]) -> IsaProof:
     try:
         return prove(take())
     except ParityError as error:
-        evidence = Evidence(engine, "not run", leg, None, str(error))
+        evidence = Evidence(engine, "not run", target, None, str(error))
         return IsaProof(evidence, UNPROVEN, proven=False, reason=str(error))
 
 
-def _burn(pins: Pins, leg: str, path: Path, n_threads: int) -> Evidence:
-    with tempfile.TemporaryDirectory() as folder, Worker("burn", burn_of(pins, leg, path, n_threads)) as engine:
+def _burn(pins: Pins, target: str, path: Path, n_threads: int) -> Evidence:
+    with tempfile.TemporaryDirectory() as folder, Worker("burn", burn_of(pins, target, path, n_threads)) as engine:
         evidence: Evidence = engine.call("prove_isa", _sequences(), Path(folder))
     return evidence
 
 
-def burn_of(pins: Pins, leg: str, path: Path, n_threads: int) -> dict[str, object]:
-    """Return the settings of a candidate on a leg: the stack of that name where one is pinned, else published burn."""
-    stack = leg if leg in pins.stacks and leg != str(machine.host_leg()) else "crates-io"
-    return {"path": str(path), "isa": leg, "stack": stack, "n_threads": n_threads, "sampled": True}
+def burn_of(pins: Pins, target: str, path: Path, n_threads: int) -> dict[str, object]:
+    """Return a candidate's settings on a target: the stack of that name where one is pinned, else published burn."""
+    stack = target if target in pins.stacks and target != str(machine.host_target()) else "crates-io"
+    return {"path": str(path), "isa": target, "stack": stack, "n_threads": n_threads, "sampled": True}
 
 
-def _llama(pins: Pins, leg: str, path: Path, settings: Settings, n_threads: int) -> Evidence:
-    asked = {"path": str(path), "settings": settings, "isa": leg, "n_threads": n_threads}
-    env = {**worker_env(settings), **ASLEEP, **leg_env(pins.llama_cpp, leg)}
+def _llama(pins: Pins, target: str, path: Path, settings: Settings, n_threads: int) -> Evidence:
+    asked = {"path": str(path), "settings": settings, "isa": target, "n_threads": n_threads}
+    env = {**worker_env(settings), **ASLEEP, **target_env(pins.llama_cpp, target)}
     with Worker("llama_dispatch", asked, env=env) as engine:
         evidence: Evidence = engine.call("prove_isa", _sequences()[0], SECONDS)
     return evidence

@@ -38,7 +38,7 @@ def measure_kernels(request: Mapping[str, Any], *, settings: Settings, prompt: s
     """Return the kernels of one prompt's first tokens, the last two of them decoded one by one.
 
     Args:
-        request: what chooses model, file, leg, stack, prompts, fault, threads and folder, as ``open_cell`` takes it.
+        request: what chooses model, file, target, stack, prompts, fault, threads and folder, as ``open_cell`` takes it.
         settings: of llama.cpp; its cache is float32 in all that can be captured.
         prompt: number or name; empty is the longest.
         n_tokens: how many of its tokens.

@@ -1,4 +1,4 @@
-"""Open a cell's engines, each in a worker process of its own, on the cell's leg, stack, threads and fault."""
+"""Open a cell's engines, each in a worker process of its own, on the cell's ISA target, stack, threads and fault."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from parity_lib.base.names import Settings
 from parity_lib.cell.request import Cell
-from parity_lib.engines.llamacpp.isa_build import LIB_PATH, leg_env
+from parity_lib.engines.llamacpp.isa_build import LIB_PATH, target_env
 from parity_lib.engines.llamacpp.settings import worker_env
 from parity_lib.engines.worker.client import Worker
 
@@ -25,19 +25,19 @@ def open_llama(
     """Return a worker with llama.cpp on a file.
 
     Args:
-        cell: whose leg, threads and log it gets.
+        cell: whose ISA target, threads and log it gets.
         path: the model file; the cell's own if None.
         settings: how llama.cpp is set, and with it a part of its environment.
         kind: which engine of ``engines/`` runs it.
         n_threads: others than the cell's.
-        isa: another leg than the cell's.
-        env: set last, over everything; ``LLAMA_CPP_LIB_PATH`` in it chooses another build than the leg's.
+        isa: another ISA target than the cell's.
+        env: set last, over everything; ``LLAMA_CPP_LIB_PATH`` in it chooses another build than the ISA target's.
 
     Raises:
-        PinError: this CPU lacks the leg's instructions, or nobody has built it.
+        PinError: this CPU lacks the ISA target's instructions, or nobody has built it.
     """
     isa, env = isa or cell.id.isa, env or {}
-    libraries = {} if LIB_PATH in env else leg_env(cell.pins.llama_cpp, isa)
+    libraries = {} if LIB_PATH in env else target_env(cell.pins.llama_cpp, isa)
     asked = {
         "path": str(path or cell.model_path),
         "settings": settings,
@@ -51,7 +51,7 @@ def open_burn(cell: Cell, kind: str = "burn", **other: object) -> Worker:
     """Return a worker with the candidate as the cell asks for it.
 
     Args:
-        cell: whose file, leg, stack, policy, threads and fault it gets.
+        cell: whose file, ISA target, stack, policy, threads and fault it gets.
         kind: which engine of ``engines/`` runs it.
         other: arguments of that engine in place of the cell's, or beside them.
     """

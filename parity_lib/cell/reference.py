@@ -1,7 +1,7 @@
 """What the reference adds to a cell: what it generates and what it scores on the F32 twin, from the cache if it can be.
 
-Everything that can change a bit of it is part of the key: files, prompts, llama.cpp and its build receipt, the leg, the
-machine class, settings, threads, and the source files that run it (``key_sources``).
+Everything that can change a bit of it is part of the key: files, prompts, llama.cpp and its build receipt, the target,
+the machine class, settings, threads, and the source files that run it (``key_sources``).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from parity_lib.cell.reference_cache import Kept, open_slot
 from parity_lib.cell.request import Cell
 from parity_lib.cell.rows import Rows
 from parity_lib.engines.llamacpp.engine import worker_env
-from parity_lib.engines.llamacpp.isa_build import leg_receipt
+from parity_lib.engines.llamacpp.isa_build import target_receipt
 from parity_lib.engines.llamacpp.settings import asked
 from parity_lib.engines.machine import machine_class
 from parity_lib.engines.worker.client import Worker
@@ -178,7 +178,7 @@ def _fields(cell: Cell, part: str) -> dict[str, Any]:
         "model_sha256": sha256_file(cell.model_path),
         "prompts_sha256": cell.suite.sha256,
         "llama_cpp": cell.pins.llama_cpp.commit,
-        "receipt": asdict(leg_receipt(cell.pins.llama_cpp, cell.id.isa)),
+        "receipt": asdict(target_receipt(cell.pins.llama_cpp, cell.id.isa)),
         "isa": cell.id.isa,
         "machine_class": machine_class(),
         "libc": " ".join(platform.libc_ver()),

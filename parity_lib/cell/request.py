@@ -12,7 +12,7 @@ from parity_lib.base.errors import RecordError, UsageError
 from parity_lib.base.files import LOCK, hold_folder
 from parity_lib.base.names import Compute, Rung
 from parity_lib.base.progress import CellProgress
-from parity_lib.engines.llamacpp.recipe import host_leg
+from parity_lib.engines.llamacpp.recipe import host_target
 from parity_lib.model_file.facts import ModelFacts, read_facts
 from parity_lib.model_file.header import require_file
 from parity_lib.models import ensure
@@ -29,7 +29,7 @@ RECORDS = (
 _held: dict[Path, IO[bytes]] = {}
 
 Wish = Any  # the fields of a request, each of its own type
-HOST = "host"  # as ``isa``: the widest leg that this machine can run
+HOST = "host"  # as ``isa``: the widest ISA target that this machine can run
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class CellRequest:
     fresh: bool = False  # compute the reference although it is cached, and hold it to the cached bits
     full: bool = False  # rungs T3 and T6 on every prompt
     day: int = 0  # which prompt is replayed op by op beside the first; a night counts its days
-    require_isa: bool = False  # an unproven leg makes the cell incomplete; else its rung is a hole
+    require_isa: bool = False  # an unproven ISA target makes the cell incomplete; else its rung is a hole
     out_dir: str | Path = "reports/scratch"
     n_threads: int = 0  # 0: every core that this process may use
 
@@ -102,7 +102,7 @@ def open_cell(request: CellRequest | None = None, /, **wishes: Wish) -> Cell:
     """Resolve a request: find or make the files, read facts, prompts and limits. Keyword arguments make the request.
 
     Raises:
-        UsageError: an unknown model, quant, leg, stack, policy or prompts file.
+        UsageError: an unknown model, quant, ISA target, stack, policy or prompts file.
         PinError, ModelFileError: a file is another one, cannot be made, or is not supported.
         RecordError: the output folder cannot be written.
     """
@@ -114,8 +114,8 @@ def open_cell(request: CellRequest | None = None, /, **wishes: Wish) -> Cell:
     if request.compute not in list(Compute):
         raise UsageError("unknown compute policy", expected=", ".join(Compute), found=request.compute)
     pins.stack(request.stack)
-    isa = str(host_leg(pins.llama_cpp)) if request.isa == HOST else request.isa
-    pins.llama_cpp.leg(isa)
+    isa = str(host_target(pins.llama_cpp)) if request.isa == HOST else request.isa
+    pins.llama_cpp.target(isa)
     progress.step("model files")
     pin, path = _model(request, pins)
     facts = read_facts(path)

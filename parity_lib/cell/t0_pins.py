@@ -29,7 +29,7 @@ ENGINES: Mapping[str, set[str]] = {  # check -> the sides that it needs
     "llama.cpp commit": {REFERENCE},
     "llama.cpp build flags": {REFERENCE},
     "llama.cpp sdist": {REFERENCE},
-    "llama.cpp leg": {REFERENCE},
+    "llama.cpp ISA target": {REFERENCE},
     "llama.cpp settings": {REFERENCE},
     "llama.cpp read the model file": {REFERENCE},
     "llama.cpp read the F32 twin": {TWIN},
@@ -141,7 +141,7 @@ def _llama_checks(cell: Cell, runs: Mapping[str, RunInfo]) -> list[PinCheck]:
             check_commit("llama.cpp commit", pin.commit, reference.commit),
             check_equal("llama.cpp build flags", flags, " ".join(sorted(reference.build.get("cmake_args", ())))),
             check_equal("llama.cpp sdist", pin.sdist_sha256, reference.build.get("sdist_sha256")),
-            check_equal("llama.cpp leg", cell.id.isa, reference.build.get("leg")),
+            check_equal("llama.cpp ISA target", cell.id.isa, reference.build.get("target")),
             check_equal("llama.cpp read the model file", sha256_file(cell.model_path), reference.model_sha256),
         ]
     if TWIN in runs:

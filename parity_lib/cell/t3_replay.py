@@ -2,8 +2,8 @@
 
 What an op gets wrong does not depend on what a prompt says, so a cell replays two: the first, and one that changes from
 night to night. ``full`` replays all. Of each, the last rows up to ``watched_rows`` are looked at, most in one prefill
-and the last two one by one, as a decode; rows before them only fill the cache. Files with types that the leg re-orders
-for kernels of its own are replayed a second time with those.
+and the last two one by one, as a decode; rows before them only fill the cache. Files with types that the target
+re-orders for kernels of its own are replayed a second time with those.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ REORDERED: Mapping[Isa, tuple[str, ...]] = {
     Isa.AMX: ("Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"),
     Isa.NEON: ("Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K"),
 }
-"""Types of which each leg re-orders some weights when it is allowed to (ggml-cpu's ``repack.cpp`` and ``amx.cpp``)."""
+"""Types of which each target may re-order some weights (ggml-cpu's ``repack.cpp`` and ``amx.cpp``)."""
 
 
 @dataclass(frozen=True, slots=True)

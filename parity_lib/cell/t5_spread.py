@@ -54,7 +54,7 @@ class _Way:
     name: str
     words: str  # for the progress
     settings: Settings = Settings.STRICT
-    isa: str = ""  # another leg than the cell's
+    isa: str = ""  # another ISA target than the cell's
     batch: int = N_UBATCH
     longest: int = 0  # fed tokens of a prompt that takes part; 0: any
     env: Mapping[str, str] = field(default_factory=dict)
@@ -178,7 +178,7 @@ def _proof(run: RunInfo, way: _Way) -> dict[str, Any]:
         "longest_prompt": way.longest or None,
         "weight_buffers_mib": dict(run.isa_evidence["weight_buffers_mib"]),
         "isa": run.isa_requested,
-        "leg": run.build["leg"],
+        "target": run.build["target"],
         "n_threads": run.n_threads,
         "seconds": run.seconds,
     }

@@ -1,11 +1,11 @@
-"""Make the candidate's rows again on every other way there is, and hold them to the forced pass: the capture of T6.
+"""Make the candidate's rows again in every other way, and hold them to the teacher-forced pass: the capture of T6.
 
-All rows would cost three more forced passes and one decode. A part is enough, because what a relation can find does not
-depend on which row it is: another number of rows in a product, another place among them, keys that are grouped in
+Again for all rows would be three more teacher-forced passes and a decode. A part is enough: what a relation finds does
+not depend on which row it is: another number of rows in a product, another place among them, keys that are grouped in
 another way, another split over threads. What does depend on the position is where one block of keys ends and the next
 begins, so every prompt is decoded across such an end, as late as it has one. A long prompt has many, and what lies
-before the last one costs as much as the forced pass: it is decoded across another one each day. ``full`` makes every
-row again.
+before the last one costs as much as the teacher-forced pass: it is decoded across another one each day. ``full``
+makes every row again.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Plan:
     alone: tuple[int, ...]  # prompts that are scored one by one
     permuted: tuple[int, ...]  # prompts whose rows are mixed
     threads: tuple[int, ...]  # prompts that are scored with
-    n_threads: int  # threads, another number than the forced pass had
+    n_threads: int  # threads, another number than the teacher-forced pass had
 
     def expected(self, prompt_lengths: Sequence[int], lengths: Sequence[int]) -> dict[str, tuple[Position, ...]]:
         """Return the rows that each relation has to give, as positions.
@@ -70,7 +70,7 @@ def make_plan(lengths: Sequence[int], n_threads: int, *, day: int = 0, full: boo
 
     Args:
         lengths: tokens that each prompt is fed.
-        n_threads: of the forced pass.
+        n_threads: of the teacher-forced pass.
         day: chooses where prompts of more than ``PASS_ROWS`` are decoded; 0 is as late as can be.
         full: every row of every prompt, in every relation.
 
@@ -165,14 +165,14 @@ def check(
     day: int = 0,
     full: bool = False,
 ) -> tuple[RungResult, list[Divergence], dict[str, Any]]:
-    """Judge rung T6 of a candidate: make a plan, make its rows again, compare their digests with the forced pass's.
+    """Judge rung T6 of a candidate: make a plan, make its rows again, compare their digests with the first pass's.
 
     Args:
-        burn: the candidate, opened as for the forced pass.
+        burn: the candidate, opened as for the teacher-forced pass.
         sequences: what was fed.
         prompt_lengths: tokens of each prompt.
         lengths: tokens that each sequence was to have, from what was asked for: what is expected counts by these.
-        candidate: the rows of the forced pass.
+        candidate: the rows of the teacher-forced pass.
         folder: for rows until they are hashed.
         progress: called with (rows done, rows).
         day: see ``make_plan``.

@@ -1,9 +1,9 @@
 """Prove which instructions made a cell's rows: the capture of rung T7.
 
-The candidate's own forced pass was sampled while it made the rows that are judged. The reference's rows may come from
-the cache; its evidence is taken once on the same file, build, settings and class of machine, and kept with the rows.
+The candidate's own teacher-forced pass was sampled while it made the rows that are judged. The reference's rows may
+come from the cache; its evidence is taken once on the same file, build, settings and machine class, and kept with them.
 Strict settings keep every weight where the file has it, so nothing is repacked and no tile is ever touched there: where
-a leg lives in llama.cpp's extra buffers (AMX), its defaults are proved as well.
+an ISA target lives in llama.cpp's extra buffers (AMX), its defaults are proved as well.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from parity_lib.numerics.isa_samples import MIN_PRODUCTS, prove
 from parity_lib.records.isa_evidence import UNPROVEN, Evidence
 
 PLAIN = {str(Isa.AMX): str(Isa.AVX512)}
-"""Legs that llama.cpp reaches only with its extra buffers on, and what the same build runs without: strict settings."""
+"""Targets that llama.cpp reaches only with extra buffers, and what the same build runs with strict settings."""
 SECONDS = 4.0  # of CPU time for sampled passes of the reference
 
 
@@ -70,7 +70,7 @@ def is_seen(evidence: Evidence) -> bool:
 def reference_evidence(cell: Cell, sequences: Sequence[Sequence[int]]) -> list[Evidence]:
     """Return the reference's evidence with strict settings and with its defaults, taken now or from the cache.
 
-    Strict settings are asked for what a leg's build can run without extra buffers.
+    Strict settings are asked for what an ISA target's build can run without extra buffers.
     """
     sequence = max(sequences, key=len)
 

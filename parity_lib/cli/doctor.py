@@ -56,18 +56,18 @@ def _guarded(group: Callable[[], Iterator[Check]]) -> list[Check]:
 
 def _machine() -> Iterator[Check]:
     from parity_lib.engines import machine
-    from parity_lib.engines.llamacpp.recipe import host_leg
+    from parity_lib.engines.llamacpp.recipe import host_target
     from parity_lib.records.pins import load_pins
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Check("machine", None, f"{machine.host()}, class {machine.machine_class()}, {cores} cores, {_memory()}")
     yield Check("python", None, f"{sys.version.split()[0]}, {sys.executable}")
     pin = load_pins().llama_cpp
-    yield Check("leg of this machine", ok=True, found=str(host_leg(pin)))
-    for name, leg in pin.legs.items():
-        lacking = machine.missing_flags(leg.cpu_flags)
+    yield Check("ISA target of this machine", ok=True, found=str(host_target(pin)))
+    for name, target in pin.targets.items():
+        lacking = machine.missing_flags(target.cpu_flags)
         found = f"the CPU lacks {', '.join(lacking)}" if lacking else "the CPU has all of its instructions"
-        yield Check(f"leg {name}", not lacking, found, "cells of this leg are holes here", needed=False)
+        yield Check(f"ISA target {name}", not lacking, found, "cells of this ISA target are holes here", needed=False)
 
 
 def _memory() -> str:
@@ -99,18 +99,18 @@ def _fixtures() -> Iterator[Check]:
 def _reference() -> Iterator[Check]:
     from parity_lib.base.names import Settings
     from parity_lib.engines.llamacpp.engine import worker_env
-    from parity_lib.engines.llamacpp.recipe import host_leg
+    from parity_lib.engines.llamacpp.recipe import host_target
     from parity_lib.engines.worker.client import Worker
     from parity_lib.records.pins import load_pins
 
     # In a worker: an illegal instruction or a broken library must not take this command with it.
     with Worker("parity_lib.engines.llamacpp.abi:Probe", {}, env=worker_env(Settings.STRICT), timeout=60) as probe:
         library = probe.call("describe")
-    leg = host_leg(load_pins().llama_cpp)
-    same = library["leg"] == leg
+    target = host_target(load_pins().llama_cpp)
+    same = library["target"] == target
     yield Check("llama.cpp", ok=True, found=f"{library['version']} {library['commit']}, its build matches its receipt")
-    step = f"python -m parity_lib.engines.llamacpp.build --leg {leg}"
-    yield Check("llama.cpp build", same, f"leg {library['leg']}, {library['compiler']}", step)
+    step = f"python -m parity_lib.engines.llamacpp.build --target {target}"
+    yield Check("llama.cpp build", same, f"ISA target {library['target']}, {library['compiler']}", step)
     yield Check("llama.cpp features", None, library["system_info"])
 
 

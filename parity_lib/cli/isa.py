@@ -1,4 +1,4 @@
-"""``parity isa``: build a leg of llama.cpp, prove which instructions run, split a delta by engine and leg."""
+"""``parity isa``: build a target of llama.cpp, prove which instructions run, split a delta by engine and target."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ EPILOG = "Exit status: 0 proven, built or split; 1 other instructions ran; 2 usa
 
 @click.group(name="isa", epilog=EPILOG)
 def command() -> None:
-    """Instruction sets: build a leg of llama.cpp, prove what runs, split a delta by engine and leg."""
+    """Instruction sets: build an ISA target of llama.cpp, prove what runs, split a delta by engine and ISA target."""
 
 
 @command.command(epilog=EPILOG)
-@click.argument("legs", nargs=-1)
+@click.argument("targets", nargs=-1)
 @click.option(
     "--threads",
     type=click.IntRange(1, options.MOST_THREADS),
@@ -26,19 +26,19 @@ def command() -> None:
     metavar="N",
     help="Threads of each engine.",
 )
-def prove(legs: tuple[str, ...], threads: int) -> int:
+def prove(targets: tuple[str, ...], threads: int) -> int:
     """Run both engines on each of LEGS (default: all) for a moment and say which instructions they ran.
 
-    A leg that this CPU lacks is refused; that is a failure only where it was named.
+    An ISA target that this CPU lacks is refused; that is a failure only where it was named.
     """
     from parity_lib.cell.isa_machine import prove_machine
     from parity_lib.judge.t7_isa import words
     from parity_lib.records.pins import load_pins
 
     pins = load_pins()
-    for leg in legs:
-        pins.llama_cpp.leg(leg)
-    proofs = prove_machine(pins, legs, threads)
+    for target in targets:
+        pins.llama_cpp.target(target)
+    proofs = prove_machine(pins, targets, threads)
     for proof in proofs:
         word = "proven" if proof.proven else "REFUSED" if proof.contradicted else "unproven"
         evidence = proof.evidence
@@ -48,27 +48,29 @@ def prove(legs: tuple[str, ...], threads: int) -> int:
         )
     if any(proof.contradicted for proof in proofs):
         return 1
-    wanted = [p for p in proofs if legs or not p.reason.startswith("refused: this CPU")]
+    wanted = [p for p in proofs if targets or not p.reason.startswith("refused: this CPU")]
     return 0 if all(p.proven for p in wanted) else 3
 
 
 @command.command(epilog=EPILOG)
 @options.model
-@click.option("--legs", default="avx512,avx2", show_default=True, help="The two legs, the reference's own first.")
+@click.option(
+    "--targets", default="avx512,avx2", show_default=True, help="The two ISA targets, the reference's own first."
+)
 @options.prompts
 @options.threads
 @options.out("the record and the logs")
-def split(model: str, quant: str, legs: str, prompts: str, n_threads: int, out: Path | None) -> int:
+def split(model: str, quant: str, targets: str, prompts: str, n_threads: int, out: Path | None) -> int:
     """Say how much of a delta comes from the engine and how much from the instruction set.
 
-    Both engines score the same tokens on both legs of this machine, on MODEL's file and on its F32 twin.
+    Both engines score the same tokens on both ISA targets of this machine, on MODEL's file and on its F32 twin.
     """
     from parity_lib.base.files import write_atomic
     from parity_lib.base.json_text import dump_page
     from parity_lib.cell.isa_split import measure_split
 
     folder = out or options.run_folder(model, quant, "isa-split")
-    found = measure_split(model, quant, legs.split(","), prompts=prompts, n_threads=n_threads, out_dir=folder)
+    found = measure_split(model, quant, targets.split(","), prompts=prompts, n_threads=n_threads, out_dir=folder)
     write_atomic(folder / "isa_split.json", dump_page(found).encode())
     for line in found.lines():
         click.echo(line)
@@ -77,11 +79,11 @@ def split(model: str, quant: str, legs: str, prompts: str, n_threads: int, out: 
 
 
 @command.command(epilog=EPILOG)
-@click.argument("leg")
-def build(leg: str) -> int:
+@click.argument("target")
+def build(target: str) -> int:
     """Build llama.cpp for LEG into the cache, beside the installed one; about 5 minutes on 2 cores, once.
 
-    Nothing is installed: a cell of that leg finds it there. A leg that this CPU lacks can be built and not run.
+    Nothing is installed: a cell of that target finds it there. A target that this CPU lacks can be built and not run.
     """
     from parity_lib.base.surroundings import cache_dir
     from parity_lib.engines.llamacpp.build import ensure_wheel
@@ -89,7 +91,7 @@ def build(leg: str) -> int:
     from parity_lib.records.pins import load_pins
 
     pin = load_pins().llama_cpp
-    recipe = recipe_for(pin, pin.leg(leg).isa, compiler_version())
+    recipe = recipe_for(pin, pin.target(target).isa, compiler_version())
     wheel = ensure_wheel(recipe, cache_dir(), lambda line: click.echo(f"reference: {line}", err=True))
     click.echo(wheel)
     return 0

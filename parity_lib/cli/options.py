@@ -17,7 +17,9 @@ Decorator = Callable[[Command], Command]
 
 MOST_THREADS = 512  # GGML_MAX_N_THREADS: ggml ends its process beyond it
 
-isa = click.option("--isa", default="host", show_default=True, help="Instruction-set leg, or 'host': the widest here.")
+isa = click.option(
+    "--isa", default="host", show_default=True, help="Instruction-set ISA target, or 'host': the widest here."
+)
 stack = click.option("--stack", default="crates-io", show_default=True, help="What stands under the candidate.")
 compute = click.option("--compute", default="f32", show_default=True, help="Arithmetic of the candidate's matmuls.")
 fault = click.option("--fault", default="", metavar="NAME", help="A fault seeded into the candidate, for drills.")

@@ -1,4 +1,4 @@
-"""``parity replay``: recompute both sides of a failure capsule."""
+"""``parity replay``: recompute both sides of a failure reproducer."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from parity_lib.trace.reproducer.replay import CapsuleReplay, Side
+    from parity_lib.trace.reproducer.replay import ReproducerReplay, Side
 
 AGREE, DIFFER, MISSING = 0, 1, 3
 EPILOG = (
-    "Exit status: 0 both sides agree; 1 they differ; 2 usage error; 3 the capsule cannot be read, or a side could not "
-    "be recomputed here."
+    "Exit status: 0 both sides agree; 1 they differ; 2 usage error; 3 the reproducer cannot be read, or a side could "
+    "not be recomputed here."
 )
 SHOWN = 3  # numbers of a value
 
 
 @click.command(name="replay", epilog=EPILOG)
-@click.argument("capsule", type=click.Path(path_type=Path))
+@click.argument("reproducer", type=click.Path(path_type=Path))
 @click.option("--without-fault", is_flag=True, help="Leave out the fault that was seeded into the candidate.")
-def command(capsule: Path, without_fault: bool) -> int:
+def command(reproducer: Path, without_fault: bool) -> int:
     """Recompute the op of a failure CAPSULE with llama.cpp and with burn; no model file is needed."""
-    from parity_lib.trace.reproducer.replay import replay_capsule
+    from parity_lib.trace.reproducer.replay import replay_reproducer
 
-    replayed = replay_capsule(capsule, sound=without_fault)
+    replayed = replay_reproducer(reproducer, sound=without_fault)
     for line in lines(replayed):
         click.echo(line)
     if replayed.agrees is None:
@@ -33,26 +33,26 @@ def command(capsule: Path, without_fault: bool) -> int:
     return AGREE if replayed.agrees else DIFFER
 
 
-def lines(replayed: CapsuleReplay) -> list[str]:
+def lines(replayed: ReproducerReplay) -> list[str]:
     """Return what a replay says, line by line; the last begins with AGREE, DIFFER or UNDECIDED."""
-    capsule = replayed.capsule
-    at, op, limit = capsule.at, capsule.op, capsule.limit
+    reproducer = replayed.reproducer
+    at, op, limit = reproducer.at, reproducer.op, reproducer.limit
     head = f" of head {at.head}" if op.table.inner else ""
     policy = f"{at.settings}, {at.phase}, burn's policy {op.compute}"
     weight = "" if op.weight is None else f", {op.weight.type} {op.weight.tensor}"
     other = "" if op.other_weight is None else "; the candidate's file has other bytes in these rows"
     said = [
-        f"{at.site} ({at.op}{weight}) of {capsule.cell.model} {capsule.cell.quant}, {policy}",
+        f"{at.site} ({at.op}{weight}) of {reproducer.cell.model} {reproducer.cell.quant}, {policy}",
         f"prompt {at.prompt_idx}, token {at.token_idx} (position {at.position}), channel {at.channel}{head}",
-        f"kept: {capsule.step}, {len(op.judged)} of {len(capsule.reference)} numbers judged{other}",
-        f"made on {capsule.architecture} ({capsule.machine_class}), {capsule.created_at}",
+        f"kept: {reproducer.step}, {len(op.judged)} of {len(reproducer.reference)} numbers judged{other}",
+        f"made on {reproducer.architecture} ({reproducer.machine_class}), {reproducer.created_at}",
     ]
-    if capsule.asked_fault:
-        left = "" if replayed.fault else ", left out" if capsule.fault else ", not in this op"
-        said.append(f"seeded fault: {capsule.asked_fault}{left}")
+    if reproducer.asked_fault:
+        left = "" if replayed.fault else ", left out" if reproducer.fault else ", not in this op"
+        said.append(f"seeded fault: {reproducer.asked_fault}{left}")
     said += _side("llama.cpp", replayed, replayed.reference)
     said += _side("burn", replayed, replayed.candidate)
-    said.append(f"float64    {_numbers(replayed, replayed.arbiter)}")
+    said.append(f"float64    {_numbers(replayed, replayed.oracle)}")
     now = "not known" if replayed.now is None else f"{replayed.now:.6g}"
     said.append(
         f"mean square difference over llama.cpp's mean square: recorded {replayed.recorded:.6g}, recomputed {now}, "
@@ -61,7 +61,7 @@ def lines(replayed: CapsuleReplay) -> list[str]:
     return [*said, _verdict(replayed)]
 
 
-def _side(name: str, replayed: CapsuleReplay, side: Side) -> list[str]:
+def _side(name: str, replayed: ReproducerReplay, side: Side) -> list[str]:
     found = [f"{name:10} {_numbers(replayed, side.recorded)} recorded"]
     if side.now is None:
         return [*found, f"{name:10} could not be recomputed here: {side.why}"]
@@ -69,15 +69,15 @@ def _side(name: str, replayed: CapsuleReplay, side: Side) -> list[str]:
     return [*found, f"{name:10} {_numbers(replayed, side.now)} recomputed, {same}"]
 
 
-def _numbers(replayed: CapsuleReplay, values: object) -> str:
+def _numbers(replayed: ReproducerReplay, values: object) -> str:
     import numpy as np
 
-    judged = list(replayed.capsule.op.judged)
+    judged = list(replayed.reproducer.op.judged)
     shown = [f"{value:.9g}" for value in np.asarray(values)[judged[:SHOWN]]]
     return ", ".join(shown) + (" .." if len(judged) > SHOWN else "")
 
 
-def _verdict(replayed: CapsuleReplay) -> str:
+def _verdict(replayed: ReproducerReplay) -> str:
     reference, candidate, agrees = replayed.reference.now, replayed.candidate.now, replayed.agrees
     if reference is None or candidate is None:
         missing = [name for name, value in (("llama.cpp", reference), ("burn", candidate)) if value is None]
@@ -89,11 +89,11 @@ def _verdict(replayed: CapsuleReplay) -> str:
         )
     if agrees is None:
         return (
-            "UNDECIDED: this op by itself agrees, but it did so when the capsule was made: what was over its limit in "
-            "the recorded run does not show in it"
+            "UNDECIDED: this op by itself agrees, but it did so when the reproducer was made: what was over its limit "
+            "in the recorded run does not show in it"
         )
     if agrees:
         return "AGREE"
-    theirs, ours = (replayed.distance(replayed.arbiter, value) for value in (reference, candidate))
+    theirs, ours = (replayed.distance(replayed.oracle, value) for value in (reference, candidate))
     nearer = "llama.cpp is" if theirs < ours else "burn is" if ours < theirs else "neither is"
     return f"DIFFER: {nearer} nearer to float64 (llama.cpp {theirs:.3g}, burn {ours:.3g} in the same unit)"

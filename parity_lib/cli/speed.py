@@ -67,11 +67,11 @@ def best_seconds(run: Callable[[], object], rounds: int = ROUNDS) -> float:
     return min(times)
 
 
-def forced_pass(folder: Path, n_threads: int) -> Iterator[Row]:
-    """Yield the forced pass of all prompts against llama.cpp's greedy decode of the same tokens, and the memory."""
+def teacher_forced_pass(folder: Path, n_threads: int) -> Iterator[Row]:
+    """Yield the teacher-forced pass of all prompts over llama.cpp's greedy decode of the same tokens; memory."""
     pins, suite = load_pins(), load_prompts()
     path = ensure.ensure(MODEL, QUANT, pins)
-    facts, isa, log = read_facts(path), machine.host_leg(), folder / "engines.log"
+    facts, isa, log = read_facts(path), machine.host_target(), folder / "engines.log"
     llama = {"path": str(path), "settings": Settings.DEFAULT, "isa": isa, "n_threads": n_threads}
     burn = {"path": str(path), "isa": isa, "stack": "crates-io", "compute": "f32", "n_threads": n_threads}
     lengths = [prompt.n_tokens for prompt in suite.prompts]
@@ -86,7 +86,7 @@ def forced_pass(folder: Path, n_threads: int) -> Iterator[Row]:
         forced = best_seconds(lambda: candidate.call("score", sequences, folder / "candidate.f32"))
         run = candidate.call("run_info")
     rows = f"{n_rows} rows in {forced:.2f} s, llama.cpp's decode {decode:.2f} s, {n_threads} threads"
-    yield Row("forced pass over greedy decode", forced / decode, "x", 0.5, True, rows)
+    yield Row("teacher-forced pass over greedy decode", forced / decode, "x", 0.5, True, rows)
     size = path.stat().st_size
     over = (run.peak_rss_bytes - size) / GIGABYTE
     detail = f"peak {run.peak_rss_bytes / GIGABYTE:.2f} GB, file {size / GIGABYTE:.2f} GB"
@@ -125,7 +125,7 @@ def share_of_sgemm(n_threads: int, n_rows: int) -> Iterator[Row]:
 def tracing(folder: Path, n_threads: int) -> Iterator[Row]:
     """Yield what a look at every node costs the reference, and how long rung T3 takes for one prompt of 64 tokens."""
     path = ensure.ensure(MODEL, QUANT, load_pins())
-    facts, isa, log = read_facts(path), machine.host_leg(), folder / "engines.log"
+    facts, isa, log = read_facts(path), machine.host_target(), folder / "engines.log"
     asked = {"path": str(path), "isa": isa, "n_threads": n_threads}
     theirs, env = asked | {"settings": Settings.STRICT}, worker_env(Settings.STRICT)
     with (
@@ -176,7 +176,7 @@ def rows(parts: Sequence[str], n_threads: int) -> Iterator[Row]:
     """Yield the rows of the chosen parts: ``pass``, ``sgemm``, ``trace``."""
     with tempfile.TemporaryDirectory(prefix="parity-bench-") as folder:
         if "pass" in parts:
-            yield from forced_pass(Path(folder), n_threads)
+            yield from teacher_forced_pass(Path(folder), n_threads)
         if "trace" in parts:
             yield from tracing(Path(folder), n_threads)
     if "sgemm" in parts:

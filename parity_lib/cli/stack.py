@@ -94,7 +94,7 @@ def prove_command(stack: str) -> int:
 
 
 def look(pin: StackPin) -> tuple[str, str]:
-    """Return ("built" or "HOLE", what the build is or why there is none)."""
+    """Return ("built" or "NOT_RUN", what the build is or why there is none)."""
     from parity_lib.base.errors import EngineError, PinError
     from parity_lib.engines.burn import stacks
     from parity_lib.engines.burn.build_info import CRATES_IO, load
@@ -105,7 +105,7 @@ def look(pin: StackPin) -> tuple[str, str]:
             return "built", f"lock {build['lock_sha256'][:12]}, {build['rustc']}, installed by `make setup`"
         return "built", stacks.find(pin).words()
     except (EngineError, PinError) as error:
-        return "HOLE", str(error)
+        return "NOT_RUN", str(error)
 
 
 @group.command(name="compare", epilog="Exit status: 0 every bit equal; 1 not; 2 usage error; 3 a stack is not built.")

@@ -64,7 +64,7 @@ def run_trace(asked: dict[str, Any], folder: Path) -> int:
     from parity_lib.night.plan import NOTEBOOKS
     from parity_lib.night.result import inspect_run, repair
     from parity_lib.pages.kit.scraps import read_records
-    from parity_lib.trace.deployed import CAPSULE
+    from parity_lib.trace.deployed import REPRODUCER
     from parity_lib.trace.reproducer.format import MANIFEST
 
     _check(asked)
@@ -83,8 +83,8 @@ def run_trace(asked: dict[str, Any], folder: Path) -> int:
     for line in found["more"]:
         click.echo(f"  {line}")
     click.echo(f"page: {page}")
-    if (folder / CAPSULE / MANIFEST).is_file():
-        click.echo(f"capsule: {folder / CAPSULE}; replay it with: parity replay {folder / CAPSULE}")
+    if (folder / REPRODUCER / MANIFEST).is_file():
+        click.echo(f"reproducer: {folder / REPRODUCER}; replay it with: parity replay {folder / REPRODUCER}")
     return {"PARITY": PARITY, "DIVERGED": DIVERGED}.get(found["outcome"], INCOMPLETE)
 
 

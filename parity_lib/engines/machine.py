@@ -20,8 +20,8 @@ NUMERIC = ("sse", "ssse", "pni", "avx", "fma", "f16c", "bmi", "amx", "gfni", "xo
 X86_KEYS = ("vendor_id", "cpu family", "model")
 ARM_KEYS = ("CPU implementer", "CPU variant", "CPU part")
 UNKNOWN = ("unknown", "0", "0")
-# Strict settings are the same bits with AMX compiled in or not, so a host gets the plain leg unless asked otherwise.
-HOST_LEGS = (Isa.AVX512, Isa.AVX2, Isa.NEON)
+# Strict settings are the same bits with AMX compiled in or not, so a host gets the plain target unless asked otherwise.
+HOST_TARGETS = (Isa.AVX512, Isa.AVX2, Isa.NEON)
 
 
 @cache
@@ -37,15 +37,15 @@ def missing_flags(needed: Iterable[str], cpuinfo: Path = CPUINFO) -> list[str]:
     return [flag for flag in needed if flag not in cpu_flags(cpuinfo)]
 
 
-def widest_leg(pin: LlamaCppPin, cpuinfo: Path = CPUINFO) -> Isa | None:
-    """Return the widest pinned leg of the reference that this machine can run, or None if it can run none."""
-    legs = (isa for isa in HOST_LEGS if isa in pin.legs)
-    return next((isa for isa in legs if not missing_flags(pin.leg(isa).cpu_flags, cpuinfo)), None)
+def widest_target(pin: LlamaCppPin, cpuinfo: Path = CPUINFO) -> Isa | None:
+    """Return the widest pinned ISA target of the reference that this machine can run, or None if it can run none."""
+    targets = (isa for isa in HOST_TARGETS if isa in pin.targets)
+    return next((isa for isa in targets if not missing_flags(pin.target(isa).cpu_flags, cpuinfo)), None)
 
 
-def host_leg() -> Isa | None:
-    """Return the leg that set-up installs on this machine, or None if the machine can run none."""
-    return widest_leg(load_pins().llama_cpp)
+def host_target() -> Isa | None:
+    """Return the ISA target that set-up installs on this machine, or None if the machine can run none."""
+    return widest_target(load_pins().llama_cpp)
 
 
 def machine_class(cpuinfo: Path = CPUINFO) -> str:

@@ -1,6 +1,6 @@
 """Seed every known fault into the candidate of one cell, and hold how each ends against how it has to end.
 
-The reference is captured once. A fault then costs one start of the candidate, one forced pass and one judgement.
+The reference is captured once. A fault then costs one start of the candidate, one teacher-forced pass, one judgement.
 """
 
 from __future__ import annotations

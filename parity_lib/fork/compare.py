@@ -77,6 +77,6 @@ def _all(reference: Reference) -> tuple[Position, ...]:
 
 
 def open_side(cell: Cell, side: Side, kind: str, compute: str = "") -> Worker:
-    """Return a worker with the candidate on a stack: on the cell's leg, or on the only one that the stack can run."""
+    """Return a worker with the candidate on a stack: on the cell's target, or on the stack's only one."""
     isa, compute = cell.pins.stack(side.stack).isa or cell.id.isa, compute or cell.id.compute
     return open_burn(cell, kind, isa=isa, stack=side.stack, compute=compute, plain=side.plain, fault=None)

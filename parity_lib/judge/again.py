@@ -64,12 +64,12 @@ def rejudge(reference: Path | str, candidate: Path | str, side: str = "") -> Ver
     Args:
         reference: a cell's folder.
         candidate: the same one, or another.
-        side: which side of both to take, to compare one engine on two hosts or legs. By default it is llama.cpp
+        side: which side of both to take, to compare one engine on two hosts or ISA targets. By default it is llama.cpp
             of the first against burn of the second.
 
-    One engine on two legs is judged where it was fed the same: each leg's reference writes its own text, and from the
-    token on where two texts part a row is the answer to another question. How many rows that leaves out is said, and
-    how many of the others are bit-equal.
+    One engine on two targets is judged where it was fed the same: each target's reference writes its own text, and where
+    two texts part, the rows from there on answer other questions. Returns also how many rows that leaves out, and how
+    many of the others are bit-equal.
 
     The same folder twice is judged on the statistics over the whole vocabulary that were taken at capture: T4 by the
     limits that lie beside them, T5 by the self-spread that does, where there is one. Two folders have only their
@@ -167,9 +167,9 @@ def common(
 
 def _one_engine(pair: PairTrace, parted: int) -> str:
     equal = int((pair.reference.row_sha256 == pair.candidate.row_sha256).all(axis=1).sum())
-    legs = f"{pair.reference.run.isa_requested} against {pair.candidate.run.isa_requested}"
+    targets = f"{pair.reference.run.isa_requested} against {pair.candidate.run.isa_requested}"
     left = f", {parted:,} positions left out where the two references' texts had parted" if parted else ""
-    return f"{pair.reference.run.engine}, {legs}: {equal:,} of {len(pair):,} rows bit-equal{left}"
+    return f"{pair.reference.run.engine}, {targets}: {equal:,} of {len(pair):,} rows bit-equal{left}"
 
 
 def _native(stored: Stored, twin: RungResult) -> tuple[RungResult | None, list[Divergence], dict[str, Any]]:

@@ -110,9 +110,9 @@ def align(pair: PairTrace, expected: Sequence[Position]) -> Aligned:
 
 
 def _aligned(
-    pair: PairTrace, wanted: Sequence[Position], positions: tuple[Position, ...], holes: dict[str, list[Position]]
+    pair: PairTrace, wanted: Sequence[Position], positions: tuple[Position, ...], missing: dict[str, list[Position]]
 ) -> Aligned:
-    causes = [f"{len(found)} positions {word}: {_names(found)}" for word, found in holes.items() if found]
+    causes = [f"{len(found)} positions {word}: {_names(found)}" for word, found in missing.items() if found]
     if not positions:
         causes.append("no position was compared")
     first_row: dict[int, int] = {}

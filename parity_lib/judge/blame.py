@@ -1,6 +1,6 @@
-"""Whose error it is: both engines against the float64 arbiter, with the ratio both ways and an interval.
+"""Whose error it is: both engines against the float64 oracle, with the ratio both ways and an interval.
 
-An engine's error at a position is |engine - arbiter| / |arbiter|, norms over the channels; pooled, the root of the mean
+An engine's error at a position is |engine - oracle| / |oracle|, norms over the channels; pooled, the root of the mean
 square over the positions. The interval comes from a bootstrap: positions are drawn again with replacement, the same
 draw for both engines, and where there are few positions, channels in their place.
 """
@@ -26,7 +26,7 @@ BURN_WORSE, LLAMA_WORSE, EQUAL = "burn worse", "llama.cpp worse", "equal"
 
 @dataclass(frozen=True, slots=True)
 class Blame:
-    """Both engines' errors against the arbiter at one place, pooled over the positions."""
+    """Both engines' errors against the float64 oracle at one place, pooled over the positions."""
 
     where: str  # "logits", "layer 7"
     burn: float  # relative error
@@ -49,19 +49,19 @@ class Blame:
         return LLAMA_WORSE if self.high < 1 / WORSE else EQUAL
 
 
-def blame(where: str, arbiter: npt.ArrayLike, reference: npt.ArrayLike, candidate: npt.ArrayLike) -> Blame:
-    """Compare both engines with the arbiter at one place; all three are ``(n_positions, n_channels)``.
+def blame(where: str, oracle: npt.ArrayLike, reference: npt.ArrayLike, candidate: npt.ArrayLike) -> Blame:
+    """Compare both engines with the float64 oracle at one place; all three are ``(n_positions, n_channels)``.
 
     A value that is not finite makes an engine's error infinite.
 
     Raises:
         TraceMismatchError: the shapes differ or hold nothing.
     """
-    true = np.asarray(arbiter, np.float64)
+    true = np.asarray(oracle, np.float64)
     theirs, ours = np.asarray(reference), np.asarray(candidate)
     if not true.size or true.ndim != 2 or not true.shape == theirs.shape == ours.shape:
         raise TraceMismatchError(
-            "the arbiter and the engines give values of different shape",
+            "the float64 oracle and the engines give values of different shape",
             place=where,
             expected=true.shape,
             found=f"llama.cpp {theirs.shape}, burn {ours.shape}",
@@ -73,9 +73,9 @@ def blame(where: str, arbiter: npt.ArrayLike, reference: npt.ArrayLike, candidat
     return Blame(where, _root(burn.mean()), _root(llamacpp.mean()), low, high, drawn, len(burn))
 
 
-def position_errors(arbiter: npt.ArrayLike, engine: npt.ArrayLike) -> F64:
-    """Return |engine - arbiter| / |arbiter| of each position, ``(..., n_positions)``; norms over the last axis."""
-    true = np.asarray(arbiter, np.float64)
+def position_errors(oracle: npt.ArrayLike, engine: npt.ArrayLike) -> F64:
+    """Return |engine - oracle| / |oracle| of each position, ``(..., n_positions)``; norms over the last axis."""
+    true = np.asarray(oracle, np.float64)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         difference = np.asarray(engine).astype(np.float64) - true
         ratio = np.sqrt(np.square(difference).sum(-1) / np.square(true).sum(-1))
@@ -86,7 +86,7 @@ def position_errors(arbiter: npt.ArrayLike, engine: npt.ArrayLike) -> F64:
 def floors(burn: F64, llamacpp: F64) -> F64:
     """Return what a sound engine's error is at each place, ``(n_layer, n_positions)`` like its arguments.
 
-    The smaller of both engines' errors against the arbiter, and never below the layer's median of that: one engine
+    The smaller of both engines' errors against the oracle, and never below the layer's median of that: one engine
     alone could be the one that is wrong, and a single position can be exact by luck.
     """
     smaller = np.minimum(burn, llamacpp)

@@ -1,9 +1,9 @@
-"""How much of a delta is the engine's and how much the instruction set's: two engines on two legs, the same tokens.
+"""How much of a delta is the engine's and how much the instruction set's: two engines on two targets, the same tokens.
 
-For every logit there are four values, one for each engine and leg. Their spread about their mean is the sum of three
-parts, as in any experiment with two factors of two levels each: what changes with the engine whatever the leg, what
-changes with the leg whatever the engine, and the rest, which changes when one engine minds the leg and the other does
-not. The parts are orthogonal, so their sums of squares add up.
+For every logit there are four values, one for each engine and target. Their spread about their mean is the sum of three
+parts, as in any experiment with two factors of two levels each: what changes with the engine whatever the target, what
+changes with the target whatever the engine, and the rest, which changes when one engine minds the target and the other
+does not. The parts are orthogonal, so their sums of squares add up.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from parity_lib.base.errors import TraceMismatchError
 from parity_lib.records.traces import F32
 
 ROWS = 64  # that are held in float64 at once
-PAIRS = ("engine, first leg", "engine, second leg", "leg, reference", "leg, candidate")
+PAIRS = ("engine, first ISA target", "engine, second ISA target", "ISA target, reference", "ISA target, candidate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +39,8 @@ class Split:
     positions: int
     pairs: tuple[Pair, ...]
     engine: float
-    leg: float
-    both: float  # changes with the leg in one engine only, or differently
+    target: float
+    both: float  # changes with the ISA target in one engine only, or differently
 
 
 def split_rows(file: str, rows: Sequence[F32]) -> Split:
@@ -48,7 +48,7 @@ def split_rows(file: str, rows: Sequence[F32]) -> Split:
 
     Args:
         file: what the reference read.
-        rows: reference and candidate on the first leg, reference and candidate on the second.
+        rows: reference and candidate on the first ISA target, reference and candidate on the second.
 
     Raises:
         TraceMismatchError: the arrays differ in shape, there are not four, or a logit is not finite.
@@ -73,8 +73,8 @@ def split_rows(file: str, rows: Sequence[F32]) -> Split:
             worst[i] = max(worst[i], np.abs(delta).max())
             top[i] += int((right.argmax(axis=1) == left.argmax(axis=1)).sum())
             equal[i] += int((delta == 0).all(axis=1).sum())
-        engine, leg, both = ((c1 + c2) - (r1 + r2)) / 2, ((r2 + c2) - (r1 + c1)) / 2, ((c2 - c1) - (r2 - r1)) / 2
-        sums += [float(((part / std) ** 2).sum()) for part in (engine, leg, both)]
+        engine, target, both = ((c1 + c2) - (r1 + r2)) / 2, ((r2 + c2) - (r1 + c1)) / 2, ((c2 - c1) - (r2 - r1)) / 2
+        sums += [float(((part / std) ** 2).sum()) for part in (engine, target, both)]
     shares = sums / sums.sum() if sums.sum() > 0 else sums
     found = tuple(
         Pair(name, float(np.sqrt(squares[i] / n)), float(worst[i]), float(top[i] / n), int(equal[i]))

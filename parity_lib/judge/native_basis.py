@@ -32,7 +32,7 @@ def foreign(pair: PairTrace, expected: Sequence[Position], spread: SelfSpread) -
     run = pair.reference.run
     for words, ours, theirs in (
         ("file", run.model_sha256, spread.model_sha256),
-        ("leg", run.isa_requested, spread.isa),
+        ("target", run.isa_requested, spread.isa),
         ("machine class", run.machine_class, spread.machine_class),
     ):
         if ours != theirs:
@@ -43,7 +43,7 @@ def foreign(pair: PairTrace, expected: Sequence[Position], spread: SelfSpread) -
     return found
 
 
-def holes(spread: SelfSpread) -> list[str]:
+def missing_rows(spread: SelfSpread) -> list[str]:
     """Return the variants that gave fewer positions than they were asked for."""
     return [
         f"self-spread {variant.name}: {len(variant)} of {variant.asked} positions"

@@ -23,7 +23,7 @@ from parity_lib.base.names import TOP_JUDGED, Kind, LedgerClass, Outcome, Rung
 from parity_lib.judge.align import Aligned, align
 from parity_lib.judge.flips import SIGMAS, Flip, Ledger, divergence_at, expected_changes, ledger_of
 from parity_lib.judge.literal import literal_report
-from parity_lib.judge.native_basis import Basis, basis_of, foreign, holes, is_own_twin
+from parity_lib.judge.native_basis import Basis, basis_of, foreign, is_own_twin, missing_rows
 from parity_lib.judge.self_spread import METRICS, Numbers, numbers
 from parity_lib.numerics.metrics import pooled_rms_over_std, summary
 from parity_lib.records.self_spread import SelfSpread
@@ -49,7 +49,7 @@ def judge_native(
         pair: reference on the file as it is, strict settings, against the candidate; same fed tokens.
         expected: every position that has to be there.
         spread: the reference's own spread on the same file and tokens, measured tonight or cached.
-        pin: of this file, leg and prompts. From another machine class only its limits are taken; without any, the
+        pin: of this file, target and prompts. From another machine class only its limits are taken; without any, the
             limits are derived from ``spread``: then the reference is not held to anything that was measured before.
 
     Returns:
@@ -59,7 +59,7 @@ def judge_native(
     """
     seen = align(pair, expected)
     literal = literal_report(seen)
-    causes = [*seen.causes, *holes(spread)]
+    causes = [*seen.causes, *missing_rows(spread)]
     lost = sorted(_non_finite(seen), key=_place)  # no limit is needed to see that
     wrong = foreign(pair, expected, spread)
     if wrong:

@@ -16,7 +16,7 @@ RELATIONS: Mapping[str, str] = {
     "permuted": "in a pass whose rows mix the sequences, last sequence first",
     "threads": "with another number of threads",
 }
-"""How a row is made a second time, each to be bit-equal to the row of the forced pass over all prompts."""
+"""How a row is made a second time, each to be bit-equal to the row of the teacher-forced pass over all prompts."""
 
 AMONG_OTHERS = ("alone", "permuted")  # relations that need at least two prompts
 _SHOWN = 3  # relations or rows named in a cause; the counts are always complete
@@ -28,13 +28,13 @@ Found = Mapping[str, Mapping[Position, bytes]]  # by relation: the digest of eac
 def judge_self(
     rows: Mapping[Position, bytes], expected: Expected, found: Found, non_finite: Collection[Position] = ()
 ) -> tuple[RungResult, list[Divergence], dict[str, Any]]:
-    """Judge rung T6: every expected row of every relation has the digest of the forced pass's row.
+    """Judge rung T6: every expected row of every relation has the digest of the teacher-forced pass's row.
 
     Args:
-        rows: digests of the forced pass.
+        rows: digests of the teacher-forced pass.
         expected: what has to be compared, from the prompts and never from what came back.
         found: what the relations gave.
-        non_finite: rows of the forced pass with a value that is not finite: that they are made again shows nothing.
+        non_finite: rows of the teacher-forced pass with a value that is not finite: made again, they show nothing.
 
     Returns:
         The rung, in rows; one divergence for each relation and prompt with a row that differs, at the first such
@@ -54,7 +54,7 @@ def judge_self(
         both = [p for p in dict.fromkeys(positions) if p in rows and p in given]
         differ = [p for p in both if rows[p] != given[p]]
         empty = [p for p in both if p in non_finite and rows[p] == given[p]]
-        causes += _holes(name, positions, rows, given)
+        causes += _missing(name, positions, rows, given)
         causes += [f"{name}: {len(empty)} rows are not finite: {_names(empty)}"] if empty else []
         divergences += _divergences(name, both, differ)
         counts[name] = {
@@ -77,23 +77,23 @@ def judge_self(
         limit=0.0,
         unit="rows",
         worst_where="" if first is None else f"{first.where}: prompt {first.prompt_idx} token {first.token_idx}",
-        source="bit-equal to the forced pass over all prompts",
+        source="bit-equal to the teacher-forced pass over all prompts",
         note="; ".join([*causes, ", ".join(f"{name} {count['equal']}" for name, count in counts.items())]),
     )
     return rung, divergences, {"relations": counts}
 
 
-def _holes(
+def _missing(
     name: str, positions: Sequence[Position], rows: Mapping[Position, bytes], given: Mapping[Position, bytes]
 ) -> list[str]:
     """Return what keeps a relation from being complete, one sentence each."""
     wanted = dict.fromkeys(positions)
-    holes = {
+    missing = {
         "not made again": [p for p in wanted if p not in given],
-        "not in the forced pass": [p for p in wanted if p not in rows],
+        "not in the teacher-forced pass": [p for p in wanted if p not in rows],
         "not expected": [p for p in given if p not in wanted],
     }
-    causes = [f"{name}: {len(found)} rows {word}: {_names(found)}" for word, found in holes.items() if found]
+    causes = [f"{name}: {len(found)} rows {word}: {_names(found)}" for word, found in missing.items() if found]
     return causes if wanted else [*causes, f"{name}: no row is expected, so nothing would be shown"]
 
 
@@ -103,7 +103,7 @@ def _divergences(name: str, both: Sequence[Position], differ: Sequence[Position]
     for prompt_idx in sorted({p.prompt_idx for p in differ}):
         wrong = [p.token_idx for p in differ if p.prompt_idx == prompt_idx]
         n_rows = sum(p.prompt_idx == prompt_idx for p in both)
-        note = f"{len(wrong)} of {n_rows} rows are not bit-equal to the forced pass; {RELATIONS.get(name, '')}"
+        note = f"{len(wrong)} of {n_rows} rows are not bit-equal to the teacher-forced pass; {RELATIONS.get(name, '')}"
         divergences.append(
             Divergence(Rung.T6, Kind.BITS, 0.0, prompt_idx, min(wrong), where=name, note=note.rstrip("; "))
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from parity_lib.base.names import Kind, Outcome, Rung
-from parity_lib.numerics.isa_samples import PRODUCTS, leg_of
+from parity_lib.numerics.isa_samples import PRODUCTS, target_of
 from parity_lib.records.isa_evidence import IsaProof, Kernel
 from parity_lib.records.verdicts import Divergence, RungResult
 
@@ -20,22 +20,22 @@ def judge_isa(proofs: Sequence[IsaProof], *, expected: int, required: bool) -> t
     Args:
         proofs: of each run.
         expected: how many there must be.
-        required: whether an unproven leg makes the cell incomplete; else it is a hole, and says so.
+        required: whether an unproven ISA target makes the cell incomplete; else the rung is not run.
 
     Returns:
         The rung, in proofs, and a divergence for each run that showed other instructions than were asked for: a
-        fallback that answers to the name of the leg is a divergence, however good its numbers are.
+        fallback that answers to the name of the ISA target is a divergence, however good its numbers are.
     """
     against = [proof for proof in proofs if proof.contradicted]
     unproven = [proof for proof in proofs if not proof.proven and not proof.contradicted]
     complete = len(proofs) == expected > 0 and not unproven
-    hole = Outcome.INCOMPLETE if required else Outcome.HOLE
+    otherwise = Outcome.INCOMPLETE if required else Outcome.NOT_RUN
     notes = [f"{p.evidence.engine} ({p.evidence.run}): {words(p)}" for p in [*against, *unproven]]
     notes += [f"{expected - len(proofs)} proofs are missing"] if len(proofs) != expected else []
     notes += [f"{p.evidence.engine}: {words(p)}" for p in proofs if p.proven]
     rung = RungResult(
         rung=Rung.T7,
-        outcome=Outcome.DIVERGED if against else Outcome.PARITY if complete else hole,
+        outcome=Outcome.DIVERGED if against else Outcome.PARITY if complete else otherwise,
         expected=expected,
         compared=len(proofs) - len(unproven),
         worst=None,
@@ -61,9 +61,9 @@ def words(proof: IsaProof) -> str:
 
 
 def leading(proof: IsaProof) -> Kernel | None:
-    """Return the most frequent kernel of the observed leg; of its multiply-adds, if one was kept."""
+    """Return the most frequent kernel of the observed ISA target; of its multiply-adds, if one was kept."""
     kernels = () if proof.evidence.sampled is None else proof.evidence.sampled.kernels
-    own = [k for k in kernels if leg_of(k.features) == proof.observed]
+    own = [k for k in kernels if target_of(k.features) == proof.observed]
     return next((k for k in own if k.instruction.startswith(PRODUCTS)), own[0] if own else None)
 
 

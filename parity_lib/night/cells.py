@@ -91,22 +91,22 @@ class Cells:
     pins: Pins
     notebooks: Path
     folder: Path  # the night's
-    host_leg: str
+    host_target: str
     source: str  # digest of everything that results depend on
     require_all: bool
     full: bool = False  # every prompt is replayed and made again, not a part of them
     day: int = 0  # chooses the prompt that is replayed beside the first
 
     def isa(self, cell: PlanCell) -> str:
-        """Return the leg that a cell runs on."""
-        return self.host_leg if cell.isa == HOST else cell.isa
+        """Return the ISA target that a cell runs on."""
+        return self.host_target if cell.isa == HOST else cell.isa
 
     def require_isa(self, cell: PlanCell) -> bool:
-        """Return whether a cell needs its leg proved: one that names a leg does; with ``--require-all`` each does."""
+        """Return whether a cell needs its target proved: if it names one; with ``--require-all`` always."""
         return cell.isa != HOST or self.require_all
 
     def key(self, cell: PlanCell) -> str:
-        """Return the cell's name with the leg filled in, and 8 digits over everything that can change its result."""
+        """Return the cell's name with the target filled in, and 8 digits over everything that can change its result."""
         source = f"{self.source} full" if self.full else self.source
         return cell_key(cell, self.isa(cell), self.notebooks, source)
 
@@ -120,7 +120,7 @@ class Cells:
             ensure.ensure_twin(path, self.pins, say=say)
             has_vocabulary = read_facts(path).tokenizer != NO_TOKENIZER
         except PinError as error:
-            return self.not_run(cell, str(error), hole=False)  # a file that is there and is another one is no hole
+            return self.not_run(cell, str(error), excusable=False)  # a wrong file is a finding
         except ParityError as error:
             return self.not_run(cell, str(error))
         return self._ready(cell, has_vocabulary=has_vocabulary, fresh=fresh)
@@ -207,10 +207,10 @@ class Cells:
         )
         return Done(record, lines, verdict, executed)
 
-    def not_run(self, cell: PlanCell, reason: str, *, hole: bool = True) -> Done:
-        """Return the record of a cell that nothing was computed for: a HOLE, or INCOMPLETE where it is required."""
+    def not_run(self, cell: PlanCell, reason: str, *, excusable: bool = True) -> Done:
+        """Return the record of a cell that nothing was computed for: a NOT_RUN, or INCOMPLETE where it is required."""
         identity = CellId(cell.model, cell.quant, self.isa(cell), cell.stack, cell.compute)
-        decided = without_run(cell, reason, require_all=self.require_all or not hole)
+        decided = without_run(cell, reason, require_all=self.require_all or not excusable)
         lines = all_lines(identity, decided, None)
         return Done(self._record(cell, identity, decided, lines), lines, None)
 

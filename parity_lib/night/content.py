@@ -62,11 +62,11 @@ def installed_reference() -> Receipt | None:
 
 
 def cell_key(cell: PlanCell, isa: str, notebooks: Path, source: str) -> str:
-    """Return the cell's name with the leg filled in, and 8 digits over everything that can change its result.
+    """Return the cell's name with the ISA target filled in, and 8 digits over everything that can change its result.
 
     Args:
         cell: the entry of the plan.
-        isa: the leg that it runs on.
+        isa: the ISA target that it runs on.
         notebooks: where its notebook lies.
         source: what ``source_digest`` said when the night began.
     """

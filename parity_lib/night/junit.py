@@ -61,7 +61,7 @@ def _cell_case(record: CellRecord) -> ElementTree.Element:
     parts = [cell.quant, cell.isa, cell.stack, cell.compute, *(["control"] if record.control else []), record.fault]
     case = _case(" ".join(part for part in parts if part), cell.model, record.seconds)
     text = "\n".join([*record.lines, *([f"page: {record.html}"] if record.html else [])])
-    if record.outcome is Outcome.HOLE:
+    if record.outcome is Outcome.NOT_RUN:
         ElementTree.SubElement(case, "skipped", {"message": _clean("; ".join(record.causes))})
     elif not record.good:
         kind = "failure" if record.outcome in (Outcome.DIVERGED, Outcome.PARITY) else "error"

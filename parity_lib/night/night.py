@@ -16,7 +16,7 @@ from typing import TextIO
 
 from parity_lib.base.files import hold_folder
 from parity_lib.engines import machine
-from parity_lib.engines.llamacpp.recipe import host_leg
+from parity_lib.engines.llamacpp.recipe import host_target
 from parity_lib.night.cells import Cells, Done, Ready
 from parity_lib.night.content import source_digest
 from parity_lib.night.junit import write_junit
@@ -79,7 +79,7 @@ def run_night(options: NightOptions, stream: TextIO | None = None) -> tuple[Nigh
             pins,
             notebooks,
             folder,
-            str(host_leg(pins.llama_cpp)),
+            str(host_target(pins.llama_cpp)),
             source_digest(),
             options.require_all,
             options.full,
@@ -186,7 +186,7 @@ class _Run:
         for number, cell in waiting:
             own = "; ".join(map(str, lacks.get(cell.name, [])))
             reason = own or "not run: the plan is refused as a whole while another of its cells cannot run"
-            self.records[number] = self.cells.not_run(cell, reason, hole=False).record
+            self.records[number] = self.cells.not_run(cell, reason, excusable=False).record
             for line in self.records[number].lines:
                 self.screen.note(line)
         return True
@@ -207,7 +207,7 @@ class _Run:
         self.screen.end(ready.key)
         if finished.end is None:  # its request was refused: somebody changed the notebook since the plan was checked
             shutil.rmtree(ready.partial, ignore_errors=True)
-            self._finish(number, self.cells.not_run(ready.cell, str(finished.error), hole=False))
+            self._finish(number, self.cells.not_run(ready.cell, str(finished.error), excusable=False))
         else:
             done = self.cells.judge(ready, finished.end)
             self._finish(number, done)
@@ -246,7 +246,7 @@ class _Run:
         self.screen.say("interrupted: what was finished is kept; next: parity nightly --resume")
         for number, cell in enumerate(self.plan.cells):
             if cell in chosen and number not in self.records:
-                record = self.cells.not_run(cell, "interrupted before it was finished", hole=False).record
+                record = self.cells.not_run(cell, "interrupted before it was finished", excusable=False).record
                 self.records[number] = record
                 self.screen.say(*record.lines)
         for path in (self.folder / "cells").glob(".*.partial"):

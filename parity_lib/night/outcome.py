@@ -62,7 +62,7 @@ def without_run(cell: PlanCell, reason: str, *, require_all: bool) -> tuple[Outc
     """Return (outcome, as expected, causes) of a cell that cannot run on this machine, for the given reason."""
     if cell.required or require_all:
         return Outcome.INCOMPLETE, False, (reason,)
-    return Outcome.HOLE, True, (reason,)
+    return Outcome.NOT_RUN, True, (reason,)
 
 
 def worst_margin(verdict: Verdict | None) -> float | None:

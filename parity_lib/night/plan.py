@@ -15,7 +15,7 @@ from parity_lib.base.surroundings import kind_of
 from parity_lib.base.toml_table import Table, fixture_path, read_toml
 
 SCHEMA = "parity/plan/1"
-HOST = "host"  # as ``isa``: the widest leg that this machine can run
+HOST = "host"  # as ``isa``: the widest ISA target that this machine can run
 PARITY, DIVERGED = "parity", "diverged"
 EXPECTED = "a divergence was expected"  # begins the cause of a cell that came out otherwise than planned
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
@@ -27,12 +27,12 @@ class PlanCell:
 
     model: str
     quant: str
-    isa: str  # a leg, or "host"
+    isa: str  # an ISA target, or "host"
     stack: str
     compute: str
     notebook: str  # name without suffix, in ``notebooks/``
     prompts: str  # name of a file beside ``prompts.toml``, or "" for that one
-    required: bool  # if not, a cell that cannot run is a HOLE
+    required: bool  # if not, a cell that cannot run is a NOT_RUN
     expect: str  # PARITY or DIVERGED
     reason: str  # why DIVERGED is expected
     at: str  # the lowest rung that is expected to break

@@ -13,7 +13,7 @@ from parity_lib.base.errors import EngineError, ParityError, PinError
 from parity_lib.base.toml_table import fixture_path
 from parity_lib.engines import machine
 from parity_lib.engines.burn.build_info import CRATES_IO, check_built
-from parity_lib.engines.llamacpp.isa_build import leg_receipt
+from parity_lib.engines.llamacpp.isa_build import target_receipt
 from parity_lib.faults.names import check_faults
 from parity_lib.models.cache import models_dir
 from parity_lib.night.job import check_notebooks
@@ -48,7 +48,7 @@ def check_plan(plan: Plan, cells: Sequence[PlanCell], pins: Pins, notebooks: Pat
         if cell.prompts:
             fixture_path(cell.prompts)
         if cell.isa != HOST:
-            pins.llama_cpp.leg(cell.isa)
+            pins.llama_cpp.target(cell.isa)
     check_faults((cell.fault, f"{plan.path.name}: {cell.name}") for cell in cells if cell.fault)
     sources = {cell.notebook: notebooks / f"{cell.notebook}.ipynb" for cell in cells}
     check_notebooks((path, cell_parameters(cells[0], HOST, path, Path("out"), {})) for path in sources.values())
@@ -91,18 +91,18 @@ def declared_names(notebook: Path) -> frozenset[str]:
 
 def machine_lacks(cell: PlanCell, isa: str, plan: Plan, pins: Pins) -> list[Lack]:
     """Return what keeps a cell from running here: instructions, the reference's build, the stack, a staged file."""
-    return [*_leg_lacks(isa, pins), *_stack_lacks(cell, plan, pins), *_file_lacks(cell, pins)]
+    return [*_target_lacks(isa, pins), *_stack_lacks(cell, plan, pins), *_file_lacks(cell, pins)]
 
 
-def _leg_lacks(isa: str, pins: Pins) -> list[Lack]:
-    missing = machine.missing_flags(pins.llama_cpp.leg(isa).cpu_flags)
+def _target_lacks(isa: str, pins: Pins) -> list[Lack]:
+    missing = machine.missing_flags(pins.llama_cpp.target(isa).cpu_flags)
     if missing:
-        what = f"this machine cannot run the leg {isa}: it lacks {', '.join(missing)}"
-        return [Lack(what, f"run these cells on a machine of that leg: parity nightly --only '*-{isa}-*'")]
+        what = f"this machine cannot run the ISA target {isa}: it lacks {', '.join(missing)}"
+        return [Lack(what, f"run these cells on a machine of that ISA target: parity nightly --only '*-{isa}-*'")]
     try:
-        leg_receipt(pins.llama_cpp, isa)
+        target_receipt(pins.llama_cpp, isa)
     except ParityError as error:
-        return [Lack(f"llama.cpp is not built for the leg {isa}: {error.what}", f"parity isa build {isa}")]
+        return [Lack(f"llama.cpp is not built for the ISA target {isa}: {error.what}", f"parity isa build {isa}")]
     return []
 
 

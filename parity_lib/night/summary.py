@@ -15,7 +15,7 @@ from parity_lib.records.verdicts import margin_words
 FILE_NAME = "summary.md"
 MAX_BYTES = 900_000  # a step summary over 1 MiB is not shown at all
 LINES_SHOWN = 100
-_ORDER = (Outcome.INVALID, Outcome.DIVERGED, Outcome.INCOMPLETE, Outcome.HOLE, Outcome.PARITY)
+_ORDER = (Outcome.INVALID, Outcome.DIVERGED, Outcome.INCOMPLETE, Outcome.NOT_RUN, Outcome.PARITY)
 
 
 def headline(plan: Plan, records: Sequence[CellRecord], pins: Pins) -> str:

@@ -27,7 +27,7 @@ def sound_verdict(
         identity: the cell that must stand in the record.
         cell: what the plan says of it.
         has_vocabulary: whether its file has one; without, there is no tokenizer to compare (T1).
-        require_isa: whether its leg has to be proved; an unproven one is no hole then (T7).
+        require_isa: whether its ISA target has to be proved; an unproven one is no hole then (T7).
         since: when its notebook was started; an older record is one that was left in place.
     """
     try:
@@ -40,8 +40,8 @@ def sound_verdict(
     if verdict.outcome is Outcome.PARITY and outcome is not Outcome.PARITY:
         wrong += causes
     proof = verdict.rung(Rung.T7)
-    if require_isa and proof is not None and proof.outcome is Outcome.HOLE and verdict.outcome is Outcome.PARITY:
-        wrong.append(f"the leg {identity.isa} is not proved, and has to be: {proof.note}")
+    if require_isa and proof is not None and proof.outcome is Outcome.NOT_RUN and verdict.outcome is Outcome.PARITY:
+        wrong.append(f"the ISA target {identity.isa} is not proved, and has to be: {proof.note}")
     if verdict.cell != identity or verdict.control != cell.control:
         wrong.append(f"the verdict is of another cell: {verdict.cell}")
     if _written(verdict) < since.replace(microsecond=0):

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from parity_lib.base.names import Isa
 from parity_lib.records.isa_evidence import BURN, UNPROVEN, Evidence, IsaProof, Kernel, Sampled
 
-NARROW = "narrow"  # vector instructions of every x86-64 CPU (SSE): of no leg
-WIDTH = {leg: i for i, leg in enumerate((NARROW, Isa.NEON, Isa.AVX2, Isa.AVX512, Isa.AMX))}
+NARROW = "narrow"  # vector instructions of every x86-64 CPU (SSE): of no ISA target
+WIDTH = {target: i for i, target in enumerate((NARROW, Isa.NEON, Isa.AVX2, Isa.AVX512, Isa.AMX))}
 PRODUCTS = (
     *("vfmadd", "vfmsub", "vfnmadd", "vfnmsub", "vdpbf16", "vpdp", "vpmadd", "tdp"),
     *("fmla", "sdot", "udot", "smmla", "bfmmla", "bfdot"),
@@ -21,19 +21,19 @@ kernel that takes half of the time."""
 MIN_VECTORS = 20
 """The same for the reference, whose kernels mix widths: what takes one part in seven is then seen 19 times in 20."""
 ENOUGH = 200  # samples of an engine's own among which those of its kernels cannot be missed
-SHARE = 0.9  # of the candidate's multiply-adds that the leg must have: its matmul is one kernel
-PART = 0.05  # of the reference's vector samples from which on a leg counts as seen
+SHARE = 0.9  # of the candidate's multiply-adds that the ISA target must have: its matmul is one kernel
+PART = 0.05  # of the reference's vector samples from which on an ISA target counts as seen
 TILE_BUFFER = "AMX"  # where llama.cpp puts weights for its tiles
 TOP = 8  # kernels that a record keeps
 
 
-def leg_of(features: Iterable[str]) -> str | None:
-    """Return the leg that an instruction of these extensions belongs to, or None for one that is in no vector unit."""
-    legs = {_leg(feature) for feature in features} - {None}
-    return max((leg for leg in legs if leg is not None), key=lambda leg: WIDTH[leg], default=None)
+def target_of(features: Iterable[str]) -> str | None:
+    """Return the target that an instruction of these extensions belongs to; None if it uses no vector unit."""
+    targets = {_target(feature) for feature in features} - {None}
+    return max((target for target in targets if target is not None), key=lambda target: WIDTH[target], default=None)
 
 
-def _leg(feature: str) -> str | None:
+def _target(feature: str) -> str | None:
     if feature.startswith("AMX"):
         return Isa.AMX
     if feature.startswith(("AVX512", "AVX10")):
@@ -59,17 +59,17 @@ def summarise(n: int, lost: int, places: Sequence[Kernel], own: Iterable[str]) -
     vectors: Counter[str] = Counter()
     products: Counter[str] = Counter()
     for place in ours:
-        leg = leg_of(place.features)
-        if leg is not None:
-            vectors[leg] += place.n
+        target = target_of(place.features)
+        if target is not None:
+            vectors[target] += place.n
             if place.instruction.startswith(PRODUCTS):
-                products[leg] += place.n
-    named = [place for place in ours if leg_of(place.features) is not None]
+                products[target] += place.n
+    named = [place for place in ours if target_of(place.features) is not None]
     return Sampled(n, lost, sum(p.n for p in ours), dict(vectors), dict(products), tuple(named[:TOP]))
 
 
 def prove(evidence: Evidence) -> IsaProof:
-    """Judge one engine's evidence: which leg it shows, and whether that is the one that was asked for."""
+    """Judge one engine's evidence: which ISA target it shows, and whether that is the one that was asked for."""
     if evidence.sampled is None:
         return IsaProof(evidence, UNPROVEN, proven=False, reason=evidence.absent or "nothing was sampled")
     counts = evidence.sampled.products if evidence.engine == BURN else evidence.sampled.vectors
@@ -82,27 +82,27 @@ def prove(evidence: Evidence) -> IsaProof:
         told = f"{few}; it was not for want of looking: {evidence.sampled.own} samples in its libraries"
         return IsaProof(evidence, NARROW, proven=False, reason=told)
     observed = _observed(counts, SHARE if evidence.engine == BURN else PART)
-    shares = ", ".join(f"{count / total:.0%} {leg}" for leg, count in sorted(counts.items(), key=lambda c: -c[1]))
+    shares = ", ".join(f"{count / total:.0%} {target}" for target, count in sorted(counts.items(), key=lambda c: -c[1]))
     seen = f"{total} samples at {what}: {shares}"
     against = _against(evidence, observed, counts)
     return IsaProof(evidence, observed, proven=not against, reason="; ".join([seen, *against]))
 
 
 def _observed(counts: Mapping[str, int], share: float) -> str:
-    """Return the widest leg that has, with everything wider, at least this share of the samples."""
+    """Return the widest ISA target that has, with everything wider, at least this share of the samples."""
     total, wider = sum(counts.values()), 0
-    for leg in sorted(counts, key=lambda leg: -WIDTH[leg]):
-        wider += counts[leg]
+    for target in sorted(counts, key=lambda target: -WIDTH[target]):
+        wider += counts[target]
         if wider >= share * total:
-            return leg
+            return target
     return UNPROVEN
 
 
 def _against(evidence: Evidence, observed: str, counts: Mapping[str, int]) -> list[str]:
-    """Return what speaks against the leg that was asked for, one sentence each."""
+    """Return what speaks against the ISA target that was asked for, one sentence each."""
     wanted = evidence.requested
     against = [] if observed == wanted else [f"asked for {wanted}, saw {observed}"]
-    wider = {leg: n for leg, n in counts.items() if WIDTH[leg] > WIDTH.get(wanted, -1)}
+    wider = {target: n for target, n in counts.items() if WIDTH[target] > WIDTH.get(wanted, -1)}
     if observed == wanted and wider:
         against.append(f"instructions beyond {wanted} ran too: {', '.join(wider)}")
     operands = evidence.arithmetic.get("operands")

@@ -48,7 +48,7 @@ _HOME = {
     "lines_block": "kit.lines",
     "machine_header": "files.machine",
     "check_table": "files.machine",
-    "leg_table": "files.machine",
+    "target_table": "files.machine",
     "file_table": "files.machine",
     "stack_table": "files.machine",
     "origin_table": "files.recipes",

@@ -8,7 +8,7 @@ from typing import Any
 
 from parity_lib.base.errors import RecordError
 
-UNPROVEN = "unproven"  # as an observed leg
+UNPROVEN = "unproven"  # as an observed ISA target
 BURN, LLAMA_CPP = "burn", "llama.cpp"
 
 
@@ -32,7 +32,9 @@ class Sampled:
     n: int  # program counters, of every library of the process
     lost: int  # that came when all room was taken
     own: int  # in the engine's own libraries
-    vectors: Mapping[str, int]  # leg -> samples of the engine's own at an instruction that belongs to that leg
+    vectors: Mapping[
+        str, int
+    ]  # ISA target -> samples of the engine's own at an instruction that belongs to that ISA target
     products: Mapping[str, int]  # the same, of instructions that multiply and add: what a matmul consists of
     kernels: tuple[Kernel, ...]  # the most frequent of the engine's own
 
@@ -52,11 +54,11 @@ class Buffer:
 class Evidence:
     """Facts about one engine's run, without a judgement.
 
-    ``requested`` is the leg that was asked for. What was seen never comes from it.
+    ``requested`` is the ISA target that was asked for. What was seen never comes from it.
     """
 
     engine: str  # BURN or LLAMA_CPP
-    run: str  # what was run: "the cell's forced pass", "strict settings", ...
+    run: str  # what was run: "the cell's teacher-forced pass", "strict settings", ...
     requested: str
     sampled: Sampled | None
     absent: str = ""  # why nothing was sampled
@@ -90,7 +92,7 @@ class IsaProof:
     """One engine's evidence and what it proves."""
 
     evidence: Evidence
-    observed: str  # a leg, or UNPROVEN where there is too little to see
+    observed: str  # an ISA target, or UNPROVEN where there is too little to see
     proven: bool
     reason: str  # in words: what proves it, or what is missing or contradicts
 

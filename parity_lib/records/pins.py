@@ -1,4 +1,4 @@
-"""What is pinned: model files, tokenizers, the llama.cpp build of each leg, the stacks under the candidate."""
+"""What is pinned: model files, tokenizers, the llama.cpp build of each ISA target, the stacks under the candidate."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True, slots=True)
-class LegPin:
-    """One instruction-set leg of the reference: its CMake flags spelled out, and what the CPU must have."""
+class TargetPin:
+    """One ISA target of the reference: its CMake flags spelled out, and what the CPU must have."""
 
     isa: Isa
     cmake_args: tuple[str, ...]
@@ -46,7 +46,7 @@ class LlamaCliPin:
 
 @dataclass(frozen=True, slots=True)
 class LlamaCppPin:
-    """The reference: one sdist, one commit, flags for all legs and flags for each."""
+    """The reference: one sdist, one commit, flags for all ISA targets and flags for each."""
 
     binding: str  # requirement, as pip takes it
     version: str
@@ -54,17 +54,17 @@ class LlamaCppPin:
     sdist_bytes: int
     commit: str  # 40 hex digits
     repository: str
-    cmake_args: tuple[str, ...]  # of every leg
-    legs: Mapping[str, LegPin]
+    cmake_args: tuple[str, ...]  # of every ISA target
+    targets: Mapping[str, TargetPin]
     llama_cli: LlamaCliPin
 
-    def leg(self, isa: str) -> LegPin:
-        """Return one leg. Raises ``UsageError`` if it is not pinned."""
-        return _known(self.legs, isa, "instruction-set leg")
+    def target(self, isa: str) -> TargetPin:
+        """Return one ISA target. Raises ``UsageError`` if it is not pinned."""
+        return _known(self.targets, isa, "ISA target")
 
     def build_args(self, isa: str) -> tuple[str, ...]:
-        """Return every CMake argument of a leg's build, in order."""
-        return self.cmake_args + self.leg(isa).cmake_args
+        """Return every CMake argument of an ISA target's build, in order."""
+        return self.cmake_args + self.target(isa).cmake_args
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ class StackPin:
     id: str
     what: str
     crates: Mapping[str, str]
-    isa: str = ""  # the only leg that the build can run, or "" for the widest one
+    isa: str = ""  # the only ISA target that the build can run, or "" for the widest one
     source: SourcePin | None = None  # None: everything comes from crates.io
 
 
@@ -215,7 +215,7 @@ def _check_models(models: tuple[ModelPin, ...], path: Path) -> None:
 
 
 def _llama_cpp(table: Table) -> LlamaCppPin:
-    legs = table.table("legs")
+    targets = table.table("targets")
     pin = LlamaCppPin(
         binding=table.text("binding"),
         version=table.text("version"),
@@ -224,7 +224,7 @@ def _llama_cpp(table: Table) -> LlamaCppPin:
         commit=table.hex("commit", 40),
         repository=table.text("repository"),
         cmake_args=table.texts("cmake_args"),
-        legs=MappingProxyType({isa: _leg(isa, legs.table(isa)) for isa in legs.left()}),
+        targets=MappingProxyType({isa: _target(isa, targets.table(isa)) for isa in targets.left()}),
         llama_cli=_llama_cli(table.table("llama_cli")),
     )
     table.done()
@@ -233,12 +233,12 @@ def _llama_cpp(table: Table) -> LlamaCppPin:
     return pin
 
 
-def _leg(isa: str, table: Table) -> LegPin:
+def _target(isa: str, table: Table) -> TargetPin:
     if isa not in list(Isa):
-        raise FixtureError(f"unknown leg '{isa}'", place=table.place, expected=f"one of {', '.join(Isa)}")
-    leg = LegPin(Isa(isa), table.texts("cmake_args"), table.texts("cpu_flags"))
+        raise FixtureError(f"unknown ISA target '{isa}'", place=table.place, expected=f"one of {', '.join(Isa)}")
+    target = TargetPin(Isa(isa), table.texts("cmake_args"), table.texts("cpu_flags"))
     table.done()
-    return leg
+    return target
 
 
 def _llama_cli(table: Table) -> LlamaCliPin:

@@ -55,7 +55,7 @@ class Variant:
     against: str  # what it is compared with: STRICT or DEFAULT
     asked: int  # positions that it was to give; fewer rows are a hole
     same_as: str  # an earlier variant, or what it is compared with, if all its bits are the same; else empty
-    run: Mapping[str, Any]  # settings as read back, environment, weight buffers, threads, leg: proof that it ran
+    run: Mapping[str, Any]  # settings as read back, environment, weight buffers, threads, ISA target: proof that it ran
     rows: I32  # (m,): which positions of the record
     rms: F32  # (m,) logits, over the whole vocabulary
     std: F32  # (m,) logits, of the row that it is compared with

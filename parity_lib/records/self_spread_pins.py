@@ -102,7 +102,7 @@ class SpreadTable:
         return tuple(self._pins[key] for key in sorted(self._pins))
 
     def find(self, model: str, quant: str, isa: str, machine_class: str, prompts_sha256: str) -> SpreadPin | None:
-        """Return the pin of this machine class; else one of another class of the same leg; else None.
+        """Return the pin of this machine class; else one of another class of the same ISA target; else None.
 
         The judge tells the two apart by ``machine_class``: from another class only the limits of the ratios are
         taken, and the verdict is provisional.
@@ -110,8 +110,8 @@ class SpreadTable:
         own = self._pins.get((model, quant, isa, machine_class, prompts_sha256))
         if own is not None:
             return own
-        same_leg = [p for p in self.pins if p.key[:3] == (model, quant, isa) and p.prompts_sha256 == prompts_sha256]
-        return same_leg[0] if same_leg else None
+        same_target = [p for p in self.pins if p.key[:3] == (model, quant, isa) and p.prompts_sha256 == prompts_sha256]
+        return same_target[0] if same_target else None
 
 
 def load_spreads(path: Path | str | None = None) -> SpreadTable:

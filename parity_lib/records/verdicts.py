@@ -258,7 +258,7 @@ def _cause(result: RungResult) -> str | None:
 
     Only T7 may be a hole: which instructions ran changes no number that the other rungs have judged.
     """
-    if result.outcome is Outcome.HOLE and result.rung is Rung.T7:
+    if result.outcome is Outcome.NOT_RUN and result.rung is Rung.T7:
         return None
     if result.outcome not in (Outcome.PARITY, Outcome.DIVERGED, Outcome.REPORTED):
         return f"{result.rung.title}: {result.note or result.outcome.lower()}"

@@ -12,7 +12,7 @@ from parity_lib.base.errors import FixtureError, ModelFileError, PinError
 from parity_lib.base.surroundings import cache_dir
 from parity_lib.base.toml_table import Table, fixture_path, read_toml
 from parity_lib.engines.llamacpp.build import fetch_sdist
-from parity_lib.engines.llamacpp.recipe import PACKAGE, compiler_version, host_leg, recipe_for
+from parity_lib.engines.llamacpp.recipe import PACKAGE, compiler_version, host_target, recipe_for
 from parity_lib.model_file.digest import sha256_file
 from parity_lib.models import cache as model_cache
 from parity_lib.records.pins import LlamaCppPin, load_pins
@@ -133,7 +133,7 @@ def _sdist(pin: LlamaCppPin, say: Callable[[str], None]) -> Path:
     path = folder / f"{PACKAGE.replace('-', '_')}-{pin.version}.tar.gz"
     if _is_pinned(path, pin.sdist_sha256):
         return path  # the usual case: the reference was built from it, and no compiler need be asked for
-    return fetch_sdist(recipe_for(pin, host_leg(pin), compiler_version()), folder, say)
+    return fetch_sdist(recipe_for(pin, host_target(pin), compiler_version()), folder, say)
 
 
 def _keep(data: bytes, sha256: str, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The native path of a trace: T3 of one sequence, the error split of its products, a capsule of what is over."""
+"""The native path of a trace: T3 of one sequence, the error split of its products, a reproducer of what is over."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from parity_lib.judge.t3_ops import Replayed
 from parity_lib.models.twins import ensure_twin
 from parity_lib.records.traces import F32
 from parity_lib.trace.layers import Layers, compare_layers
-from parity_lib.trace.reproducer.make import save_capsule
+from parity_lib.trace.reproducer.make import save_reproducer
 from parity_lib.trace.runs import arbitrate, capture, replay
 
 LOGITS = "split.f32"
 
-CAPSULE = "capsule"  # folder beside the page
+REPRODUCER = "reproducer"  # folder beside the page
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +37,9 @@ class Native:
 
     ops: Replayed  # T3
     split: ErrorSplit
-    layers: Layers  # end to end, the arbiter rounding activations as the reference does
-    capsule: Path | None  # of the first op over its limit
-    capsule_lost: str  # why there is none although an op is over
+    layers: Layers  # end to end, the float64 oracle rounding activations as the reference does
+    reproducer: Path | None  # of the first op over its limit
+    reproducer_lost: str  # why there is none although an op is over
 
 
 def trace_native(cell: Cell, place: Place, folder: Path) -> Native:
@@ -55,18 +55,18 @@ def trace_native(cell: Cell, place: Place, folder: Path) -> Native:
         found = Replayed(place.prompt_idx, place.n_prompt, Settings.STRICT, watched, n_sites * len(watched), errors)
         split = split_errors(cell, place.sequence, folder, path, compute)
         layers = _end_to_end(cell, place, path, compute, folder)
-        capsule, lost = None, ""
+        reproducer, lost = None, ""
         try:
-            capsule = save_capsule(cell, folder, found, path, compute, run, cell.out_dir / CAPSULE)
+            reproducer = save_reproducer(cell, folder, found, path, compute, run, cell.out_dir / REPRODUCER)
         except ParityError as error:  # the trace says what is wrong without it
             lost = str(error)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return Native(found, split, layers, capsule, lost)
+    return Native(found, split, layers, reproducer, lost)
 
 
 def _end_to_end(cell: Cell, place: Place, path: Path, compute: Compute, folder: Path) -> Layers:
-    """Let the candidate run beside the capture with the reference's rounding, and hold both against the arbiter."""
+    """Let the candidate run beside the capture with the reference's rounding, and hold both against the oracle."""
     with open_burn(cell, "burn_follow", compute=compute) as engine:
         engine.call("follow", folder, cell.facts.n_head, cell.facts.n_head_kv)
     exact = folder.with_name("rounded")
@@ -81,7 +81,7 @@ def split_errors(cell: Cell, sequence: Sequence[int], nodes: Path, file: Path, r
     """Split every product of a captured run, and its logits by running the candidate with and without rounding.
 
     Args:
-        cell: its candidate, fault, leg and stack.
+        cell: its candidate, fault, ISA target and stack.
         sequence: the tokens that were captured.
         nodes: the capture, still there.
         file: what the reference read.

@@ -1,4 +1,4 @@
-"""Both engines' errors after each layer and at the logits, against the float64 arbiter and against each other."""
+"""Both engines' errors after each layer and at the logits, against the float64 oracle and against each other."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from parity_lib.judge.blame import Blame, blame, floors, position_errors
 from parity_lib.records.traces import F32, F64
 
 FLOOR = t4_bands.CHAINS * t4_bands.SAMPLE
-"""Two sound engines are at most so many times farther apart than the better of them is from the arbiter: the same
+"""Two sound engines are at most so many times farther apart than the better of them is from the oracle: the same
 reasons and the same factor as for the limits of rung T4."""
 
 
@@ -24,11 +24,11 @@ reasons and the same factor as for the limits of rung T4."""
 class Layers:
     """Relative errors of the residual stream after each layer, and of the logits as the last row.
 
-    Norms over the channels, as shares of the arbiter's norm at the position: ``(n_layer + 1, n_positions)``.
+    Norms over the channels, as shares of the float64 oracle's norm at the position: ``(n_layer + 1, n_positions)``.
     """
 
-    burn: F64  # against the arbiter
-    llamacpp: F64  # against the arbiter
+    burn: F64  # against the float64 oracle
+    llamacpp: F64  # against the float64 oracle
     total: F64  # against each other
     floor: F64  # FLOOR times what a sound engine's error is there
     blames: tuple[Blame, ...]  # layer by layer, the logits last; over the positions up to the traced one
@@ -44,7 +44,7 @@ class Layers:
     def pooled(self, stop: int) -> F64:
         """Return the error of each layer over its floor, pooled over the positions before ``stop``, ``(n_layer + 1,)``.
 
-        A single position can be over its floor by chance: there one engine happens to be nearer to the arbiter than it
+        A single position can be over its floor by chance: there one engine happens to be nearer to the oracle than it
         usually is, or the model enlarges whatever rounding it is given. All of them together are not.
         """
         total, floor = (np.square(values[:, :stop]).sum(1) for values in (self.total, self.floor))
@@ -54,18 +54,18 @@ class Layers:
         return pooled
 
 
-def compare_layers(n_layer: int, place: Place, nodes_folder: Path, arbiter: Path) -> Layers:
+def compare_layers(n_layer: int, place: Place, nodes_folder: Path, oracle: Path) -> Layers:
     """Return the errors after each layer and of the logits, one layer in memory at a time.
 
     Args:
         n_layer: blocks of the model.
         place: the traced token.
         nodes_folder: a capture of the reference that the candidate has followed.
-        arbiter: folder of what the arbiter left.
+        oracle: folder of what the float64 oracle left.
     """
     n, stop = len(place.sequence), place.row + 1
     nodes = NodeFile(nodes_folder)
-    true = np.memmap(arbiter / "l_out.f64", "<f8", "r").reshape(n_layer, n, -1)
+    true = np.memmap(oracle / "l_out.f64", "<f8", "r").reshape(n_layer, n, -1)
     ours = np.memmap(nodes_folder / STREAMS, "<f4", "r").reshape(n_layer, n, -1)
     burn, llamacpp, total = (np.empty((n_layer + 1, n)) for _ in range(3))
     blames = []
@@ -74,7 +74,7 @@ def compare_layers(n_layer: int, place: Place, nodes_folder: Path, arbiter: Path
         (
             n_layer,
             "logits",
-            _rows(arbiter / "logits.f64", n, "<f8"),
+            _rows(oracle / "logits.f64", n, "<f8"),
             "result_output",
             _rows(nodes_folder / LOGITS, n),
         ),

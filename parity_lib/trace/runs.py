@@ -43,8 +43,8 @@ def replay(cell: Cell, compute: Compute, folder: Path) -> list[OpError]:
 
 
 def arbitrate(cell: Cell, path: Path, place: Place, folder: Path, *, rounded: bool) -> RunInfo:
-    """Let the float64 arbiter run the sequence on a file; ``rounded`` as the reference rounds its activations."""
-    progress = cell.progress.step("the float64 arbiter" + (", activations rounded" if rounded else ""))
+    """Let the float64 oracle run the sequence on a file; ``rounded`` as the reference rounds its activations."""
+    progress = cell.progress.step("the float64 oracle" + (", activations rounded" if rounded else ""))
     asked = {"path": str(path), "n_threads": cell.n_threads, "angles": WALKED, "rounded": rounded}
     with Worker("oracle", asked, log=cell.log("oracle")) as engine:
         engine.call("taps", list(place.sequence), folder, progress=progress)

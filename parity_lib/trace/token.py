@@ -1,7 +1,7 @@
 """Trace one token down to one op: what is wrong by itself, what is carried on, how it adds up to a logit, whose it is.
 
 Four looks at the same fed tokens. The native path, led op by op through the reference's values (T3: local error). The
-F32 twin, where the candidate runs beside the reference (total error at each site). The float64 arbiter on the same
+F32 twin, where the candidate runs beside the reference (total error at each site). The float64 oracle on the same
 file (whose error). And runs that start from the reference's residual stream, layer by layer (what each adds to one
 logit). Engines are opened one after the other, each in a worker process of its own.
 """
@@ -38,7 +38,7 @@ from parity_lib.numerics.op_error import OpError
 from parity_lib.records.tolerances import BandSet, ToleranceTable
 from parity_lib.records.traces import PairTrace, RunInfo
 from parity_lib.records.verdicts import Divergence, RungResult
-from parity_lib.trace.deployed import CAPSULE, Native, trace_native
+from parity_lib.trace.deployed import REPRODUCER, Native, trace_native
 from parity_lib.trace.layers import Layers, compare_layers
 from parity_lib.trace.runs import arbitrate, capture, replay
 
@@ -56,13 +56,13 @@ class TokenTrace:
     ops: Replayed  # T3 on the native path: local errors
     native: RungResult  # T3
     split: ErrorSplit  # of every product on the native path
-    capsule: Path | None  # of the first op over its limit on the native path
-    capsule_lost: str  # why there is none although an op is over
+    reproducer: Path | None  # of the first op over its limit on the native path
+    reproducer_lost: str  # why there is none although an op is over
     twin_ops: tuple[OpError, ...]  # local errors on the twin, in f32
     own: Parting  # burn's decode of the token against its prefill, on the deployed file
     followed: Followed  # total errors on the twin
     layers: Layers  # on the twin
-    native_layers: Layers  # on the deployed file, the arbiter with the reference's quantiser of activations
+    native_layers: Layers  # on the deployed file, the float64 oracle with the reference's quantiser of activations
     delta_id: int  # the token whose logit is taken apart
     entered: Entered | None  # None where a logit of the row is not finite
     by_layer: Waterfall | None
@@ -80,7 +80,7 @@ def trace_token(cell: Cell, reference: Reference, prompt: str | int = 0, token: 
         EngineError: an engine refused, died, or the two have other sites.
     """
     place = find_place(cell, reference, prompt, token)
-    shutil.rmtree(cell.out_dir / CAPSULE, ignore_errors=True)  # of an earlier trace
+    shutil.rmtree(cell.out_dir / REPRODUCER, ignore_errors=True)  # of an earlier trace
     folder = cell.spools / "trace"
     try:
         native = trace_native(cell, place, folder / "native")
@@ -98,8 +98,8 @@ def _trace_twin(cell: Cell, place: Place, reference: Reference, native: Native, 
         candidate_run = engine.call("run_info")
     with open_burn(cell, "burn_self") as engine:
         own = engine.call("part", list(place.sequence), place.row)
-    arbiter_run = arbitrate(cell, cell.model_path, place, folder, rounded=False)
-    runs = {"reference-twin": reference_run, "candidate": candidate_run, "arbiter": arbiter_run}
+    oracle_run = arbitrate(cell, cell.model_path, place, folder, rounded=False)
+    runs = {"reference-twin": reference_run, "candidate": candidate_run, "oracle": oracle_run}
     pair, limits = _pair(cell, place, folder, runs)
     rung, divergences, _ = judge_twin(pair, place.positions, limits)
     seen = align(pair, place.positions)
@@ -116,8 +116,8 @@ def _trace_twin(cell: Cell, place: Place, reference: Reference, native: Native, 
         ops=native.ops,
         native=judge_ops([native.ops])[0],
         split=native.split,
-        capsule=native.capsule,
-        capsule_lost=native.capsule_lost,
+        reproducer=native.reproducer,
+        reproducer_lost=native.reproducer_lost,
         twin_ops=tuple(twin_ops),
         own=own,
         followed=followed,
@@ -137,7 +137,7 @@ def _pair(cell: Cell, place: Place, folder: Path, runs: Mapping[str, RunInfo]) -
     spools = {
         "reference-twin": nodes.rows("result_output"),
         "candidate": np.fromfile(folder / "twin" / LOGITS, "<f4"),
-        "arbiter": np.fromfile(folder / "logits.f64", "<f8").astype("<f4"),
+        "oracle": np.fromfile(folder / "logits.f64", "<f8").astype("<f4"),
     }
     rows = {}
     for name, values in spools.items():
@@ -147,7 +147,7 @@ def _pair(cell: Cell, place: Place, folder: Path, runs: Mapping[str, RunInfo]) -
     pair = logits.pair(rows["reference-twin"], rows["candidate"], place.positions)
     if cell.bands is not None:
         return pair, cell.bands
-    against = logits.pair(rows["reference-twin"], rows["arbiter"], place.positions)
+    against = logits.pair(rows["reference-twin"], rows["oracle"], place.positions)
     source = f"this sequence, llama.cpp against the float64 oracle, {len(place.sequence)} rows"
     against, finite = bands.finite_rows(against, place.positions)
     derived = bands.derive(against, finite, cell.id.model, cell.id.quant, source) if len(against) else []

@@ -13,7 +13,7 @@ import pytest
 from parity_lib.base.errors import ModelFileError
 from parity_lib.cli.app import main
 from parity_lib.engines.burn.engine import Burn
-from parity_lib.engines.llamacpp.recipe import host_leg
+from parity_lib.engines.llamacpp.recipe import host_target
 from parity_lib.model_file.facts import read_facts
 from parity_lib.models.synthetic import Shape, build
 from parity_lib.records.pins import load_pins
@@ -75,16 +75,16 @@ class Spoiled:
 
 
 @pytest.fixture(scope="session")
-def leg() -> str:
-    """The leg of llama.cpp that set-up installs on this machine."""
-    return str(host_leg(load_pins().llama_cpp))
+def target() -> str:
+    """The ISA target of llama.cpp that set-up installs on this machine."""
+    return str(host_target(load_pins().llama_cpp))
 
 
 @pytest.fixture(scope="session")
-def sound(tmp_path_factory: pytest.TempPathFactory, leg: str) -> Path:
+def sound(tmp_path_factory: pytest.TempPathFactory, target: str) -> Path:
     """A file that both readers take."""
     path = build("llama", "Q8_0", tmp_path_factory.mktemp("sound") / "sound.gguf", SMALL)
-    assert read_facts(path).n_vocab == Burn(path, isa=leg, n_threads=1).n_vocab() == SMALL.n_vocab
+    assert read_facts(path).n_vocab == Burn(path, isa=target, n_threads=1).n_vocab() == SMALL.n_vocab
     return path
 
 
@@ -116,7 +116,7 @@ def clear() -> Callable[[str, str], None]:
 
 
 @pytest.fixture
-def refused(leg: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[[Path], str]:
+def refused(target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[[Path], str]:
     """Return a function that gives a file to the front door and to both readers, and returns what these say.
 
     Both readers use the same words, the front door repeats them, with status 3, and leaves an earlier record as it was.
@@ -131,7 +131,7 @@ def refused(leg: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Cal
         with pytest.raises(ModelFileError) as of_python:
             read_facts(path)
         with pytest.raises(ModelFileError) as of_rust:
-            Burn(path, isa=leg, n_threads=1)
+            Burn(path, isa=target, n_threads=1)
         for text in (said, str(of_python.value), str(of_rust.value)):
             check_clear(text, path.name)
         assert str(of_python.value) in said

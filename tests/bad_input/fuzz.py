@@ -51,12 +51,12 @@ def main(source: Path, folder: Path) -> int:
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + ROOM_BYTES, limit))
     sound = source.read_bytes()
-    leg, path = sys.argv[3], folder / "spoiled.gguf"
+    target, path = sys.argv[3], folder / "spoiled.gguf"
     found: dict[str, list[str]] = {"taken": [], "refused": [], "foreign": [], "unclear": [], "two answers": []}
     for name, data in spoiled(sound, int(gguf.GGUFReader(source).data_offset)):
         path.write_bytes(data)
         said = []
-        for reader, read in (("python", read_facts), ("rust", lambda p: Burn(p, isa=leg, n_threads=1).close())):
+        for reader, read in (("python", read_facts), ("rust", lambda p: Burn(p, isa=target, n_threads=1).close())):
             try:
                 read(path)
                 found["taken"].append(f"{reader}: {name}")

@@ -17,9 +17,9 @@ LIMIT_S = 240  # a hang is what this finds; a sound pass takes seconds
 
 
 @pytest.fixture(scope="module")
-def found(sound: Path, leg: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+def found(sound: Path, target: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     folder = tmp_path_factory.mktemp("fuzz")
-    command = [sys.executable, str(Path(__file__).with_name("fuzz.py")), str(sound), str(folder), leg]
+    command = [sys.executable, str(Path(__file__).with_name("fuzz.py")), str(sound), str(folder), target]
     env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", "MALLOC_ARENA_MAX": "1"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=LIMIT_S)
     assert done.returncode == 0, f"status {done.returncode}: {done.stderr[-4000:]}"

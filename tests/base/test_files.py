@@ -41,7 +41,7 @@ RECEIPT = {
     "commit": "0c1e57098bba43ac29e6e3b677cdceebdd22334f",
     "sdist_sha256": "ab" * 32,
     "wheel_sha256": "cd" * 32,
-    "leg": "avx2",
+    "target": "avx2",
     "cmake_args": ["-DGGML_NATIVE=OFF"],
     "cpu_flags": ["avx2"],
     "compiler": "c++ 12.2",
@@ -93,7 +93,7 @@ def test_a_record_that_does_not_match_is_not_written(tmp_path: Path, changes: di
 
 def test_a_file_that_does_not_match_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
-    for text in ("", "{", "[]", json.dumps(RECEIPT | {"leg": "sse"}), json.dumps(RECEIPT)[:-9]):
+    for text in ("", "{", "[]", json.dumps(RECEIPT | {"target": "sse"}), json.dumps(RECEIPT)[:-9]):
         path.write_text(text)
         with pytest.raises(RecordError, match=r"r\.json"):
             load_record(path, "receipt")

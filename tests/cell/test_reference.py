@@ -16,7 +16,7 @@ from parity_lib.base.names import Settings
 from parity_lib.cell import key_sources, reference, reference_cache, steps
 from parity_lib.cell.key_sources import BY_VALUE, MORE, ROWS
 from parity_lib.cell.steps import Cell
-from parity_lib.engines.llamacpp.isa_build import leg_receipt
+from parity_lib.engines.llamacpp.isa_build import target_receipt
 from parity_lib.engines.llamacpp.settings import asked
 from parity_lib.engines.worker.server import ENGINES
 from parity_lib.records.traces import RunInfo
@@ -89,7 +89,7 @@ def test_changed_source_is_another_key(tmp_path: Path, name: str, rows_too: bool
 
 def test_receipt_is_that_of_the_build_that_runs(cell: Cell) -> None:
     run: RunInfo = steps.capture_reference(cell).rows.run
-    assert asdict(leg_receipt(cell.pins.llama_cpp, cell.id.isa)) == dict(run.build)
+    assert asdict(target_receipt(cell.pins.llama_cpp, cell.id.isa)) == dict(run.build)
 
 
 @pytest.mark.parametrize("start", [*ROWS, *sorted({name for names in MORE.values() for name in names})])

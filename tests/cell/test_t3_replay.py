@@ -25,7 +25,7 @@ Opened = tuple[Cell, Reference]
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
-    """A cell whose file has types that the leg re-orders, and what was generated from it."""
+    """A cell whose file has types that the ISA target re-orders, and what was generated from it."""
     folder = tmp_path_factory.mktemp("replay")
     with reference_kept_in(folder / "traces"):
         wishes = {"model": "synthetic-qwen2", "quant": "Q4_K_M", "prompts": str(PROMPTS), "out_dir": str(folder)}

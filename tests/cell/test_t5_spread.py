@@ -24,7 +24,7 @@ from parity_lib.engines.llamacpp.build import kept_wheel
 from parity_lib.engines.llamacpp.engine import worker_env
 from parity_lib.engines.llamacpp.isa_build import find_other_build, unpack
 from parity_lib.engines.llamacpp.receipt import FILE_NAME
-from parity_lib.engines.llamacpp.recipe import compiler_version, host_leg, recipe_for
+from parity_lib.engines.llamacpp.recipe import compiler_version, host_target, recipe_for
 from parity_lib.engines.worker.client import Worker
 from parity_lib.judge.self_spread import numbers
 from parity_lib.judge.t5_native import judge_native
@@ -171,7 +171,7 @@ def test_a_reference_whose_activation_path_broke_is_caught(captured: Captured, t
     assert Kind.SPREAD in {d.kind for d in divergences}
 
 
-def test_a_hole_in_a_variant_is_incomplete(captured: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_not_run_in_a_variant_is_incomplete(captured: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     cell, reference, twin, candidate, _ = captured
     pair = logits.pair(reference.rows, candidate, expected(captured))
     score = module._score
@@ -217,14 +217,14 @@ def test_a_pin_is_written_in_place_of_the_old_one(captured: Captured, tmp_path: 
     assert pin.model_sha256 == captured[1].rows.run.model_sha256
 
 
-# --- another leg's build
+# --- another ISA target's build
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel that set-up kept for this machine's leg, linked into a folder of the test's own."""
+    """The wheel that set-up kept for this machine's ISA target, linked into a folder of the test's own."""
     pin = load_pins().llama_cpp
-    recipe = recipe_for(pin, host_leg(pin), compiler_version())
+    recipe = recipe_for(pin, host_target(pin), compiler_version())
     kept = kept_wheel(recipe, isa_build.cache_dir() / "wheels" / recipe.key)
     assert kept is not None, "set-up keeps the wheel that it installed"
     folder = tmp_path_factory.mktemp("cache") / "wheels" / recipe.key
@@ -250,12 +250,12 @@ def test_a_kept_build_runs_in_a_worker_and_gives_the_installed_one_s_bits(
 
 def test_a_build_that_is_there_is_found_and_one_that_is_not_is_explained(wheel: Path, tmp_path: Path) -> None:
     pin = load_pins().llama_cpp
-    found = find_other_build(pin, "of-no-leg", wheel.parents[2])
+    found = find_other_build(pin, "of-no-target", wheel.parents[2])
     assert isinstance(found, isa_build.OtherBuild)
-    assert found.isa == host_leg(pin)
+    assert found.isa == host_target(pin)
     assert (found.folder / FILE_NAME).is_file()
-    why = find_other_build(pin, "of-no-leg", tmp_path)
+    why = find_other_build(pin, "of-no-target", tmp_path)
     assert isinstance(why, str)
     assert "no wheel in the cache" in why
-    for leg in pin.legs:
-        assert leg in why
+    for target in pin.targets:
+        assert target in why

@@ -13,7 +13,7 @@ from parity_lib.base.names import Kind, Outcome
 from parity_lib.cell import rows as logits
 from parity_lib.cell.rows import Rows
 from parity_lib.cell.t6_self import DECODED, KEY_BLOCK, check, make_plan
-from parity_lib.engines.llamacpp.recipe import host_leg
+from parity_lib.engines.llamacpp.recipe import host_target
 from parity_lib.engines.worker.client import Worker
 from parity_lib.judge.t6_self import RELATIONS
 from parity_lib.models.synthetic import Shape, build
@@ -31,18 +31,18 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("consistency")
     shape = Shape(n_layer=2, n_vocab=512, n_ctx_train=1024)
     path = build("llama", "Q8_0", folder / "tiny.gguf", shape)
-    return {"path": str(path), "isa": str(host_leg(load_pins().llama_cpp)), "n_threads": 1}
+    return {"path": str(path), "isa": str(host_target(load_pins().llama_cpp)), "n_threads": 1}
 
 
 @pytest.fixture(scope="module")
 def forced(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Worker, Rows]]:
-    """A sound candidate, and the rows of its forced pass."""
+    """A sound candidate, and the rows of its teacher-forced pass."""
     folder = tmp_path_factory.mktemp("forced")
     with Worker("burn", settings) as burn:
-        yield burn, forced_pass(burn, folder / "candidate.f32")
+        yield burn, teacher_forced_pass(burn, folder / "candidate.f32")
 
 
-def forced_pass(burn: Worker, spool: Path) -> Rows:
+def teacher_forced_pass(burn: Worker, spool: Path) -> Rows:
     counts = burn.call("score", SEQUENCES, spool)
     return logits.delivered(burn.call("run_info"), spool, burn.call("n_vocab"), SEQUENCES, PROMPT_LENGTHS, counts)
 
@@ -123,12 +123,12 @@ def test_rows_made_again_on_every_way_are_equal_to_the_bit(
 
 
 @pytest.mark.parametrize("relation", ["decode", "restored", "alone", "permuted", "threads"])
-def test_each_way_can_be_red_while_the_forced_pass_is_right(
+def test_each_way_can_be_red_while_the_teacher_forced_pass_is_right(
     settings: dict[str, Any], forced: tuple[Worker, Rows], tmp_path: Path, relation: str
 ) -> None:
     seeded = {"with_faults": relation in ("alone", "threads")}  # these compute with another weight by a seeded fault
     with Worker(f"tests.cell.inconsistent_burn:{relation.title()}", settings | seeded) as burn:
-        rung, divergences, literal = checked(burn, forced_pass(burn, tmp_path / "rows.f32"), tmp_path)
+        rung, divergences, literal = checked(burn, teacher_forced_pass(burn, tmp_path / "rows.f32"), tmp_path)
     assert rung.outcome is Outcome.DIVERGED
     assert {d.kind for d in divergences} == {Kind.BITS}
     red = {d.where for d in divergences}
@@ -137,7 +137,7 @@ def test_each_way_can_be_red_while_the_forced_pass_is_right(
     assert counts["equal"] < counts["compared"] == counts["expected"]
 
 
-def test_bit_of_one_row_of_the_forced_pass_is_found(forced: tuple[Worker, Rows], tmp_path: Path) -> None:
+def test_bit_of_one_row_of_the_teacher_forced_pass_is_found(forced: tuple[Worker, Rows], tmp_path: Path) -> None:
     burn, rows = forced
     spool = tmp_path / "flipped.f32"
     data = np.array(rows.open())
@@ -153,12 +153,12 @@ def test_bit_of_one_row_of_the_forced_pass_is_found(forced: tuple[Worker, Rows],
 @pytest.mark.parametrize("fault", ["token_off=3", "nan@blk.0"])
 def test_fault_that_depends_on_the_place_in_a_pass_is_red(settings: dict[str, Any], tmp_path: Path, fault: str) -> None:
     with Worker("burn", {**settings, "fault": fault}) as burn:
-        rung, _, _ = checked(burn, forced_pass(burn, tmp_path / "rows.f32"), tmp_path)
+        rung, _, _ = checked(burn, teacher_forced_pass(burn, tmp_path / "rows.f32"), tmp_path)
     assert rung.outcome is Outcome.DIVERGED
 
 
 def test_lost_row_is_incomplete_and_named(settings: dict[str, Any], tmp_path: Path) -> None:
     with Worker("burn", {**settings, "fault": "drop_row=0"}) as burn:
-        rung, _, _ = checked(burn, forced_pass(burn, tmp_path / "rows.f32"), tmp_path)
+        rung, _, _ = checked(burn, teacher_forced_pass(burn, tmp_path / "rows.f32"), tmp_path)
     assert rung.outcome is Outcome.INCOMPLETE
-    assert "decode: 1 rows not in the forced pass: prompt 0 token 5" in rung.note
+    assert "decode: 1 rows not in the teacher-forced pass: prompt 0 token 5" in rung.note

@@ -1,4 +1,4 @@
-"""Rung T7 of a cell, both engines real: proven, required, refused, built for another leg or not."""
+"""Rung T7 of a cell, both engines real: proven, required, refused, built for another ISA target or not."""
 
 from __future__ import annotations
 
@@ -77,10 +77,10 @@ def test_what_was_kept_is_not_believed_where_it_saw_too_little(
     assert len(calls) == 4
 
 
-@pytest.mark.parametrize(("required", "outcome"), [(False, Outcome.HOLE), (True, Outcome.INCOMPLETE)])
-def test_unproven_is_a_hole_unless_the_cell_requires_it(proved: Proved, required: bool, outcome: Outcome) -> None:
+@pytest.mark.parametrize(("required", "outcome"), [(False, Outcome.NOT_RUN), (True, Outcome.INCOMPLETE)])
+def test_unproven_is_a_not_run_unless_the_cell_requires_it(proved: Proved, required: bool, outcome: Outcome) -> None:
     cell = replace(proved.cell, request=replace(proved.cell.request, require_isa=required))
-    unseen = {"proof": encode(Evidence(BURN, "forced pass", cell.id.isa, None, "no sampler here"))}
+    unseen = {"proof": encode(Evidence(BURN, "teacher-forced pass", cell.id.isa, None, "no sampler here"))}
     candidate = replace(proved.candidate, run=replace(proved.candidate.run, isa_evidence=unseen))
     finding = steps.prove_isa(cell, proved.reference, candidate)
     assert (finding.rung.outcome, finding.divergences) == (outcome, ())
@@ -102,7 +102,7 @@ def test_a_polyfill_in_a_cell_is_a_divergence(proved: Proved) -> None:
     assert "asked for amx, saw" in divergence.note
 
 
-def test_strict_settings_of_the_amx_leg_are_asked_for_what_they_can_run(proved: Proved) -> None:
+def test_strict_settings_of_the_amx_target_are_asked_for_what_they_can_run(proved: Proved) -> None:
     cell = replace(proved.cell, id=replace(proved.cell.id, isa="amx"))
     claims = dict.fromkeys((str(Settings.STRICT), str(Settings.DEFAULT)))
     kept = {name: encode(Evidence(LLAMA_CPP, f"{name} settings", "amx", None, "-")) for name in claims}
@@ -110,22 +110,24 @@ def test_strict_settings_of_the_amx_leg_are_asked_for_what_they_can_run(proved: 
     assert (strict.requested, deployed.requested) == ("avx512", "amx")
 
 
-def test_the_installed_build_needs_no_switch_and_another_leg_its_folder(tmp_path: Path) -> None:
+def test_the_installed_build_needs_no_switch_and_another_target_its_folder(tmp_path: Path) -> None:
     pin = load_pins().llama_cpp
-    host = str(machine.widest_leg(pin))
-    assert isa_build.leg_env(pin, host) == {}
-    assert isa_build.leg_receipt(pin, host).leg == host
-    others = [leg for leg in pin.legs if leg != host and not machine.missing_flags(pin.leg(leg).cpu_flags)]
+    host = str(machine.widest_target(pin))
+    assert isa_build.target_env(pin, host) == {}
+    assert isa_build.target_receipt(pin, host).target == host
+    others = [
+        target for target in pin.targets if target != host and not machine.missing_flags(pin.target(target).cpu_flags)
+    ]
     assert others or host == Isa.AVX2  # on x86-64 with AVX-512 there is always avx2
-    for leg in others:
-        with pytest.raises(PinError, match=rf"no build of llama\.cpp for the leg.*parity isa build {leg}"):
-            isa_build.leg_env(pin, leg, tmp_path)
+    for target in others:
+        with pytest.raises(PinError, match=rf"no build of llama\.cpp for the ISA target.*parity isa build {target}"):
+            isa_build.target_env(pin, target, tmp_path)
 
 
-def test_a_leg_that_the_cpu_lacks_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_target_that_the_cpu_lacks_is_refused_by_name(tmp_path: Path) -> None:
     pin = load_pins().llama_cpp
-    lacking = [leg for leg in pin.legs if machine.missing_flags(pin.leg(leg).cpu_flags)]
+    lacking = [target for target in pin.targets if machine.missing_flags(pin.target(target).cpu_flags)]
     assert lacking  # no CPU has both AMX and NEON
-    for leg in lacking:
-        with pytest.raises(PinError, match=r"lacks the instructions of the leg.*found without"):
-            isa_build.leg_env(pin, leg, tmp_path)
+    for target in lacking:
+        with pytest.raises(PinError, match=r"lacks the instructions of the ISA target.*found without"):
+            isa_build.target_env(pin, target, tmp_path)

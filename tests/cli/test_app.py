@@ -135,7 +135,7 @@ def test_a_night_starts_without_the_slow_packages() -> None:
         (["run"], "MODEL"),
         (["run", "smollm2-135n", "Q8_0"], "smollm2-135m"),
         (["run", "smollm2-135m", "Q9_0"], "Q8_0"),
-        (["run", "synthetic-llama", "Q8_0", "--isa", "sse"], "leg"),
+        (["run", "synthetic-llama", "Q8_0", "--isa", "sse"], "target"),
         (["run", "synthetic-llama", "Q8_0", "--stack", "overlai"], "stack"),
         (["run", "synthetic-llama", "Q8_0", "--compute", "f31"], "compute"),
         (["run", "synthetic-llama", "Q8_0", "--prompts", "no-such.toml"], "no-such.toml"),
@@ -175,7 +175,14 @@ def test_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_doctor_names_machine_engines_and_models(capsys: pytest.CaptureFixture[str]) -> None:
     status = main(["doctor"])
     text = capsys.readouterr().out
-    for word in ("machine", "leg of this machine", "llama.cpp", "burn extension", "smollm2-135m Q8_0", "disk: cache"):
+    for word in (
+        "machine",
+        "ISA target of this machine",
+        "llama.cpp",
+        "burn extension",
+        "smollm2-135m Q8_0",
+        "disk: cache",
+    ):
         assert word in text
     assert status == (3 if "\nFAIL" in f"\n{text}" else 0)
     assert text.count("next:") >= text.count("FAIL")

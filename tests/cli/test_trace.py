@@ -22,11 +22,11 @@ def test_a_seeded_fault_is_named_on_the_screen_and_on_the_page(tmp_path: Path) -
     sentence = "First over its limit: layer 1 `attn_norm`, local error "
     assert result.stdout.startswith(f"DIVERGED: {sentence}")
     assert "against 1.0e-11; flat, over from position 0 on: look at what acts at every position" in result.stdout
-    assert "times as far from the float64 arbiter as llama.cpp: burn's fault." in result.stdout
+    assert "times as far from the float64 oracle as llama.cpp: burn's fault." in result.stdout
     assert "most comes from layer 1, " in result.stdout
     assert f"page: {tmp_path / '03_trace.html'}" in result.stdout
-    command = f"parity replay {tmp_path / 'capsule'}"
-    assert f"capsule: {tmp_path / 'capsule'}; replay it with: {command}" in result.stdout
+    command = f"parity replay {tmp_path / 'reproducer'}"
+    assert f"reproducer: {tmp_path / 'reproducer'}; replay it with: {command}" in result.stdout
     page = (tmp_path / "03_trace.html").read_text()
     assert command in page
     assert "First over its limit: layer 1 <code>attn_norm</code>" in page[: page.index("<h2")]

@@ -8,7 +8,7 @@ import gguf
 import numpy as np
 import pytest
 
-from parity_lib.engines.llamacpp.recipe import host_leg
+from parity_lib.engines.llamacpp.recipe import host_target
 from parity_lib.models.synthetic import Shape, build
 from parity_lib.records.pins import load_pins
 
@@ -18,9 +18,9 @@ TEXT_CONTROL, TEXT_BOS = 256, 257  # ids of the text model
 
 
 @pytest.fixture(scope="session")
-def leg() -> str:
-    """The leg of llama.cpp that set-up installs on this machine."""
-    return str(host_leg(load_pins().llama_cpp))
+def target() -> str:
+    """The ISA target of llama.cpp that set-up installs on this machine."""
+    return str(host_target(load_pins().llama_cpp))
 
 
 @pytest.fixture(scope="session")

@@ -57,10 +57,10 @@ def test_a_machine_without_the_list_is_unknown_and_lacks_everything(tmp_path: Pa
     assert machine.missing_flags(["avx2"], path) == ["avx2"]
 
 
-def test_this_machines_leg_is_one_that_it_can_run() -> None:
-    leg = machine.host_leg()
-    assert leg is not None
-    assert machine.missing_flags(load_pins().llama_cpp.leg(leg).cpu_flags) == []
+def test_this_machines_target_is_one_that_it_can_run() -> None:
+    target = machine.host_target()
+    assert target is not None
+    assert machine.missing_flags(load_pins().llama_cpp.target(target).cpu_flags) == []
 
 
 def test_peak_memory_is_of_this_process() -> None:

@@ -1,4 +1,4 @@
-"""One op cut out of a captured run, at every site: both engines and the arbiter give the values that were recorded."""
+"""One op cut out of a captured run, at every site: both engines and the oracle give the values that were recorded."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ KINDS = {"llama-yarn": Shape(biases=1, yarn=4, n_ctx_train=128), "qwen2-linear":
 class Captured:
     """A model, its capture, the candidate on it, and the errors of every op."""
 
-    def __init__(self, name: str, leg: str, folder: Path, settings: str = "strict") -> None:
+    def __init__(self, name: str, target: str, folder: Path, settings: str = "strict") -> None:
         kind, quant = name.split()
         arch = kind.partition("-")[0]
         shape = replace(KINDS.get(kind, Shape()), n_layer=LAYERS[name], n_vocab=512, tied=1)
         self.path = build(arch, quant, folder / f"{arch}.gguf", replace(shape, rope_freqs=int(arch == "llama")))
-        self.folder, self.leg = folder / "nodes", leg
-        asked = {"path": str(self.path), "isa": leg, "settings": settings, "n_threads": 1}
+        self.folder, self.target = folder / "nodes", target
+        asked = {"path": str(self.path), "isa": target, "settings": settings, "n_threads": 1}
         with Worker("llama_taps", asked, env=worker_env(settings)) as engine:
             engine.call("capture", TOKENS, PASSES, self.folder)
-        self.burn = BurnSite(self.path, leg, compute="ggml", n_threads=1)
+        self.burn = BurnSite(self.path, target, compute="ggml", n_threads=1)
         self.errors = self.burn.replay(self.folder, progress=lambda *_: None)
 
     def source(self, error: OpError) -> Source:
@@ -67,8 +67,8 @@ class Captured:
 
 
 @pytest.fixture(scope="module", params=["llama MIXED", "qwen2 Q4_K_M", "llama-yarn Q8_0", "qwen2-linear Q8_0"])
-def captured(request: pytest.FixtureRequest, leg: str, tmp_path_factory: pytest.TempPathFactory) -> Captured:
-    return Captured(request.param, leg, tmp_path_factory.mktemp("captured"))
+def captured(request: pytest.FixtureRequest, target: str, tmp_path_factory: pytest.TempPathFactory) -> Captured:
+    return Captured(request.param, target, tmp_path_factory.mktemp("captured"))
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +76,8 @@ def ggml() -> LlamaOp:
     return LlamaOp()
 
 
-def candidate(op: OneOp, leg: str, folder: Path) -> np.ndarray:
-    return BurnSite(write_model(op, folder / "reduced.gguf"), leg, compute=op.compute, n_threads=1).value(op)
+def candidate(op: OneOp, target: str, folder: Path) -> np.ndarray:
+    return BurnSite(write_model(op, folder / "reduced.gguf"), target, compute=op.compute, n_threads=1).value(op)
 
 
 @pytest.mark.parametrize("batch", [0, 2])
@@ -91,7 +91,7 @@ def test_each_cut_of_each_site_gives_what_was_recorded(
         source = captured.source(error)
         for cut in cuts(source):
             place = f"{error.site}, {cut.step}, {cut.op.before} rows before"
-            reference, ours = ggml.value(cut.op), candidate(cut.op, captured.leg, tmp_path)
+            reference, ours = ggml.value(cut.op), candidate(cut.op, captured.target, tmp_path)
             judged = list(cut.op.judged)
             assert reference.shape == ours.shape == cut.reference.shape, place
             kept = list(range(len(ours))) if error.op in EXACT_OPS else judged
@@ -106,8 +106,8 @@ def test_each_cut_of_each_site_gives_what_was_recorded(
 
 
 @pytest.fixture(scope="module")
-def repacked(leg: str, tmp_path_factory: pytest.TempPathFactory) -> Captured:
-    return Captured("qwen2 Q4_K_M", leg, tmp_path_factory.mktemp("repacked"), "repacked")
+def repacked(target: str, tmp_path_factory: pytest.TempPathFactory) -> Captured:
+    return Captured("qwen2 Q4_K_M", target, tmp_path_factory.mktemp("repacked"), "repacked")
 
 
 def test_a_reordered_weight_is_multiplied_by_the_kernel_that_it_was_ordered_for(
@@ -135,8 +135,8 @@ def test_a_buffer_that_is_not_here_is_an_error_that_names_those_that_are(capture
         ggml.value(replace(op, buffer="SOMEWHERE"))
 
 
-def test_a_type_that_is_not_reordered_is_an_error(ggml: LlamaOp, leg: str, tmp_path: Path) -> None:
-    plain = Captured("llama F16", leg, tmp_path)
+def test_a_type_that_is_not_reordered_is_an_error(ggml: LlamaOp, target: str, tmp_path: Path) -> None:
+    plain = Captured("llama F16", target, tmp_path)
     error = next(error for error in plain.errors if error.site == "ffn_out-1")
     op = next(cuts(plain.source(error))).op
     assert op.buffer in ("CPU", "CPU_Mapped")

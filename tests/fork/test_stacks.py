@@ -129,7 +129,7 @@ def test_flex_is_right_op_by_op_and_its_decode_is_not_its_prefill_where_it_is_bu
     said = capsys.readouterr().out.splitlines()
     if not stacks.folder(load_pins().stack("flex")).is_dir():
         assert status == 3
-        assert said[0].startswith("flex: HOLE: ")
+        assert said[0].startswith("flex: NOT_RUN: ")
         return
     assert status == 0
     assert said[-1].startswith("flex: no op wrong")
@@ -175,7 +175,7 @@ def test_ops_that_are_known_to_be_wrong_are_named_where_the_stack_is_built(
     said = capsys.readouterr().out.splitlines()
     if not stacks.folder(load_pins().stack(stack)).is_dir():
         assert status == 3
-        assert said[0].startswith(f"{stack}: HOLE: ")
+        assert said[0].startswith(f"{stack}: NOT_RUN: ")
         return
     assert status == 1
     assert said[-1].startswith(f"{stack}: {wrong} wrong")

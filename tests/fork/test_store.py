@@ -60,25 +60,25 @@ def test_every_stack_has_its_manifest_and_the_dependencies_of_the_default_one() 
 
 
 @pytest.mark.parametrize("stack", OTHERS)
-def test_a_stack_that_is_not_built_is_a_hole_with_its_reason(
+def test_a_stack_that_is_not_built_is_a_not_run_with_its_reason(
     stack: str, empty_store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(EngineError, match=rf"stack {stack}: the stack is not built.*found none.*parity stack build"):
         load(stack)
     assert main(["stack", "prove", stack]) == 3
     said = capsys.readouterr().out
-    assert f"{stack}: HOLE: stack {stack}: the stack is not built" in said
+    assert f"{stack}: NOT_RUN: stack {stack}: the stack is not built" in said
     source = load_pins().stack(stack).source
     assert ("--source DIR" in said) == (source is not None)
     assert source is None or source.revision[:12] in said
 
 
-def test_the_list_names_every_hole(empty_store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_names_every_not_run(empty_store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     put(load_pins().stack("avx2"))
     assert main(["stack", "list"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
     states = {line.split()[0]: line.split()[1] for line in lines}
-    assert states == dict.fromkeys(OTHERS, "HOLE") | {"crates-io": "built", "avx2": "built"}
+    assert states == dict.fromkeys(OTHERS, "NOT_RUN") | {"crates-io": "built", "avx2": "built"}
 
 
 def test_without_source_a_build_is_refused_and_says_what_it_needs(

@@ -1,4 +1,4 @@
-"""Two engines against an arbiter: who is worse, by how much, and how sure that is."""
+"""Two engines against a float64 oracle: who is worse, by how much, and how sure that is."""
 
 from __future__ import annotations
 

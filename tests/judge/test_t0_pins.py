@@ -66,4 +66,4 @@ def test_one_of_several_known_digests() -> None:
 
 
 def test_a_check_holds_what_it_says() -> None:
-    assert judge_pins([PinCheck("leg", "avx2", "avx2", ok=False)], required=["leg"]).outcome is Outcome.INCOMPLETE
+    assert judge_pins([PinCheck("target", "avx2", "avx2", ok=False)], required=["target"]).outcome is Outcome.INCOMPLETE

@@ -227,7 +227,7 @@ def test_a_missing_position_is_incomplete_by_name(case: Any, make_bands: Any) ->
     assert not divergences
 
 
-def test_a_divergence_is_not_hidden_by_a_hole(case: Any, make_bands: Any) -> None:
+def test_a_divergence_is_not_hidden_by_a_not_run(case: Any, make_bands: Any) -> None:
     case.candidate[case.row(*PLACE), rank(case, PLACE, 0)] += np.float32(0.5)
     rung, divergences, _ = judge_twin(case.keep(list(range(1, 20))), case.positions, make_bands())
     assert rung.outcome is Outcome.DIVERGED

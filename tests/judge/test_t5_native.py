@@ -297,7 +297,7 @@ def test_nothing_compared_is_incomplete(native: Any, pin: SpreadPin) -> None:
     assert literal["all"] == {"positions": 0}
 
 
-def test_a_variant_with_a_hole_is_incomplete(native: Any, pin: SpreadPin) -> None:
+def test_a_variant_with_a_not_run_is_incomplete(native: Any, pin: SpreadPin) -> None:
     spread = native.spread
     short = replace(spread.variants[1], asked=241)
     spread = replace(spread, variants=(spread.variants[0], short, spread.variants[2]))

@@ -67,7 +67,7 @@ def test_each_relation_and_prompt_with_a_difference_has_its_own_line() -> None:
         (lambda found: found.update(sideways={}), "no such relation: sideways"),
     ],
 )
-def test_a_hole_is_incomplete_and_named(change: object, named: str) -> None:
+def test_a_not_run_is_incomplete_and_named(change: object, named: str) -> None:
     found = all_found()
     change(found)  # type: ignore[operator]
     rung, divergences, _ = judge_self(ROWS, EXPECTED, found)
@@ -76,15 +76,15 @@ def test_a_hole_is_incomplete_and_named(change: object, named: str) -> None:
     assert divergences == []
 
 
-def test_a_row_that_the_forced_pass_lost_is_incomplete() -> None:
+def test_a_row_that_the_teacher_forced_pass_lost_is_incomplete() -> None:
     rows = {p: digest for p, digest in ROWS.items() if p != Position(1, 3)}
     rung, _, _ = judge_self(rows, EXPECTED, all_found())
     assert rung.outcome is Outcome.INCOMPLETE
     assert rung.compared == rung.expected - 3
-    assert "decode: 1 rows not in the forced pass: prompt 1 token 3" in rung.note
+    assert "decode: 1 rows not in the teacher-forced pass: prompt 1 token 3" in rung.note
 
 
-def test_a_difference_is_a_fact_that_no_hole_hides() -> None:
+def test_a_difference_is_a_fact_that_no_not_run_hides() -> None:
     found = all_found()
     found["decode"].pop(Position(0, 1))
     found["decode"][Position(0, 2)] = b"other"

@@ -1,4 +1,4 @@
-"""Rung T7 on evidence: what proves a leg, what contradicts it, what is too little; a polyfill is refused."""
+"""Rung T7 on evidence: what proves an ISA target, what contradicts it, what is too little; a polyfill is refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from parity_lib.base.errors import RecordError
 from parity_lib.base.json_text import encode
 from parity_lib.base.names import Kind, Outcome, Rung
 from parity_lib.judge.t7_isa import judge_isa, words
-from parity_lib.numerics.isa_samples import MIN_PRODUCTS, leg_of, prove, summarise
+from parity_lib.numerics.isa_samples import MIN_PRODUCTS, prove, summarise, target_of
 from parity_lib.records.isa_evidence import BURN, LLAMA_CPP, UNPROVEN, Buffer, Evidence, Kernel
 from parity_lib.records.verdicts import conclude
 
@@ -30,7 +30,7 @@ AMX = Buffer("AMX", {"q8_0": 211}, 211, 142_884_864, 1)
 def of_burn(requested: str, *kernels: tuple[Kernel, int], **facts: object) -> Evidence:
     places = [replace(kernel, n=n) for kernel, n in kernels]
     sampled = summarise(sum(p.n for p in places), 0, places, ("burn_gguf",))
-    return Evidence(BURN, "forced pass", requested, sampled, **facts)  # type: ignore[arg-type]
+    return Evidence(BURN, "teacher-forced pass", requested, sampled, **facts)  # type: ignore[arg-type]
 
 
 def of_llama(requested: str, *kernels: tuple[Kernel, int], **facts: object) -> Evidence:
@@ -40,7 +40,7 @@ def of_llama(requested: str, *kernels: tuple[Kernel, int], **facts: object) -> E
 
 
 @pytest.mark.parametrize(
-    ("features", "leg"),
+    ("features", "target"),
     [
         (["AVX512F"], "avx512"),
         (["AVX512VL", "AVX512_VNNI"], "avx512"),
@@ -54,8 +54,8 @@ def of_llama(requested: str, *kernels: tuple[Kernel, int], **facts: object) -> E
         ([], None),
     ],
 )
-def test_an_instruction_belongs_to_the_leg_of_its_extension(features: list[str], leg: str | None) -> None:
-    assert leg_of(features) == leg
+def test_an_instruction_belongs_to_the_target_of_its_extension(features: list[str], target: str | None) -> None:
+    assert target_of(features) == target
 
 
 def test_only_the_engine_s_own_libraries_count() -> None:
@@ -64,10 +64,10 @@ def test_only_the_engine_s_own_libraries_count() -> None:
     assert (seen.n, seen.own, seen.vectors, seen.products) == (600, 100, {"avx2": 30}, {"avx2": 30})
 
 
-@pytest.mark.parametrize(("leg", "kernel"), [("avx512", FMA512), ("avx2", FMA256)])
-def test_a_leg_is_proved_by_its_own_multiply_adds(leg: str, kernel: Kernel) -> None:
-    proof = prove(of_burn(leg, (kernel, 40), (MOVE, 10), arithmetic={"fma": "yes", "operands": "f32"}))
-    assert (proof.proven, proof.observed, proof.contradicted) == (True, leg, False)
+@pytest.mark.parametrize(("target", "kernel"), [("avx512", FMA512), ("avx2", FMA256)])
+def test_a_target_is_proved_by_its_own_multiply_adds(target: str, kernel: Kernel) -> None:
+    proof = prove(of_burn(target, (kernel, 40), (MOVE, 10), arithmetic={"fma": "yes", "operands": "f32"}))
+    assert (proof.proven, proof.observed, proof.contradicted) == (True, target, False)
     assert kernel.inlined in words(proof)
 
 
@@ -106,32 +106,32 @@ def test_the_reference_mixes_widths_and_tiles_need_their_buffer() -> None:
     [
         of_burn("avx512", (FMA512, MIN_PRODUCTS - 1)),
         of_llama("avx512", (DOT, 5)),
-        Evidence(BURN, "forced pass", "avx512", None, "no sampler"),
+        Evidence(BURN, "teacher-forced pass", "avx512", None, "no sampler"),
         of_burn("avx512"),
     ],
 )
-def test_too_little_is_a_hole_and_incomplete_where_it_is_required(evidence: Evidence) -> None:
+def test_too_little_is_a_not_run_and_incomplete_where_it_is_required(evidence: Evidence) -> None:
     proof = prove(evidence)
     assert (proof.proven, proof.observed, proof.contradicted) == (False, UNPROVEN, False)
     outcomes = [judge_isa([proof], expected=1, required=required)[0] for required in (False, True)]
-    assert [rung.outcome for rung in outcomes] == [Outcome.HOLE, Outcome.INCOMPLETE]
+    assert [rung.outcome for rung in outcomes] == [Outcome.NOT_RUN, Outcome.INCOMPLETE]
     assert all(rung.note.startswith("unproven: ") for rung in outcomes)
     assert [len(conclude([rung], required=())[1]) for rung in outcomes] == [1, 1]  # alone a hole shows nothing either
 
 
-def test_a_missing_proof_is_a_hole() -> None:
+def test_a_missing_proof_is_a_not_run() -> None:
     proof = prove(of_burn("avx512", (FMA512, 40)))
     rung, divergences = judge_isa([proof], expected=2, required=False)
-    assert (rung.outcome, rung.compared, rung.expected, divergences) == (Outcome.HOLE, 1, 2, [])
+    assert (rung.outcome, rung.compared, rung.expected, divergences) == (Outcome.NOT_RUN, 1, 2, [])
     assert "1 proofs are missing" in rung.note
     assert judge_isa([], expected=0, required=True)[0].outcome is Outcome.INCOMPLETE
 
 
-def test_a_hole_leaves_the_other_rungs_their_outcome() -> None:
+def test_a_not_run_leaves_the_other_rungs_their_outcome() -> None:
     good = judge_isa([prove(of_burn("avx512", (FMA512, 40)))], expected=1, required=False)[0]
-    hole = judge_isa([prove(of_burn("avx512"))], expected=1, required=False)[0]
+    not_run = judge_isa([prove(of_burn("avx512"))], expected=1, required=False)[0]
     twin = replace(good, rung=Rung.T4)
-    assert conclude([twin, hole], required=(Rung.T4, Rung.T7)) == (Outcome.PARITY, ())
+    assert conclude([twin, not_run], required=(Rung.T4, Rung.T7)) == (Outcome.PARITY, ())
     assert conclude([twin], required=(Rung.T4, Rung.T7))[0] is Outcome.INCOMPLETE
 
 

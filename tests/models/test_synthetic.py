@@ -11,7 +11,7 @@ import pytest
 from parity_lib.base.errors import ModelFileError
 from parity_lib.engines.burn.engine import Burn
 from parity_lib.engines.llamacpp.engine import quantize_file, worker_env
-from parity_lib.engines.llamacpp.recipe import host_leg
+from parity_lib.engines.llamacpp.recipe import host_target
 from parity_lib.engines.worker.client import Worker
 from parity_lib.model_file.digest import sha256_file
 from parity_lib.model_file.facts import TYPES, made_up_tokens, read_facts, read_tensors
@@ -136,14 +136,14 @@ def test_a_model_of_every_type_runs_through_both_engines(tmp_path: Path) -> None
     twin = tmp_path / "twin.gguf"
     quantize_file(path, twin, "F32", n_threads=1)
     tokens = [made_up_tokens("each kind of matrix in each type", 1024)]
-    leg = str(host_leg(load_pins().llama_cpp))
-    kwargs = {"settings": "strict", "isa": leg, "n_threads": 1}
+    target = str(host_target(load_pins().llama_cpp))
+    kwargs = {"settings": "strict", "isa": target, "n_threads": 1}
     rows = {}
     for name, file in (("native", path), ("twin", twin)):
         with Worker("llama_cpp", {"path": str(file), **kwargs}, env=worker_env("strict")) as worker:
             worker.call("score", tokens, str(tmp_path / name))
         rows[name] = np.fromfile(tmp_path / name, "<f4").astype(np.float64)
-    Burn(path, isa=leg, n_threads=1).score(tokens, tmp_path / "burn", progress=lambda _done, _total: None)
+    Burn(path, isa=target, n_threads=1).score(tokens, tmp_path / "burn", progress=lambda _done, _total: None)
     rows["burn"] = np.fromfile(tmp_path / "burn", "<f4").astype(np.float64)
     unit = rows["twin"].std()
     assert 1e-8 < np.sqrt(np.mean((rows["burn"] - rows["twin"]) ** 2)) / unit < 1e-5

@@ -12,7 +12,7 @@ import pytest
 
 from parity_lib.base.errors import ModelFileError
 from parity_lib.engines.burn.engine import Burn
-from parity_lib.engines.llamacpp.recipe import host_leg
+from parity_lib.engines.llamacpp.recipe import host_target
 from parity_lib.engines.oracle.engine import Oracle
 from parity_lib.model_file.digest import sha256_file
 from parity_lib.model_file.facts import made_up_tokens, read_facts, read_tensors
@@ -70,7 +70,7 @@ def test_the_derived_model_has_its_sources_logits_in_every_engine(
     target, equality = request.getfixturevalue(which)
     assert equality.rms_over_std < LIMIT
     assert (equality.positions, equality.source) == (len(TOKENS), "s F32")
-    burn = partial(Burn, isa=host_leg(PINS))
+    burn = partial(Burn, isa=host_target(PINS))
     for make_engine, limit in ((burn, LIMIT), (Oracle, 1e-6)):  # the oracle's rows are rounded to float32 once
         engines: tuple[Burn | Oracle, Burn | Oracle] = (make_engine(source), make_engine(target))
         ours, theirs = rows(engines[0], tmp_path), rows(engines[1], tmp_path)

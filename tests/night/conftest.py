@@ -12,7 +12,7 @@ PRODUCTION = 'model = "llama-3-8b"\nquant = "Q4_K_M"\n'
 FOREIGN = "neon" if os.uname().machine == "x86_64" else "avx2"
 PARAMETERS = """model: str = ""  # id
 quant: str = ""  # quant
-isa: str = ""  # leg
+isa: str = ""  # ISA target
 stack: str = ""  # stack
 compute: str = ""  # policy
 prompts: str = ""  # file

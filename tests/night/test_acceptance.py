@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 LARGE, QUANTS, PROXY = ("llama-3-8b", "qwen2.5-7b"), ("Q4_K_M", "Q8_0"), ("llama-3.2-3b", "Q4_K_M")
 STACKS = ("crates-io", "overlay")
 WANTED = {*itertools.product(LARGE, QUANTS, (Isa.AVX2, Isa.AVX512, Isa.AMX), STACKS)}
-CONTROLS = 7  # an architecture and a leg each
+CONTROLS = 7  # an architecture and an ISA target each
 WANTED |= {(*PROXY, Isa.NEON, stack) for stack in STACKS}
 
 
@@ -58,7 +58,7 @@ def nothing_built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def refused(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Night, Path]:
-    """Return exit status, record and folder of the shipped plan. No machine has all of its legs, so none can run it."""
+    """Return exit status, record and folder of the shipped plan. No machine has all of its targets."""
     out = tmp_path_factory.mktemp("acceptance")
     status = main(["nightly", "--plan", "acceptance", "--out", str(out)])
     folder = next(path.parent for path in out.glob("*/night.json"))

@@ -15,7 +15,7 @@ import pytest
 
 from parity_lib.base.errors import FixtureError, RecordError, UsageError
 from parity_lib.base.names import Outcome
-from parity_lib.engines.machine import host_leg
+from parity_lib.engines.machine import host_target
 from parity_lib.night.night import NightOptions, run_night
 from parity_lib.records import store
 from parity_lib.records.night_record import Night, load_night
@@ -72,7 +72,7 @@ def test_night_at_parity_is_zero_and_leaves_everything(books: Path) -> None:
     record, folder, text = night(books, MODEL, PRODUCTION + "required = false\n")
     assert (record.outcome, record.exit_status) == (Outcome.PARITY, 0)
     assert folder.name.endswith(record.plan_sha256[:8])
-    cell, hole = record.cells
+    cell, not_run = record.cells
     assert cell.worst_margin == 2.0
     for name in (cell.html, cell.verdict, f"{cell.folder}/02_logits.ipynb", f"{cell.folder}/run.log", "index.html"):
         assert (folder / name).is_file(), name
@@ -80,9 +80,9 @@ def test_night_at_parity_is_zero_and_leaves_everything(books: Path) -> None:
     assert (folder / "divergences.jsonl").read_text() == ""
     assert not list(folder.glob("cells/.*"))
     assert [entry["run_id"] for entry in store.load_history(folder.parent / "history.jsonl")] == [folder.name]
-    assert (hole.outcome, hole.good, hole.folder) == (Outcome.HOLE, True, "")
-    assert "not staged" in hole.causes[0]
-    assert any(line.startswith("HOLE model=llama-3-8b quant=Q4_K_M") for line in text.splitlines())
+    assert (not_run.outcome, not_run.good, not_run.folder) == (Outcome.NOT_RUN, True, "")
+    assert "not staged" in not_run.causes[0]
+    assert any(line.startswith("NOT_RUN model=llama-3-8b quant=Q4_K_M") for line in text.splitlines())
 
 
 @pytest.fixture(scope="module")
@@ -135,9 +135,9 @@ def test_notebook_that_swallows_the_alarm_is_no_parity(mixed: tuple[Night, Path,
     assert (cell.outcome, cell.good) == (Outcome.DIVERGED, False)
 
 
-def test_leg_that_the_machine_lacks_is_a_hole_that_names_it(mixed: tuple[Night, Path, str]) -> None:
-    assert mixed[0].cells[4].outcome is Outcome.HOLE
-    assert f"cannot run the leg {FOREIGN}: it lacks" in mixed[0].cells[4].causes[0]
+def test_target_that_the_machine_lacks_is_a_not_run_that_names_it(mixed: tuple[Night, Path, str]) -> None:
+    assert mixed[0].cells[4].outcome is Outcome.NOT_RUN
+    assert f"cannot run the ISA target {FOREIGN}: it lacks" in mixed[0].cells[4].causes[0]
 
 
 @pytest.fixture(scope="module")
@@ -189,13 +189,15 @@ def test_required_cell_that_cannot_run_is_a_gap_and_so_is_any_with_require_all(b
         assert any(line.startswith("INCOMPLETE model=llama-3-8b") for line in text.splitlines())
 
 
-def test_unproven_leg_is_a_hole_of_its_rung_and_a_gap_where_it_was_named(tmp_path: Path) -> None:
-    hole = "\nrungs[5] = RungResult(Rung.T7, Outcome.HOLE, 2, 1, None, None, 'proofs', note='unproven: no sampler')"
-    record_cell = RECORD.replace("\nworst =", f"{hole}\nworst =")
+def test_unproven_target_is_a_not_run_of_its_rung_and_a_gap_where_it_was_named(tmp_path: Path) -> None:
+    not_run = (
+        "\nrungs[5] = RungResult(Rung.T7, Outcome.NOT_RUN, 2, 1, None, None, 'proofs', note='unproven: no sampler')"
+    )
+    record_cell = RECORD.replace("\nworst =", f"{not_run}\nworst =")
     assert record_cell != RECORD
     books = make_books(tmp_path, unproven=[SETUP, record_cell, ASSERT])
     cell = MODEL + 'notebook = "unproven"\n'
-    named = cell + f'isa = "{host_leg()}"\n'
+    named = cell + f'isa = "{host_target()}"\n'
     ends = [night(books, cell), night(books, named), night(books, cell, require_all=True)]
     assert [record.cells[0].outcome for record, _, _ in ends] == [Outcome.PARITY, *[Outcome.INCOMPLETE] * 2]
     assert [record.exit_status for record, _, _ in ends] == [0, 3, 3]
@@ -210,7 +212,7 @@ def test_page_that_breaks_off_is_a_gap_and_still_drawn(books: Path) -> None:
     assert "SIGABRT" in (folder / "index.html").read_text()
 
 
-def test_night_of_holes_alone_is_no_parity_and_only_chooses_cells(books: Path) -> None:
+def test_night_of_not_run_alone_is_no_parity_and_only_chooses_cells(books: Path) -> None:
     record, _, _ = night(books, MODEL, PRODUCTION + "required = false\n", only="llama-3*")
     assert [cell.cell.model for cell in record.cells] == ["llama-3-8b"]
     assert (record.outcome, record.exit_status) == (Outcome.INCOMPLETE, 3)

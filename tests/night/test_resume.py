@@ -216,7 +216,7 @@ def test_a_plan_that_needs_everything_is_refused_with_one_list(tmp_path: Path) -
     refused = text[text.index("refused: ") :]
     assert refused.startswith("refused: 2 of 3 required cells cannot run on this machine")
     assert "llama-3-8b.Q4_K_M.gguf is not staged" in refused
-    assert f"cannot run the leg {FOREIGN}" in refused
+    assert f"cannot run the ISA target {FOREIGN}" in refused
     assert "parity models stage llama-3-8b Q4_K_M FILE" in refused
     assert not list((folder / "cells").iterdir())
 

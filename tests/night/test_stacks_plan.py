@@ -25,7 +25,7 @@ def test_every_stack_has_a_cell_and_the_tile_product_is_declared() -> None:
 
 
 @pytest.mark.slow
-def test_the_tile_product_is_a_hole_with_its_reason() -> None:
+def test_the_tile_product_is_a_not_run_with_its_reason() -> None:
     plan, pins = load_plan(plan_path("stacks")), load_pins()
     [cell] = plan.only(TILES)
     assert (cell.model, cell.quant, cell.compute, cell.required) == ("smollm2-135m", "Q8_0", Compute.BF16, False)
@@ -34,7 +34,7 @@ def test_the_tile_product_is_a_hole_with_its_reason() -> None:
     assert len(stack_lacks) == 1
     said = stack_lacks[0].what
     assert said.startswith(f"the stack {TILES} is not pinned (the fork's own BF16 tile product")
-    assert said.endswith("157 where 158 is right, so tiles cannot run on Linux and the leg cannot be proved)")
+    assert said.endswith("157 where 158 is right, so tiles cannot run on Linux and the ISA target cannot be proved)")
 
 
 @pytest.mark.engine

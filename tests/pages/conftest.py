@@ -140,7 +140,7 @@ def cell_record(
     model: str, quant: str, outcome: Outcome = Outcome.PARITY, margin: float | None = 4.5, **changes: object
 ) -> CellRecord:
     cell = CellId(model, quant, "avx512", "crates-io", "f32")
-    ran = outcome not in (Outcome.HOLE,)
+    ran = outcome not in (Outcome.NOT_RUN,)
     record = CellRecord(
         key=f"{cell.key}-0a1b2c3d",
         cell=cell,
@@ -150,7 +150,7 @@ def cell_record(
         fault="",
         control=False,
         outcome=outcome,
-        good=outcome in (Outcome.PARITY, Outcome.HOLE),
+        good=outcome in (Outcome.PARITY, Outcome.NOT_RUN),
         causes=(),
         lines=(),
         worst_margin=margin if ran else None,
@@ -168,7 +168,7 @@ def cell_record(
 def night(make_verdict: Callable[..., Verdict]) -> Night:
     """A night as it should be read in ten seconds: one divergence, two holes, one gap, one expected finding."""
     lines = tuple(make_verdict(Outcome.DIVERGED).lines())
-    hole = {"causes": ("the file is not staged; next: parity models stage llama-3-8b Q4_K_M FILE",)}
+    not_run = {"causes": ("the file is not staged; next: parity models stage llama-3-8b Q4_K_M FILE",)}
     died = {"causes": ("the notebook's process ended with SIGABRT", "cell 8 broke off: the kernel died")}
     control = {"control": True, "fault": "eps_x10@blk.12", "good": True}
     known = {"expect": "diverged", "reason": "the fork's exp is wrong below -87", "good": True}
@@ -179,8 +179,8 @@ def night(make_verdict: Callable[..., Verdict]) -> Night:
         cell_record("smollm2-135m-wide", "Q4_K_M", Outcome.INCOMPLETE, None, **died),
         cell_record("synthetic-llama", "Q8_0", margin=None),
         cell_record("synthetic-llama", "Q8_0", Outcome.DIVERGED, 0.001, cell=OVERLAY, **known),
-        cell_record("llama-3-8b", "Q4_K_M", Outcome.HOLE, **hole),
-        cell_record("llama-3-8b", "Q8_0", Outcome.HOLE, **hole),
+        cell_record("llama-3-8b", "Q4_K_M", Outcome.NOT_RUN, **not_run),
+        cell_record("llama-3-8b", "Q8_0", Outcome.NOT_RUN, **not_run),
         cell_record("synthetic-llama", "Q8_0", Outcome.DIVERGED, 1e-4, **control),
     )
     return Night(

@@ -120,7 +120,9 @@ def self_spread(size: float = 0.03) -> SelfSpread:
 
     def variant(name: str, seed: int) -> object:
         seen = align(noisy(seed, size), expected)
-        return measured(name, AGAINST.get(name, "strict"), seen, expected, asked=len(expected), run={"leg": "avx512"})
+        return measured(
+            name, AGAINST.get(name, "strict"), seen, expected, asked=len(expected), run={"target": "avx512"}
+        )
 
     names = (DEFAULT, FLASH_F16, DEFAULT_DECODE)
     variants = tuple(variant(name, seed) for seed, name in enumerate(names, start=11))

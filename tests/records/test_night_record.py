@@ -41,7 +41,7 @@ KINDS = {
     "expected": replace(CELL, outcome=Outcome.DIVERGED, good=True, expect="diverged", reason="known"),
     "gone": replace(CELL, good=False, expect="diverged", reason="known"),
     "gap": replace(CELL, outcome=Outcome.INCOMPLETE, good=False),
-    "hole": replace(CELL, outcome=Outcome.HOLE, good=True, required=False),
+    "not_run": replace(CELL, outcome=Outcome.NOT_RUN, good=True, required=False),
     "caught": replace(CELL, outcome=Outcome.DIVERGED, good=True, control=True, fault="f"),
     "missed": replace(CELL, outcome=Outcome.INVALID, good=False, control=True, fault="f"),
 }
@@ -71,7 +71,7 @@ def test_exit_status_is_the_design_s(kinds: tuple[str, str]) -> None:
         wanted = (3, Outcome.INVALID)
     elif {"diverged", "gone"} & set(kinds):
         wanted = (1, Outcome.DIVERGED)
-    elif "gap" in kinds or set(kinds) == {"hole"}:
+    elif "gap" in kinds or set(kinds) == {"not_run"}:
         wanted = (3, Outcome.INCOMPLETE)
     else:
         wanted = (0, Outcome.PARITY)

@@ -33,23 +33,23 @@ def test_the_reference_is_pinned_to_one_sdist_and_one_commit(pins: Pins) -> None
     assert reference.binding == f"llama-cpp-python=={reference.version}"
     assert re.fullmatch("[0-9a-f]{40}", reference.commit)
     assert re.fullmatch("[0-9a-f]{64}", reference.sdist_sha256)
-    assert set(reference.legs) == {"avx512", "avx2", "amx", "neon"}
+    assert set(reference.targets) == {"avx512", "avx2", "amx", "neon"}
 
 
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "amx", "neon"])
-def test_every_leg_spells_out_its_flags(pins: Pins, isa: str) -> None:
+def test_every_target_spells_out_its_flags(pins: Pins, isa: str) -> None:
     args = pins.llama_cpp.build_args(isa)
     assert "-DGGML_NATIVE=OFF" in args
     assert "-DGGML_LLAMAFILE=OFF" in args
     assert "-DCMAKE_C_FLAGS=-ffp-contract=off" in args
     assert len(args) == len(set(args))
-    assert pins.llama_cpp.leg(isa).cpu_flags
+    assert pins.llama_cpp.target(isa).cpu_flags
     x86 = {word for word in args if re.match("-DGGML_(AVX|SSE|FMA|AMX)", word)}
     assert bool(x86) == (isa != "neon")
     assert ("-DGGML_AVX512=ON" in args) == (isa in ("avx512", "amx"))
 
 
-def test_an_unknown_leg_is_a_usage_error(pins: Pins) -> None:
+def test_an_unknown_target_is_a_usage_error(pins: Pins) -> None:
     with pytest.raises(UsageError, match=r"avx1024.*did you mean avx512"):
         pins.llama_cpp.build_args("avx1024")
 
@@ -120,7 +120,7 @@ def test_the_digest_of_the_file_is_of_its_bytes(tmp_path: Path, pins: Pins) -> N
         ('commit = "0c1e57098', 'commit = "0C1e57098', "40 lower-case hex digits"),
         ('commit = "0c1e57098', 'commit = "0c1e57', "40 lower-case hex digits"),
         ('version = "0.3.36"', 'version = "0.3.35"', "binding and version differ"),
-        ("[llama_cpp.legs.avx2]", "[llama_cpp.legs.avx3]", "unknown leg 'avx3'"),
+        ("[llama_cpp.targets.avx2]", "[llama_cpp.targets.avx3]", "unknown ISA target 'avx3'"),
         ('"--no-repack" =', '"--repack" =', "each flag and variable is explained"),
         ('role = "default"', 'role = "defaults"', "did you mean default"),
         ('arch = "llama"', 'arch = "gemma"', "one of llama, qwen2"),

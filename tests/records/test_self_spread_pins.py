@@ -94,7 +94,7 @@ def test_the_pin_of_this_machine_class_comes_first(tmp_path: Path) -> None:
     assert found is not None
     assert found.machine_class != "a-third"
     assert table.find(*key, "a-machine", "ef" * 32) is None  # other prompts
-    assert table.find("m", "Q8_0", "avx2", "a-machine", "ab" * 32) is None  # another leg is never compared
+    assert table.find("m", "Q8_0", "avx2", "a-machine", "ab" * 32) is None  # another ISA target is never compared
 
 
 def test_what_is_shipped_loads_and_has_room_above_the_twin() -> None:

@@ -70,7 +70,7 @@ RED = rung(Rung.T4, Outcome.DIVERGED)
         ([T0, T2, rung(Rung.T4, compared=8)], Outcome.INCOMPLETE, "T4 twin: compared 8 of 9"),
         ([T0, T2, rung(Rung.T4, compared=10)], Outcome.INCOMPLETE, "T4 twin: compared 10 of 9"),
         ([T0, T2, rung(Rung.T4, expected=0, compared=0)], Outcome.INCOMPLETE, "expected nothing"),
-        ([T0, T2, rung(Rung.T4, Outcome.HOLE)], Outcome.INCOMPLETE, "T4 twin: why"),
+        ([T0, T2, rung(Rung.T4, Outcome.NOT_RUN)], Outcome.INCOMPLETE, "T4 twin: why"),
         ([T0, T2, rung(Rung.T4, Outcome.INVALID)], Outcome.INCOMPLETE, "T4 twin: why"),
         ([T0, T2, T4, rung(Rung.T5, Outcome.REPORTED)], Outcome.PARITY, ""),
         ([T0, T2, T4, rung(Rung.T5, Outcome.REPORTED, compared=3)], Outcome.INCOMPLETE, "T5 native: compared 3 of 9"),

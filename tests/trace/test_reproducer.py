@@ -1,4 +1,4 @@
-"""Failure capsules of seeded faults, for real: small, whole, and replayed without the model that they were cut from."""
+"""Reproducers of seeded faults, for real: small, whole, and replayed without the model that they were cut from."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from parity_lib.engines.worker.client import Worker
 from parity_lib.judge.t3_ops import Replayed
 from parity_lib.models.synthetic import Shape, build
 from parity_lib.records.traces import RunInfo
-from parity_lib.trace.reproducer import format as capsules
-from parity_lib.trace.reproducer.format import LARGEST, Capsule
-from parity_lib.trace.reproducer.make import fault_in_block, make_capsule, save_capsule
-from parity_lib.trace.reproducer.replay import CapsuleReplay, Side, replay_capsule
+from parity_lib.trace.reproducer import format as reproducers
+from parity_lib.trace.reproducer.format import LARGEST, Reproducer
+from parity_lib.trace.reproducer.make import fault_in_block, make_reproducer, save_reproducer
+from parity_lib.trace.reproducer.replay import ReproducerReplay, Side, replay_reproducer
 from tests.shared import reference_kept_in
 
 pytestmark = pytest.mark.engine
@@ -63,29 +63,29 @@ class Bench:
 
     def save(self, cell: Cell, folder: Path) -> Path | None:
         replayed = self.replayed(cell)
-        return save_capsule(cell, self.nodes, replayed, self.model, Compute.GGML, self.run, folder)
+        return save_reproducer(cell, self.nodes, replayed, self.model, Compute.GGML, self.run, folder)
 
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    folder = tmp_path_factory.mktemp("capsules")
+    folder = tmp_path_factory.mktemp("reproducers")
     with reference_kept_in(folder / "traces"):
         yield Bench(folder)
 
 
 @pytest.fixture(scope="module")
 def dropped(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A capsule of a file with one row of zeros, and the model it was cut from gone."""
+    """A reproducer of a file with one row of zeros, and the model it was cut from gone."""
     folder = tmp_path_factory.mktemp("dropped")
     other = shutil.copyfile(bench.model, folder / "other.gguf")
     reader = gguf.GGUFReader(other, "r+")
     tensor = next(tensor for tensor in reader.tensors if tensor.name == "blk.1.ffn_down.weight")
     tensor.data[DROPPED] = 0
     reader.data.flush()
-    capsule = bench.save(bench.with_fault("", other), folder / "capsule")
-    assert capsule is not None
+    reproducer = bench.save(bench.with_fault("", other), folder / "reproducer")
+    assert reproducer is not None
     other.unlink()
-    return capsule
+    return reproducer
 
 
 def n_bytes(folder: Path) -> int:
@@ -118,28 +118,28 @@ def test_a_seeded_fault_is_replayed_without_the_model(
     try:
         monkeypatch.chdir(tmp_path)
         moved = shutil.move(made, tmp_path / "elsewhere")
-        replayed = replay_capsule(moved)
-        sound = replay_capsule(moved, sound=True) if n_judged == 1 else None
+        replayed = replay_reproducer(moved)
+        sound = replay_reproducer(moved, sound=True) if n_judged == 1 else None
     finally:
         hidden.rename(bench.model)
-    capsule = replayed.capsule
-    assert (capsule.at.site, capsule.step, capsule.asked_fault) == (site, step, fault)
-    assert len(capsule.op.judged) == (n_judged or capsule.at.position + 1)
-    assert capsule.reproduced
+    reproducer = replayed.reproducer
+    assert (reproducer.at.site, reproducer.step, reproducer.asked_fault) == (site, step, fault)
+    assert len(reproducer.op.judged) == (n_judged or reproducer.at.position + 1)
+    assert reproducer.reproduced
     assert replayed.agrees is False
     assert replayed.now == pytest.approx(replayed.recorded, rel=1e-6)
-    assert replayed.recorded > 1e3 * capsule.limit.value
+    assert replayed.recorded > 1e3 * reproducer.limit.value
     assert replayed.candidate.is_same
-    assert replayed.distance(replayed.arbiter, capsule.reference) < capsule.limit.value  # whose fault it is
+    assert replayed.distance(replayed.oracle, reproducer.reference) < reproducer.limit.value  # whose fault it is
     assert sound is None or sound.agrees is True
     assert n_bytes(moved) < 100_000 < LARGEST
 
 
 def test_a_wrong_weight_row_is_one_dot_product_with_both_files_blocks(dropped: Path) -> None:
-    replayed = replay_capsule(dropped)
-    capsule = replayed.capsule
-    assert (capsule.at.site, capsule.at.channel, capsule.step) == ("ffn_out-1", DROPPED, "one dot product")
-    op = capsule.op
+    replayed = replay_reproducer(dropped)
+    reproducer = replayed.reproducer
+    assert (reproducer.at.site, reproducer.at.channel, reproducer.step) == ("ffn_out-1", DROPPED, "one dot product")
+    op = reproducer.op
     assert op.weight is not None
     assert op.other_weight is not None
     assert len(op.weight.blocks) == 512 // 32 * 34
@@ -150,14 +150,14 @@ def test_a_wrong_weight_row_is_one_dot_product_with_both_files_blocks(dropped: P
     assert replayed.reference.is_same
 
 
-def test_the_capsule_of_a_healthy_op_agrees(bench: Bench, tmp_path: Path) -> None:
+def test_the_reproducer_of_a_healthy_op_agrees(bench: Bench, tmp_path: Path) -> None:
     cell = bench.with_fault("")
     sound = bench.replayed(cell)
-    assert save_capsule(cell, bench.nodes, sound, bench.model, Compute.GGML, bench.run, tmp_path / "none") is None
+    assert save_reproducer(cell, bench.nodes, sound, bench.model, Compute.GGML, bench.run, tmp_path / "none") is None
     assert not list(tmp_path.iterdir())
     error = next(error for error in sound.errors if error.site == "attn_out-1")
-    capsule = make_capsule(cell, bench.nodes, sound, error, bench.model, Compute.GGML, bench.run)
-    replayed = replay_capsule(capsules.save(capsule, tmp_path / "healthy"))
+    reproducer = make_reproducer(cell, bench.nodes, sound, error, bench.model, Compute.GGML, bench.run)
+    replayed = replay_reproducer(reproducers.save(reproducer, tmp_path / "healthy"))
     assert replayed.agrees is True
     assert replayed.candidate.is_same
     assert replayed.reference.is_same
@@ -168,11 +168,11 @@ def test_the_capsule_of_a_healthy_op_agrees(bench: Bench, tmp_path: Path) -> Non
 
 
 def test_a_fault_that_the_op_does_not_show_is_never_called_parity(dropped: Path, tmp_path: Path) -> None:
-    capsule = capsules.load(dropped)
-    lost = replace(capsule, op=replace(capsule.op, other_weight=None), reproduced=False)
-    replayed = replay_capsule(capsules.save(lost, tmp_path / "lost"))
+    reproducer = reproducers.load(dropped)
+    lost = replace(reproducer, op=replace(reproducer.op, other_weight=None), reproduced=False)
+    replayed = replay_reproducer(reproducers.save(lost, tmp_path / "lost"))
     assert replayed.now is not None
-    assert replayed.now <= capsule.limit.value
+    assert replayed.now <= reproducer.limit.value
     assert replayed.agrees is None
     assert main(["replay", str(tmp_path / "lost")]) == 3
 
@@ -183,52 +183,54 @@ def test_a_reference_that_does_not_give_its_value_again_is_never_called_parity(
     cell = bench.with_fault("")
     sound = bench.replayed(cell)
     error = next(error for error in sound.errors if error.site == "attn_out-1")
-    capsule = make_capsule(cell, bench.nodes, sound, error, bench.model, Compute.GGML, bench.run)
-    lost = replace(capsule, reference=capsule.reference * np.float32(1.01))
-    folder = capsules.save(lost, tmp_path / "lost")
-    assert replay_capsule(folder).agrees is None
+    reproducer = make_reproducer(cell, bench.nodes, sound, error, bench.model, Compute.GGML, bench.run)
+    lost = replace(reproducer, reference=reproducer.reference * np.float32(1.01))
+    folder = reproducers.save(lost, tmp_path / "lost")
+    assert replay_reproducer(folder).agrees is None
     assert main(["replay", str(folder)]) == 3
     assert "llama.cpp does not give its recorded value again" in capsys.readouterr().out.splitlines()[-1]
     over = replace(lost, candidate=lost.candidate * np.float32(3), reproduced=True)
-    assert replay_capsule(capsules.save(over, tmp_path / "over")).agrees is None
+    assert replay_reproducer(reproducers.save(over, tmp_path / "over")).agrees is None
     other = replace(lost, engines={**lost.engines, "reference": {**lost.engines["reference"], "commit": "0" * 12}})
-    assert replay_capsule(capsules.save(other, tmp_path / "other")).agrees is True  # another build may be right now
+    assert (
+        replay_reproducer(reproducers.save(other, tmp_path / "other")).agrees is True
+    )  # another build may be right now
 
 
-def test_the_kernels_of_a_leg_that_is_not_here_are_not_stood_in_for(
+def test_the_kernels_of_a_target_that_is_not_here_are_not_stood_in_for(
     dropped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    capsule = capsules.load(dropped)
-    engines = {**capsule.engines, "reference": {**capsule.engines["reference"], "isa": NOT_HERE}}
-    plain = replace(capsule, engines=engines)
-    assert replay_capsule(capsules.save(plain, tmp_path / "plain")).reference.now is not None
-    tiles = replace(plain, op=replace(capsule.op, buffer="AMX"))
-    replayed = replay_capsule(capsules.save(tiles, tmp_path / "tiles"))
+    reproducer = reproducers.load(dropped)
+    engines = {**reproducer.engines, "reference": {**reproducer.engines["reference"], "isa": NOT_HERE}}
+    plain = replace(reproducer, engines=engines)
+    assert replay_reproducer(reproducers.save(plain, tmp_path / "plain")).reference.now is not None
+    tiles = replace(plain, op=replace(reproducer.op, buffer="AMX"))
+    replayed = replay_reproducer(reproducers.save(tiles, tmp_path / "tiles"))
     assert replayed.agrees is None
-    assert "this machine lacks the instructions of the leg" in replayed.reference.why
+    assert "this machine lacks the instructions of the ISA target" in replayed.reference.why
     assert main(["replay", str(tmp_path / "tiles")]) == 3
     assert capsys.readouterr().out.splitlines()[-1] == "UNDECIDED: llama.cpp could not be recomputed on this machine"
 
 
 def test_what_is_written_is_read_back_and_points_nowhere(dropped: Path, bench: Bench, tmp_path: Path) -> None:
-    capsule: Capsule = capsules.load(dropped)
-    again = capsules.load(capsules.save(capsule, tmp_path / "again"))
+    reproducer: Reproducer = reproducers.load(dropped)
+    again = reproducers.load(reproducers.save(reproducer, tmp_path / "again"))
     assert {p.name: p.read_bytes() for p in dropped.iterdir()} == {
         p.name: p.read_bytes() for p in (tmp_path / "again").iterdir()
     }
-    assert np.array_equal(again.reference, capsule.reference)
+    assert np.array_equal(again.reference, reproducer.reference)
     text = (dropped / "manifest.json").read_text()
     assert str(bench.model.parent) not in text
     assert str(tmp_path.parents[1]) not in text
     assert json.loads(text)["engines"]["reference"]["model_sha256"] == bench.run.model_sha256
 
 
-def test_a_larger_capsule_is_refused_and_nothing_is_left(dropped: Path, tmp_path: Path) -> None:
-    capsule = capsules.load(dropped)
-    assert capsule.op.weight is not None
-    huge = replace(capsule.op, weight=replace(capsule.op.weight, blocks=bytes(LARGEST)))
+def test_a_larger_reproducer_is_refused_and_nothing_is_left(dropped: Path, tmp_path: Path) -> None:
+    reproducer = reproducers.load(dropped)
+    assert reproducer.op.weight is not None
+    huge = replace(reproducer.op, weight=replace(reproducer.op.weight, blocks=bytes(LARGEST)))
     with pytest.raises(RecordError, match="too large"):
-        capsules.save(replace(capsule, op=huge), tmp_path / "huge")
+        reproducers.save(replace(reproducer, op=huge), tmp_path / "huge")
     assert not list(tmp_path.iterdir())
 
 
@@ -240,7 +242,7 @@ def damage(folder: Path, how: str) -> None:
     elif how == "missing":
         (folder / "candidate.f32").unlink()
     elif how == "version":
-        manifest.write_text(manifest.read_text().replace("parity/capsule/2", "parity/capsule/3"))
+        manifest.write_text(manifest.read_text().replace("parity/reproducer/2", "parity/reproducer/3"))
     elif how == "torn":
         manifest.write_text(manifest.read_text()[:200])
     elif how == "judged":
@@ -262,17 +264,17 @@ def damage(folder: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ("byte", "weight.blocks: a file of the capsule is not the one that was written"),
+        ("byte", "weight.blocks: a file of the reproducer is not the one that was written"),
         ("missing", "candidate.f32: cannot be read"),
-        ("version", "does not match the schema capsule"),
+        ("version", "does not match the schema reproducer"),
         ("torn", "manifest.json"),
-        ("judged", "the parts of a capsule do not fit each other"),
-        ("row", "the parts of a capsule do not fit each other"),
-        ("no file", "the parts of a capsule do not fit each other"),
+        ("judged", "the parts of a reproducer do not fit each other"),
+        ("row", "the parts of a reproducer do not fit each other"),
+        ("no file", "the parts of a reproducer do not fit each other"),
         ("gone", "manifest.json: cannot be read"),
     ],
 )
-def test_a_damaged_capsule_is_refused_by_name(
+def test_a_damaged_reproducer_is_refused_by_name(
     how: str, words: str, dropped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = Path(shutil.copytree(dropped, tmp_path / "copy"))
@@ -320,8 +322,8 @@ def test_a_fault_moves_to_the_only_block(fault: str, block: int | None, found: s
 
 
 def test_two_sides_that_are_equal_agree_at_a_limit_of_nothing(dropped: Path) -> None:
-    replayed: CapsuleReplay = replay_capsule(dropped)
-    exact = replace(replayed.capsule, limit=replace(replayed.capsule.limit, kind="exact", value=0.0))
-    same = replace(replayed, capsule=exact, candidate=replayed.reference)
+    replayed: ReproducerReplay = replay_reproducer(dropped)
+    exact = replace(replayed.reproducer, limit=replace(replayed.reproducer.limit, kind="exact", value=0.0))
+    same = replace(replayed, reproducer=exact, candidate=replayed.reference)
     assert same.now == 0.0
     assert same.agrees is True

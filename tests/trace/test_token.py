@@ -1,4 +1,4 @@
-"""One token traced for real, both engines and the arbiter, on a small model: seeded faults land where they were put."""
+"""One token traced for real, both engines and the oracle, on a small model: seeded faults land where they were put."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 /// What is known about the instruction set.
 #[derive(Clone, Debug, Serialize)]
 pub struct Isa {
-    /// The leg that a dispatch proof has shown, or "unproven".
+    /// The ISA target that a dispatch proof has shown, or "unproven".
     pub observed: &'static str,
     /// Why `observed` says what it says.
     pub reason: &'static str,

@@ -1,4 +1,4 @@
-"""Check what the Rust extension was built from, and which leg it can run."""
+"""Check what the Rust extension was built from, and which ISA target it can run."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ CPU_FLAGS: Mapping[Isa, tuple[str, ...]] = {
     Isa.AMX: ("amx_tile", "amx_bf16"),
     Isa.NEON: ("asimd",),
 }
-# The f32 kernel that burn's matmul chooses on a CPU of that leg. There is none for AMX in any released burn.
+# The f32 kernel that burn's matmul chooses on a CPU of that ISA target. There is none for AMX in any released burn.
 KERNEL: Mapping[Isa, str] = {Isa.AVX2: "avx2", Isa.AVX512: "avx512", Isa.NEON: "neon"}
 
 
@@ -62,28 +62,28 @@ def check_sources(build: Mapping[str, Any], native: Path = NATIVE) -> None:
 
 
 def check_isa(isa: Isa, expected_kernel: str) -> None:
-    """Raise ``PinError`` unless this CPU has the leg's instructions and burn's matmul would choose its kernel.
+    """Raise ``PinError`` unless this CPU has the ISA target's instructions and burn's matmul would choose its kernel.
 
     Args:
-        isa: the leg that was asked for.
+        isa: the ISA target that was asked for.
         expected_kernel: what the extension says that its matmul chooses here.
     """
     missing = machine.missing_flags(CPU_FLAGS[isa])
     if missing:
         raise PinError(
-            "this machine lacks the instructions of the leg",
+            "this machine lacks the instructions of the ISA target",
             place=f"isa {isa}",
             expected=", ".join(CPU_FLAGS[isa]),
             found=f"without {', '.join(missing)}",
-            next_step="ask for a leg that `parity doctor` lists for this machine",
+            next_step="ask for an ISA target that `parity doctor` lists for this machine",
         )
     if KERNEL.get(isa, "none") not in expected_kernel:
         raise PinError(
-            "this build of the extension does not run the leg's kernel",
+            "this build of the extension does not run the ISA target's kernel",
             place=f"isa {isa}",
             expected=f"a {KERNEL.get(isa, isa)} kernel of f32 matmul",
             found=expected_kernel,
-            next_step="build the stack of that leg, or ask for the leg of this build",
+            next_step="build the stack of that ISA target, or ask for the ISA target of this build",
         )
 
 

@@ -46,7 +46,7 @@ class Burn:
 
     Args:
         path: a GGUF file of architecture llama or qwen2, any supported tensor types.
-        isa: the leg that was asked for; the CPU and the build must be able to run it.
+        isa: the ISA target that was asked for; the CPU and the build must be able to run it.
         stack: which burn the extension was built on, ``crates-io`` unless a stack was built instead.
         compute: arithmetic of the weight matmuls.
         n_threads: threads of the engine's own pool.
@@ -59,7 +59,7 @@ class Burn:
 
     Raises:
         EngineError: the extension is not built, or an option is unknown.
-        PinError: the extension is stale, of another stack, or not of this leg.
+        PinError: the extension is stale, of another stack, or not of this ISA target.
         ModelFileError: the file cannot be read or asks for what is not supported.
     """
 

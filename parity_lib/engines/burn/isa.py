@@ -13,7 +13,7 @@ from parity_lib.records.isa_evidence import BURN, Evidence, Sampled
 from parity_lib.records.traces import F32
 
 OWN = ("burn_gguf",)  # everything that burn is lies in one library
-RUN = "forced pass"
+RUN = "teacher-forced pass"
 TERMS = 32  # of a fingerprint's products
 ENOUGH = 4 * MIN_PRODUCTS  # samples at multiply-adds after which nothing more is run
 
@@ -23,7 +23,7 @@ def evidence(watch: Watch | None, requested: Isa, arithmetic: Mapping[str, str])
 
     Args:
         watch: what sampled them, or None if nothing did.
-        requested: the leg that was asked for.
+        requested: the ISA target that was asked for.
         arithmetic: from :func:`fingerprint`.
     """
     sampled = None if watch is None else watch.seen()

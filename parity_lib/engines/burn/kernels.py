@@ -1,4 +1,4 @@
-"""Replay a capture with a float64 arbiter beside it: how far each engine's op is from what it should be."""
+"""Replay a capture with a float64 oracle beside it: how far each engine's op is from what it should be."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from parity_lib.records.traces import F32
 
 
 class BurnKernels(BurnReplay):
-    """``BurnReplay`` with the arbiter beside it."""
+    """``BurnReplay`` with the float64 oracle beside it."""
 
     def kernels(self, folder: Path, reference: Path, *, progress: Progress) -> list[KernelErrors]:
         """Return the errors of every op, in order: of one engine to the other, and of each to float64 where it rounds.
@@ -31,11 +31,11 @@ class BurnKernels(BurnReplay):
             EngineError: the engines disagree on the sites, or the capture lacks one.
         """
         capture = NodeFile(Path(folder))
-        arbiter = OracleNodes(capture, Path(reference))
+        oracle = OracleNodes(capture, Path(reference))
         session, first, found = self._new_session(1), 0, list[KernelErrors]()
         expected = sites.expected(self._facts["n_layer"], self._facts["biases"])
         for batch, n_rows in enumerate(capture.batches):
-            walk = _Arbitrated(capture, batch, first, expected, arbiter)
+            walk = _Arbitrated(capture, batch, first, expected, oracle)
             rows = [(0, token) for token in capture.tokens[first : first + n_rows]]
             with self._translated():
                 session.append(rows, logits=None, observe=walk.see)
@@ -47,13 +47,11 @@ class BurnKernels(BurnReplay):
 
 
 class _Arbitrated(Walk):
-    """A walk that asks the arbiter at each site."""
+    """A walk that asks the float64 oracle at each site."""
 
-    def __init__(
-        self, capture: NodeFile, batch: int, first: int, expected: Sequence[str], arbiter: OracleNodes
-    ) -> None:
+    def __init__(self, capture: NodeFile, batch: int, first: int, expected: Sequence[str], oracle: OracleNodes) -> None:
         super().__init__(capture, batch, first, expected, rounds=False)
-        self._arbiter = arbiter
+        self._oracle = oracle
         self.kernels: list[KernelErrors] = []
 
     def _compare(self, site: str, reference: F32, candidate: F32) -> None:
@@ -62,8 +60,8 @@ class _Arbitrated(Walk):
         if op in EXACT_OPS:
             self.kernels.append(KernelErrors("", buffer, None, None, self._errors[-1]))
             return
-        exact = self._arbiter.value(site, self._first, self._n_rows)
+        exact = self._oracle.value(site, self._first, self._n_rows)
         if exact.shape[-1] < reference.shape[-1]:  # keys that nobody has seen
             exact = np.pad(exact, ((0, 0), (0, 0), (0, reference.shape[-1] - exact.shape[-1])))
         theirs, ours = (op_error(site, op, self._batch, self._first, exact, side) for side in (reference, candidate))
-        self.kernels.append(KernelErrors(self._arbiter.weight_type(site), buffer, theirs, ours, self._errors[-1]))
+        self.kernels.append(KernelErrors(self._oracle.weight_type(site), buffer, theirs, ours, self._errors[-1]))

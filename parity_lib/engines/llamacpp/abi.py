@@ -227,12 +227,12 @@ class Probe:
         self._library = load()
 
     def describe(self) -> dict[str, str]:
-        """Return version, commit, leg, compiler and compiled features, each as text."""
+        """Return version, commit, ISA target, compiler and compiled features, each as text."""
         receipt = self._library.receipt
         return {
             "version": receipt.version,
             "commit": self._library.commit,
-            "leg": receipt.leg,
+            "target": receipt.target,
             "compiler": receipt.compiler,
             "system_info": self._library.system_info,
         }

@@ -86,7 +86,7 @@ def _buffer_type(base: ctypes.CDLL, cpu: ctypes.CDLL, name: str) -> Pointer:
         place="llama.cpp's CPU backend",
         expected=name,
         found=names,
-        next_step="recompute it on a machine of the leg that it was made on",
+        next_step="recompute it on a machine of the ISA target that it was made on",
     )
 
 

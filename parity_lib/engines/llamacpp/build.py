@@ -36,7 +36,7 @@ from parity_lib.engines.llamacpp.recipe import (
     Recipe,
     build_environment,
     compiler_version,
-    host_leg,
+    host_target,
     recipe_for,
 )
 from parity_lib.records.pins import load_pins
@@ -65,14 +65,14 @@ def ensure(recipe: Recipe, cache: Path, site: Path, say: Say, *, pip_site: Path 
         EngineError: a tool is missing, or the build failed.
     """
     if is_installed(recipe, site):
-        say(f"llama.cpp {recipe.commit[:8]} ({recipe.leg}) is installed and matches its receipt")
+        say(f"llama.cpp {recipe.commit[:8]} ({recipe.target}) is installed and matches its receipt")
         return "present"
     folder = cache / "wheels" / recipe.key
     with _alone(folder, say):
         wheel = kept_wheel(recipe, folder)
         done = "built" if wheel is None else "installed"
         wheel = wheel or build(recipe, cache, folder, say)
-        say(f"installing {wheel.name} ({recipe.leg})")
+        say(f"installing {wheel.name} ({recipe.target})")
         install(wheel, site, pip_site)
     return done
 
@@ -112,7 +112,9 @@ def kept_wheel(recipe: Recipe, folder: Path) -> Path | None:
 def build(recipe: Recipe, cache: Path, folder: Path, say: Say) -> Path:
     """Compile the wheel, write its receipt beside it, and return its path."""
     sdist = fetch_sdist(recipe, cache / "sdists", say)
-    say(f"building llama.cpp {recipe.commit[:8]} for {recipe.leg} with {recipe.compiler}: about 5 minutes on 2 cores")
+    say(
+        f"building llama.cpp {recipe.commit[:8]} for {recipe.target} with {recipe.compiler}: about 5 minutes on 2 cores"
+    )
     log = folder / "build.log"
     with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as part:
         words = ["wheel", "-v", "--no-deps", "--no-cache-dir", "--no-build-isolation", "--no-index", "-w", part]
@@ -241,7 +243,9 @@ def _running(command: list[str], env: Mapping[str, str]) -> Iterator[subprocess.
 def main(arguments: list[str] | None = None) -> int:
     """Build and install what is missing; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m parity_lib.engines.llamacpp.build", description=__doc__)
-    parser.add_argument("--leg", default="host", help="host (default), or one of the legs in fixtures/gguf_parity.toml")
+    parser.add_argument(
+        "--target", default="host", help="host (default), or one of the ISA targets in fixtures/gguf_parity.toml"
+    )
     parser.add_argument("--cache", type=Path, default=None, help="folder for sdist and wheels ($PARITY_CACHE)")
     parser.add_argument("--site", type=Path, default=None, help="install here instead of this Python's environment")
     options = parser.parse_args(arguments)
@@ -250,8 +254,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _ensure(options: argparse.Namespace) -> int:
     pin = load_pins().llama_cpp
-    leg = host_leg(pin) if options.leg == "host" else pin.leg(options.leg).isa
-    recipe = recipe_for(pin, leg, compiler_version())
+    target = host_target(pin) if options.target == "host" else pin.target(options.target).isa
+    recipe = recipe_for(pin, target, compiler_version())
     site = options.site or Path(sysconfig.get_path("purelib"))
     ensure(recipe, options.cache or cache_dir(), site, _say, pip_site=options.site)
     return OK

@@ -52,12 +52,12 @@ class LlamaCpp:
     Args:
         path: a GGUF file.
         settings: ``strict`` (batch-invariant, F32 cache, no repacked weights) or ``default`` (as deployed).
-        isa: the leg that was asked for; the loaded build must be of that leg.
+        isa: the ISA target that was asked for; the loaded build must be of that ISA target.
         n_threads: for prefill and decode.
         n_ctx: positions to allocate; None grows as the sequences need, up to the model's own limit.
 
     Raises:
-        PinError: the library is not the pinned build, or not of this leg.
+        PinError: the library is not the pinned build, or not of this ISA target.
         EngineError: the process has other switches than the settings need, or memory is short.
         ModelFileError: the file is missing or llama.cpp cannot load it.
     """

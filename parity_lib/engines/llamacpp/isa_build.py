@@ -1,4 +1,4 @@
-"""The reference's build for a leg: the installed one, or another one that the cache keeps."""
+"""The reference's build for an ISA target: the installed one, or another one that the cache keeps."""
 
 from __future__ import annotations
 
@@ -21,49 +21,49 @@ from parity_lib.records.pins import LlamaCppPin
 LIB_PATH = "LLAMA_CPP_LIB_PATH"  # tells the binding where its libraries are
 
 
-def leg_env(pin: LlamaCppPin, isa: str, cache: Path | None = None) -> dict[str, str]:
-    """Return what a worker's environment needs to load llama.cpp as built for a leg: nothing for the installed build.
+def target_env(pin: LlamaCppPin, isa: str, cache: Path | None = None) -> dict[str, str]:
+    """Return a worker's environment that loads llama.cpp as built for a target; empty for the installed build.
 
     Raises:
-        PinError: this CPU lacks the leg's instructions, or nobody has built it.
+        PinError: this CPU lacks the ISA target's instructions, or nobody has built it.
     """
-    folder = leg_folder(pin, isa, cache)
+    folder = target_folder(pin, isa, cache)
     return {} if folder == installed_folder() else {LIB_PATH: str(folder)}
 
 
-def leg_receipt(pin: LlamaCppPin, isa: str, cache: Path | None = None) -> Receipt:
-    """Return the receipt of the build that a leg runs on. Raises as ``leg_env``."""
-    return read_receipt(leg_folder(pin, isa, cache) / FILE_NAME)
+def target_receipt(pin: LlamaCppPin, isa: str, cache: Path | None = None) -> Receipt:
+    """Return the receipt of the build that an ISA target runs on. Raises as ``target_env``."""
+    return read_receipt(target_folder(pin, isa, cache) / FILE_NAME)
 
 
-def leg_folder(pin: LlamaCppPin, isa: str, cache: Path | None = None) -> Path:
-    """Return the folder of a leg's libraries and its receipt.
+def target_folder(pin: LlamaCppPin, isa: str, cache: Path | None = None) -> Path:
+    """Return the folder of an ISA target's libraries and its receipt.
 
     Args:
-        pin: of the reference, with all legs.
-        isa: the leg.
+        pin: of the reference, with all ISA targets.
+        isa: the ISA target.
         cache: folder that keeps the wheels; the project's cache by default.
 
     Raises:
-        PinError: this CPU lacks the leg's instructions, or nobody has built it.
+        PinError: this CPU lacks the ISA target's instructions, or nobody has built it.
     """
-    missing = machine.missing_flags(pin.leg(isa).cpu_flags)
+    missing = machine.missing_flags(pin.target(isa).cpu_flags)
     if missing:
         raise PinError(
-            "this machine lacks the instructions of the leg",
+            "this machine lacks the instructions of the ISA target",
             place=f"isa {isa}",
-            expected=", ".join(pin.leg(isa).cpu_flags),
+            expected=", ".join(pin.target(isa).cpu_flags),
             found=f"without {', '.join(missing)}",
-            next_step="run these cells on a machine of that leg; `parity doctor` lists those of this one",
+            next_step="run these cells on a machine of that ISA target; `parity doctor` lists those of this one",
         )
     installed = installed_folder()
-    if (installed / FILE_NAME).is_file() and read_receipt(installed / FILE_NAME).leg == isa:
+    if (installed / FILE_NAME).is_file() and read_receipt(installed / FILE_NAME).target == isa:
         return installed
     recipe = recipe_for(pin, Isa(isa), compiler_version())
     wheel = kept_wheel(recipe, (cache or cache_dir()) / "wheels" / recipe.key)
     if wheel is None:
         raise PinError(
-            "there is no build of llama.cpp for the leg",
+            "there is no build of llama.cpp for the ISA target",
             place=f"isa {isa}",
             expected=f"{recipe.key} in the cache",
             found="no such wheel, or one that is not what its receipt says",
@@ -72,7 +72,7 @@ def leg_folder(pin: LlamaCppPin, isa: str, cache: Path | None = None) -> Path:
     try:
         return unpack(wheel)
     except (OSError, zipfile.BadZipFile) as error:
-        raise PinError("the leg's wheel cannot be unpacked", place=wheel.name, found=error) from error
+        raise PinError("the ISA target's wheel cannot be unpacked", place=wheel.name, found=error) from error
 
 
 def installed_folder() -> Path:
@@ -84,26 +84,26 @@ def installed_folder() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class OtherBuild:
-    """A build of another leg, ready to be loaded by a worker through ``LLAMA_CPP_LIB_PATH``."""
+    """A build of another ISA target, ready to be loaded by a worker through ``LLAMA_CPP_LIB_PATH``."""
 
     isa: Isa
     folder: Path  # of its libraries and its receipt
 
 
 def find_other_build(pin: LlamaCppPin, isa: str, cache: Path | None = None) -> OtherBuild | str:
-    """Return a build of another leg than ``isa``, or why there is none. Nothing is compiled for it.
+    """Return a build of another ISA target than ``isa``, or why there is none. Nothing is compiled for it.
 
     Args:
-        pin: of the reference, with all legs.
-        isa: the leg that the cell runs on.
+        pin: of the reference, with all ISA targets.
+        isa: the ISA target that the cell runs on.
         cache: folder that keeps the wheels; the project's cache by default.
     """
     wheels = (cache or cache_dir()) / "wheels"
     reasons = []
-    for name in sorted(pin.legs):
+    for name in sorted(pin.targets):
         if name == isa:
             continue
-        missing = machine.missing_flags(pin.leg(name).cpu_flags)
+        missing = machine.missing_flags(pin.target(name).cpu_flags)
         if missing:
             reasons.append(f"{name}: this CPU has no {', '.join(missing[:3])}")
             continue
@@ -116,9 +116,9 @@ def find_other_build(pin: LlamaCppPin, isa: str, cache: Path | None = None) -> O
             reasons.append(f"{name}: {error}")
             continue
         reasons.append(
-            f"{name}: no wheel in the cache (python -m parity_lib.engines.llamacpp.build --leg {name} --site DIR)"
+            f"{name}: no wheel in the cache (python -m parity_lib.engines.llamacpp.build --target {name} --site DIR)"
         )
-    return "; ".join(reasons) or "no other leg is pinned"
+    return "; ".join(reasons) or "no other ISA target is pinned"
 
 
 def unpack(wheel: Path) -> Path:
@@ -127,7 +127,7 @@ def unpack(wheel: Path) -> Path:
     folder = wheel.parent / "lib"
     if hash_libraries(folder) == dict(read_receipt(receipt).libraries) and (folder / FILE_NAME).is_file():
         return folder
-    with replacing(folder, kind=PinError, what="the leg's wheel cannot be unpacked", sync=False) as part:
+    with replacing(folder, kind=PinError, what="the ISA target's wheel cannot be unpacked", sync=False) as part:
         part.mkdir()
         with zipfile.ZipFile(wheel) as archive:
             for name in archive.namelist():

@@ -25,7 +25,7 @@ class Receipt:
     commit: str  # of llama.cpp, 40 hex digits, as pinned
     sdist_sha256: str
     wheel_sha256: str
-    leg: str  # "avx512", "avx2", "neon"
+    target: str  # "avx512", "avx2", "neon"
     cmake_args: tuple[str, ...]
     cpu_flags: tuple[str, ...]  # as /proc/cpuinfo lists them; the libraries use all of these without asking
     compiler: str  # first line of ``c++ --version``

@@ -1,4 +1,4 @@
-"""What decides the reference's libraries: version, flags of the leg, compiler, machine."""
+"""What decides the reference's libraries: version, flags of the ISA target, compiler, machine."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Recipe:
     version: str
     commit: str
     sdist_sha256: str
-    leg: str
+    target: str
     cmake_args: tuple[str, ...]
     cpu_flags: tuple[str, ...]
     compiler: str  # first line of ``c++ --version``
@@ -42,36 +42,36 @@ class Recipe:
         """Return a name for the folder that keeps the wheel: pip's own cache knows only name and version."""
         fields = [self.version, self.sdist_sha256, sorted(self.cmake_args), self.compiler, self.architecture]
         digest = hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:12]
-        return f"{PACKAGE}-{self.version}-{self.leg}-{digest}"
+        return f"{PACKAGE}-{self.version}-{self.target}-{digest}"
 
     def matches(self, receipt: Receipt) -> bool:
         """Return whether ``receipt`` is of a build by this recipe."""
         return all(getattr(receipt, name) == getattr(self, name) for name in self.__slots__)
 
 
-def host_leg(pin: LlamaCppPin, cpuinfo: Path = machine.CPUINFO) -> Isa:
-    """Return the widest pinned leg that this machine can run; raise ``PinError`` if there is none."""
-    leg = machine.widest_leg(pin, cpuinfo)
-    if leg is not None:
-        return leg
+def host_target(pin: LlamaCppPin, cpuinfo: Path = machine.CPUINFO) -> Isa:
+    """Return the widest pinned ISA target that this machine can run; raise ``PinError`` if there is none."""
+    target = machine.widest_target(pin, cpuinfo)
+    if target is not None:
+        return target
     raise PinError(
         "no pinned build of llama.cpp can run on this machine",
         place=machine.machine_class(cpuinfo),
-        expected=f"the flags of one of {', '.join(machine.HOST_LEGS)}",
+        expected=f"the flags of one of {', '.join(machine.HOST_TARGETS)}",
         found=", ".join(sorted(machine.cpu_flags(cpuinfo))) or "no list of flags",
         next_step="run on x86-64 with AVX2 and FMA, or on ARM with dotprod and fp16",
     )
 
 
-def recipe_for(pin: LlamaCppPin, leg: Isa, compiler: str) -> Recipe:
-    """Return the recipe of one leg on this machine."""
+def recipe_for(pin: LlamaCppPin, target: Isa, compiler: str) -> Recipe:
+    """Return the recipe of one ISA target on this machine."""
     return Recipe(
         version=pin.version,
         commit=pin.commit,
         sdist_sha256=pin.sdist_sha256,
-        leg=str(leg),
-        cmake_args=pin.build_args(leg),
-        cpu_flags=pin.leg(leg).cpu_flags,
+        target=str(target),
+        cmake_args=pin.build_args(target),
+        cpu_flags=pin.target(target).cpu_flags,
         compiler=compiler,
         architecture=platform.machine(),
     )

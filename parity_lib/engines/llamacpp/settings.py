@@ -61,7 +61,7 @@ WAITING: dict[Settings, dict[str, str]] = {
     Settings.DEFAULT: {},
 }
 HARMLESS = ("GGML_NO_BACKTRACE", "LLAMA_CPP_LIB_PATH")
-# Which build serves which leg; the widest instructions of a build are the ones its kernels use.
+# Which build serves which ISA target; the widest instructions of a build are the ones its kernels use.
 FEATURE = {Isa.AVX2: "AVX2", Isa.AVX512: "AVX512", Isa.AMX: "AMX_INT8", Isa.NEON: "NEON"}
 READ_BACK = {
     "flash_attn": re.compile(r"(?:flash_attn +=|Flash Attention) (\w+)"),
@@ -106,26 +106,26 @@ def check_environment(settings: Settings) -> dict[str, str]:
 
 
 def check_isa(library: Library, isa: Isa, compiled: Mapping[str, int]) -> None:
-    """Raise ``PinError`` unless the loaded build is of the leg ``isa`` and this machine can run it."""
-    leg = library.receipt.leg
+    """Raise ``PinError`` unless the loaded build is of the ISA target ``isa`` and this machine can run it."""
+    target = library.receipt.target
     wider = isa is Isa.AVX2 and compiled.get(FEATURE[Isa.AVX512], 0)
-    if leg != isa or not compiled.get(FEATURE[isa]) or wider:
+    if target != isa or not compiled.get(FEATURE[isa]) or wider:
         raise PinError(
-            "the loaded build of llama.cpp is of another leg",
+            "the loaded build of llama.cpp is of another ISA target",
             place="isa",
             expected=isa,
-            found=f"leg {leg}; {library.system_info}",
-            next_step=f"{REBUILD} --leg {isa}; or ask for isa {leg}",
+            found=f"ISA target {target}; {library.system_info}",
+            next_step=f"{REBUILD} --target {isa}; or ask for isa {target}",
         )
     needed = library.receipt.cpu_flags
     missing = machine.missing_flags(needed)
     if missing:
         raise PinError(
             "this machine lacks instructions that the build of llama.cpp uses",
-            place=f"leg {leg}",
+            place=f"ISA target {target}",
             expected=", ".join(needed),
             found=f"without {', '.join(missing)}",
-            next_step=f"{REBUILD} --leg host",
+            next_step=f"{REBUILD} --ISA target host",
         )
 
 

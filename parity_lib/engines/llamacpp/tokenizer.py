@@ -100,7 +100,7 @@ class Vocabulary:
 class LlamaVocabulary:
     """The engine kind ``llama_vocabulary``: llama.cpp with ``vocab_only``, so that even an 8B file opens in a second.
 
-    Answers ``n_vocab``, ``tokenize`` and ``token_bytes`` as the engine ``llama_cpp`` does; no settings, no leg: the
+    Answers ``n_vocab``, ``tokenize`` and ``token_bytes`` as the engine ``llama_cpp`` does; no settings, no target: the
     tokenizer has neither.
 
     Args:

@@ -1,4 +1,4 @@
-"""The arbiter: the same forward pass in float64 numpy, one page, written to be read and not to be fast.
+"""The float64 oracle: the same forward pass in float64 numpy, one page, written to be read and not to be fast.
 
 Weights are dequantised by ``gguf.dequantize`` and widened exactly; every sum and exponential is float64.
 So its distance to the real model of a file is about 1e-13 of the logits' spread, 1e7 times below the engines'.

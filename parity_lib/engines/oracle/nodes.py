@@ -1,4 +1,4 @@
-"""The arbiter for whole passes: each op of a capture in float64, on the inputs that the reference gave its own."""
+"""The oracle for whole passes: each op of a capture in float64, on the inputs that the reference gave its own."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class OracleNodes:
         if table.op == "MUL":
             weight = self._tensor(site).dequantize().reshape(-1).astype(np.float64)
             return rms_norm(self._read(site, first, n), weight, float(np.float32(self._facts.rms_eps)))
-        raise EngineError("an op that rounds nothing needs no arbiter", place=site, found=table.op)
+        raise EngineError("an op that rounds nothing needs no float64 oracle", place=site, found=table.op)
 
     def weight_type(self, site: str) -> str:
         """Return ggml's name of the type of the weight that an op multiplies with; empty if there is none."""

@@ -1,4 +1,4 @@
-"""One reduced op in float64: the arbiter between both engines' values of it."""
+"""One reduced op in float64: the float64 oracle between both engines' values of it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def value(op: OneOp) -> F64:
         return row
     if kind == "MUL":
         return rms_norm(first, weight.reshape(-1), float(np.float32(op.eps)))
-    raise EngineError("the arbiter has no such op", place=op.site, found=kind)
+    raise EngineError("the float64 oracle has no such op", place=op.site, found=kind)
 
 
 def _weight(op: OneOp) -> Rows:

@@ -13,7 +13,7 @@ import numpy as np
 from parity_lib.base.errors import ModelFileError
 from parity_lib.base.names import Settings
 from parity_lib.engines.llamacpp.engine import worker_env
-from parity_lib.engines.llamacpp.recipe import host_leg
+from parity_lib.engines.llamacpp.recipe import host_target
 from parity_lib.engines.worker.client import Worker
 from parity_lib.model_file.facts import NO_TOKENIZER, made_up_tokens, read_facts
 from parity_lib.models.transplant.qwen2 import to_qwen2
@@ -124,7 +124,7 @@ def _logits(path: Path, tokens: list[int] | None, llama_cpp: LlamaCppPin) -> tup
     facts = read_facts(path)
     if tokens is None and facts.tokenizer == NO_TOKENIZER:
         tokens = made_up_tokens(TEXT, facts.n_vocab)
-    kwargs = {"path": str(path), "settings": Settings.STRICT, "isa": host_leg(llama_cpp), "n_threads": 2}
+    kwargs = {"path": str(path), "settings": Settings.STRICT, "isa": host_target(llama_cpp), "n_threads": 2}
     with (
         tempfile.TemporaryDirectory(".part", "parity-logits-") as folder,
         Worker("llama_cpp", kwargs, env=worker_env(Settings.STRICT)) as worker,

@@ -54,7 +54,7 @@ def _row(name: str, counts: Any) -> list[str]:  # noqa: ANN401 - JSON
 def _scope(found: Mapping[str, Any]) -> str:
     """Return how much was made again, and with how many threads."""
     rows, threads = found.get("rows"), found.get("threads")
-    parts = [f"forced pass over {count(rows)} rows" if isinstance(rows, int) else ""]
+    parts = [f"teacher-forced pass over {count(rows)} rows" if isinstance(rows, int) else ""]
     parts += ["every row made again" if found.get("full") else "a part of them made again on each way"]
     parts += [f"threads {threads}" if threads else ""]
     text = ", ".join(part for part in parts if part)

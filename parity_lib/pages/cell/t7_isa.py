@@ -7,7 +7,7 @@ from typing import Any
 
 from parity_lib.base.errors import RecordError
 from parity_lib.base.names import Rung
-from parity_lib.numerics.isa_samples import leg_of
+from parity_lib.numerics.isa_samples import target_of
 from parity_lib.pages.cell.steps import ABSENT
 from parity_lib.pages.kit.fragment import Column, Fragment, plain_table, table
 from parity_lib.pages.kit.text import NONE, count, escape, percent, size
@@ -26,7 +26,7 @@ _KERNELS = (
     Column("engine"),
     Column("kernel"),
     Column("instruction"),
-    Column("leg"),
+    Column("target"),
     Column("share of its samples", numeric=True),
 )
 _BUFFERS = (
@@ -39,8 +39,8 @@ _BUFFERS = (
 )
 SHOWN = 4  # kernels of one run
 NOTE = (
-    "A sample is the instruction at which a thread stood when the clock of its CPU time ticked; its leg is that which "
-    "has such instructions. burn is judged by its multiply-adds, llama.cpp, whose kernels mix widths, by all of "
+    "A sample is the instruction at which a thread stood when the clock of its CPU time ticked; its target is the one "
+    "that has such instructions. burn is judged by its multiply-adds, llama.cpp, whose kernels mix widths, by all of "
     "its vector instructions."
 )
 
@@ -102,7 +102,7 @@ def _kernel(proof: IsaProof, kernel: Kernel) -> list[str]:
     name += f" ({kernel.inlined.rsplit('::', 1)[-1]})" if kernel.inlined else ""
     width = "tile" if kernel.bits > 512 else f"{kernel.bits} bits"
     engine = proof.evidence.engine if proof.evidence.engine == BURN else f"llama.cpp, {proof.evidence.run}"
-    return [engine, name, f"{kernel.instruction}, {width}", leg_of(kernel.features) or NONE, share]
+    return [engine, name, f"{kernel.instruction}, {width}", target_of(kernel.features) or NONE, share]
 
 
 def _buffer(proof: IsaProof, buffer: Buffer) -> list[str]:

@@ -29,7 +29,7 @@ def spread_pin_table(spreads: SpreadTable, machine_class: str) -> Fragment:
     )
     columns = (
         Column("file"),
-        Column("leg"),
+        Column("target"),
         Column("machine class"),
         Column("rms over std", numeric=True),
         Column("p99 of |delta|, logits", numeric=True),

@@ -1,4 +1,4 @@
-"""The machine on one page: what works, which legs it can run, which files and stacks are the pinned ones."""
+"""The machine on one page: what works, which ISA targets it can run, which files and stacks are the pinned ones."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def machine_header(checks: Sequence[Check]) -> Fragment:
     title = "This machine can run the default plan"
     if blocking:
         title = f"This machine cannot run the default plan: {', '.join(check.name for check in blocking)}"
-    facts = [f"{c.name}: {c.found}." for c in checks if c.name in ("machine", "leg of this machine")]
+    facts = [f"{c.name}: {c.found}." for c in checks if c.name in ("machine", "ISA target of this machine")]
     burn = [f"Which burn: {c.found}." for c in checks if c.name == "burn extension"]
     steps = [f"Next: {check.next_step}." for check in blocking if check.next_step] or ["Next: make nightly."]
     sentences = [*facts, *burn, *steps]
@@ -58,33 +58,33 @@ def check_table(checks: Sequence[Check]) -> Fragment:
     return Fragment(html=html, plain=plain_table(columns, rows))
 
 
-def leg_table(pins: Pins, proofs: Sequence[IsaProof] = ()) -> Fragment:
-    """Return each instruction-set leg: can it run here, what was seen of it, the flags that llama.cpp is built with.
+def target_table(pins: Pins, proofs: Sequence[IsaProof] = ()) -> Fragment:
+    """Return each ISA target: can it run here, what was seen of it, the flags that llama.cpp is built with.
 
     Args:
-        pins: with the legs.
-        proofs: of both engines on the legs of this machine, as ``cell.isa_machine`` takes them.
+        pins: with the ISA targets.
+        proofs: of both engines on the ISA targets of this machine, as ``cell.isa_machine`` takes them.
     """
     columns = (
-        *(Column("leg"), Column("this CPU"), Column("observed: burn"), Column("observed: llama.cpp")),
+        *(Column("target"), Column("this CPU"), Column("observed: burn"), Column("observed: llama.cpp")),
         *(Column("CPU flags needed"), Column("CMake")),
     )
     rows = []
-    for name, leg in pins.llama_cpp.legs.items():
-        lacking = missing_flags(leg.cpu_flags)
+    for name, target in pins.llama_cpp.targets.items():
+        lacking = missing_flags(target.cpu_flags)
         found = f"lacks {', '.join(lacking)}" if lacking else "has all of it"
-        flags = [*pins.llama_cpp.cmake_args, *leg.cmake_args]
+        flags = [*pins.llama_cpp.cmake_args, *target.cmake_args]
         seen = [NONE if lacking else _seen(proofs, name, engine) for engine in (BURN, LLAMA_CPP)]
-        rows.append([name, found, *seen, " ".join(leg.cpu_flags), " ".join(flags)])
-    note = "Requested and observed are two things: a leg is unproven unless sampled instructions show it."
-    html = table(columns, rows, css="legs") + f"<p class=note>{note}</p>"
+        rows.append([name, found, *seen, " ".join(target.cpu_flags), " ".join(flags)])
+    note = "Requested and observed are two things: an ISA target is unproven unless sampled instructions show it."
+    html = table(columns, rows, css="targets") + f"<p class=note>{note}</p>"
     told = proof_tables([p for p in proofs if p.evidence.sampled is not None]) if proofs else Fragment("", "")
     return Fragment(html=html + told.html, plain=f"{plain_table(columns, rows)}\n{told.plain}".rstrip())
 
 
-def _seen(proofs: Sequence[IsaProof], leg: str, engine: str) -> str:
-    """Return what was observed of an engine on a leg: proven, something else, or why nothing."""
-    found = next((p for p in proofs if (p.evidence.requested, p.evidence.engine) == (leg, engine)), None)
+def _seen(proofs: Sequence[IsaProof], target: str, engine: str) -> str:
+    """Return what was observed of an engine on an ISA target: proven, something else, or why nothing."""
+    found = next((p for p in proofs if (p.evidence.requested, p.evidence.engine) == (target, engine)), None)
     if found is None:
         return UNPROVEN
     return f"{found.observed}, {'proven' if found.proven else short(found.reason)}"

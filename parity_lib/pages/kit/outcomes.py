@@ -22,7 +22,7 @@ _LOOKS = {
     Outcome.DIVERGED: Look("bad", "✗", "DIVERGED"),
     Outcome.INCOMPLETE: Look("warn", "!", "INCOMPLETE"),
     Outcome.INVALID: Look("bad", "✗", "INVALID"),
-    Outcome.HOLE: Look("hole", "○", "hole"),
+    Outcome.NOT_RUN: Look("not-run", "○", "not run"),
     Outcome.REPORTED: Look("plain", "·", "reported"),
 }
 
@@ -31,7 +31,7 @@ _ORDER = (
     Outcome.INVALID,
     Outcome.DIVERGED,
     Outcome.INCOMPLETE,
-    Outcome.HOLE,
+    Outcome.NOT_RUN,
     Outcome.PARITY,
     Outcome.REPORTED,
 )
@@ -70,7 +70,7 @@ def severity(outcome: Outcome) -> int:
 
 
 CAUGHT = Look("good", "✓", "caught")  # a red control that did its work
-EXPECTED = Look("hole", "✗", "DIVERGED, as expected")  # a known finding: red, and no news
+EXPECTED = Look("not-run", "✗", "DIVERGED, as expected")  # a known finding: red, and no news
 
 
 def badge(shown: Look, text: str = "", address: str = "") -> str:

@@ -159,7 +159,7 @@ def _counts(night: Night) -> str:
     for outcome in sorted({record.outcome for record in cells}, key=severity):
         own = [record for record in cells if record.outcome is outcome]
         expected = sum(record.expect == "diverged" for record in own if record.outcome is Outcome.DIVERGED)
-        word = "holes" if outcome is Outcome.HOLE and len(own) > 1 else look(outcome).word
+        word = "not run" if outcome is Outcome.NOT_RUN and len(own) > 1 else look(outcome).word
         parts.append(f"{count(len(own))} {word}" + (f" ({expected} as expected)" if expected else ""))
     return f"{count(len(cells))} cell{'' if len(cells) == 1 else 's'}: {', '.join(parts)}."
 
@@ -167,7 +167,7 @@ def _counts(night: Night) -> str:
 def _gaps(night: Night) -> list[str]:
     """Return one sentence a kind of gap, so that the headline says what was not compared."""
     sentences = []
-    for outcome, word in ((Outcome.HOLE, "Holes"), (Outcome.INCOMPLETE, "Incomplete")):
+    for outcome, word in ((Outcome.NOT_RUN, "Not run"), (Outcome.INCOMPLETE, "Incomplete")):
         records = [r for r in night.cells if r.outcome is outcome]
         if records:
             names = [f"{r.cell.model} {r.cell.quant}" for r in records[:4]]

@@ -22,7 +22,7 @@ _PATH = re.compile(r"^/[^\s:]*: ")
 def night_matrix(night: Night | None, run_dir: str | Path = "") -> Fragment:
     """Return models against quants: verdict word, worst margin, link to the cell's page.
 
-    Cells of another arithmetic, leg or stack than most stand apart below, and so do red controls: a square must
+    Cells of another arithmetic, ISA target or stack than most stand apart below, and so do red controls: a square must
     not mix what is judged by different references.
     """
     if night is None:
@@ -31,11 +31,11 @@ def night_matrix(night: Night | None, run_dir: str | Path = "") -> Fragment:
     cells = [record for record in night.cells if not record.control]
     home = _usual(cells)
     own = [record for record in cells if not _other(record, home)]
-    caption = f"Leg {home[0]}, stack {home[1]}, compute {home[2]}; margins: limit over worst." if home else ""
+    caption = f"ISA target {home[0]}, stack {home[1]}, compute {home[2]}; margins: limit over worst." if home else ""
     html, plain = _grid(own, caption, nearest) if own else ("", "")
     other = [record for record in cells if _other(record, home)]
     if other:
-        html += _apart("Apart, of another arithmetic, leg or stack", other, home, nearest)
+        html += _apart("Apart, of another arithmetic, ISA target or stack", other, home, nearest)
         plain += "".join(f"\napart: {r.cell.model} {r.cell.quant}: {_square_text(r, home, nearest)}" for r in other)
     controls = [record for record in night.cells if record.control]
     if controls:
@@ -137,7 +137,7 @@ def look_of(record: CellRecord) -> Look:
 
 
 def label_of(record: CellRecord, home: Home = None) -> str:
-    """Return a cell's name, with what was seeded into it; of leg, stack and compute only what is not the usual."""
+    """Return a cell's name, with what was seeded into it; of target, stack and compute only what is not the usual."""
     name = str(record.cell) if home is None else f"{record.cell.model} {record.cell.quant}"
     own = (record.cell.isa, record.cell.stack, record.cell.compute)
     words = [] if home is None else [a for a, b in zip(own, home, strict=True) if a != b]

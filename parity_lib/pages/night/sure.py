@@ -80,7 +80,7 @@ def _candidate(verdict: Verdict) -> str:
 
 
 def _instructions(verdict: Verdict) -> str:
-    """Return which leg rung T7 saw beside the one that was asked for."""
+    """Return which ISA target rung T7 saw beside the one that was asked for."""
     rung = verdict.rung(Rung.T7)
     if rung is None:
         return NONE

@@ -1,4 +1,4 @@
-"""Whose error it is on the deployed file: both engines against an arbiter that rounds activations as the reference."""
+"""Whose error it is on the deployed file: both engines against a oracle that rounds activations as the reference."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from parity_lib.trace.token import TokenTrace
 
 _COLUMNS = (
     Column("after"),
-    Column("burn to arbiter", numeric=True),
-    Column("llama.cpp to arbiter", numeric=True),
+    Column("burn to float64 oracle", numeric=True),
+    Column("llama.cpp to float64 oracle", numeric=True),
     Column("burn / llama.cpp", numeric=True),
     Column("llama.cpp / burn", numeric=True),
     Column("95 % interval"),
@@ -30,7 +30,7 @@ def native_blame(trace: TokenTrace) -> Fragment:
     note = (
         "Relative errors, norms over the channels, pooled over the positions up to the traced one; the interval is "
         f"from a bootstrap over {logits.n} {logits.drawn}. A rounding that falls the other way is another input "
-        "from there on, so sound engines are far apart here and about equally far from the arbiter; where only one of "
+        "from there on, so sound engines are far apart here and about equally far from the oracle; where only one of "
         "them had such a step it shows as many times, and is nobody's fault while every op above is inside its limits."
     )
     body = details(f"{len(rows)} rows: layer by layer", table(_COLUMNS, rows, css="layers"))

@@ -154,11 +154,11 @@ def _whose(blame: Blame, *, found: bool) -> str:
     ratio = blame.ratio
     if blame.word == EQUAL:
         end = "what is wrong does not show in these logits" if found else "nobody's fault"
-        return f"Both are about as far from the float64 arbiter (burn {number(ratio)} times llama.cpp): {end}."
+        return f"Both are about as far from the float64 oracle (burn {number(ratio)} times llama.cpp): {end}."
     farther, other = ("burn", "llama.cpp") if blame.word == BURN_WORSE else ("llama.cpp", "burn")
     times = ratio if blame.word == BURN_WORSE else (1 / ratio if ratio else float("inf"))
     size = f"{_times(times)} times as far" if np.isfinite(times) else "not finite and so beyond any distance"
-    return f"{farther} is {size} from the float64 arbiter as {other}: {_FAULT[blame.word]} fault."
+    return f"{farther} is {size} from the float64 oracle as {other}: {_FAULT[blame.word]} fault."
 
 
 def _times(ratio: float) -> str:

@@ -28,7 +28,7 @@ _UPRIGHT = 12  # of them: more are turned where a name is long
 
 
 def layer_profile(trace: TokenTrace) -> Picture:
-    """Return burn's and llama.cpp's error against the arbiter, their distance, and each layer's local error."""
+    """Return burn's and llama.cpp's error against the float64 oracle, their distance, and each layer's local error."""
     row, layers = trace.place.row, trace.layers
     burn, llamacpp, total, floor = (
         np.nan_to_num(values[:, row], nan=np.inf)
@@ -53,8 +53,8 @@ def layer_profile(trace: TokenTrace) -> Picture:
             label="local error, worst op of the layer",
         )
         axes.plot(x, clip[2], "-", color=ink.ink, linewidth=1.6, label="burn to llama.cpp (total)")
-        axes.plot(x, clip[3], "o-", color=ink.orange, markersize=3.5, label="burn to arbiter")
-        axes.plot(x, clip[4], "s--", color=ink.green, markersize=3, label="llama.cpp to arbiter")
+        axes.plot(x, clip[3], "o-", color=ink.orange, markersize=3.5, label="burn to float64 oracle")
+        axes.plot(x, clip[4], "s--", color=ink.green, markersize=3, label="llama.cpp to float64 oracle")
         axes.set_yscale("log")
         axes.set_ylim(*axis)
         plain_decades(axes)
@@ -66,7 +66,7 @@ def layer_profile(trace: TokenTrace) -> Picture:
 
     alt = (
         f"Errors layer by layer at token {trace.place.token_idx}. In the logits burn is {number(float(burn[-1]))} from "
-        f"the arbiter, llama.cpp {number(float(llamacpp[-1]))}, both {number(float(total[-1]))} apart. Largest local "
+        f"the oracle, llama.cpp {number(float(llamacpp[-1]))}, both {number(float(total[-1]))} apart. Largest local "
         f"error {number(float(local[worst]))} ({'head' if worst == len(local) - 1 else f'layer {worst}'})."
     )
     caption = (

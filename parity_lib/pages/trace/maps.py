@@ -58,7 +58,7 @@ def layer_map(trace: TokenTrace, conclusion: Conclusion, words: Words | None = N
         grid,
         alt=alt,
         caption=f"burn against llama.cpp on the F32 twin, as a share of a floor: {number(FLOOR, 3)} times the "
-        "error of the engine that is nearer to the float64 arbiter. Outlined: the traced token"
+        "error of the engine that is nearer to the float64 oracle. Outlined: the traced token"
         + (", and the first layer over its floor." if row_over is not None else "."),
     )
 

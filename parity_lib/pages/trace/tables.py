@@ -46,7 +46,7 @@ _LAYERS = (
     Column("gain", numeric=True),
     Column("inherited", numeric=True),
     Column("new here", numeric=True),
-    Column("burn / llama.cpp to arbiter", numeric=True),
+    Column("burn / llama.cpp to float64 oracle", numeric=True),
     Column("95 % interval"),
     Column("who"),
 )
@@ -102,8 +102,8 @@ def layer_table(trace: TokenTrace) -> Fragment:
     drawn = trace.layers.blames[-1]
     note = (
         "Errors are norms of the residual stream, as shares of llama.cpp's own at the traced token: what enters a "
-        "layer, times its gain, is what it inherits; what it gets wrong on llama.cpp's own input is new. Arbiter: "
-        f"float64 on the same file; the interval is from a bootstrap over {drawn.n} {drawn.drawn}."
+        "layer, times its gain, is what it inherits; what it gets wrong on llama.cpp's own input is new. float64: "
+        f"the oracle on the same file; the interval is from a bootstrap over {drawn.n} {drawn.drawn}."
     )
     body = table(_LAYERS, rows, row_attributes=marks, css="layers") + f'<p class="note">{escape(note)}</p>'
     if len(rows) > _FOLDED_FROM:
@@ -144,7 +144,7 @@ def _op(trace: TokenTrace, error: OpError, local: OpError, total: OpError) -> li
 
 
 def trace_commands(trace: TokenTrace) -> Fragment:
-    """Return the commands that go on from here: this trace, the next token, the cell, a capsule where there is one."""
+    """Return the next commands: this trace, the next token, the cell, the reproducer where there is one."""
     place, request = trace.place, trace.cell.request
     base = f"parity trace {request.model} {request.quant}".rstrip()
     tail = f" --fault {request.fault}" if request.fault else ""
@@ -158,12 +158,12 @@ def trace_commands(trace: TokenTrace) -> Fragment:
     if first is not None and first != place.token_idx:
         lines.append(("first over its limit", f"{base} --prompt {place.prompt_idx} --token {first}{tail}"))
     lines.append(("the whole cell", f"parity run {request.model} {request.quant}".rstrip() + tail))
-    if trace.capsule is not None:
-        lines.append((f"replay the failing op (folder {trace.capsule.name})", f"parity replay {trace.capsule}"))
+    if trace.reproducer is not None:
+        lines.append((f"replay the failing op (folder {trace.reproducer.name})", f"parity replay {trace.reproducer}"))
     columns = (Column("what"), Column("command", markup=True))
     rows = [[what, f"<code>{escape(command)}</code>"] for what, command in lines]
     plain = "\n".join(f"{what}: {command}" for what, command in lines)
-    note = f"The failing op could not be kept in a capsule: {trace.capsule_lost}" if trace.capsule_lost else ""
+    note = f"The failing op could not be kept in a reproducer: {trace.reproducer_lost}" if trace.reproducer_lost else ""
     html = table(columns, rows, css="commands") + (f'<p class="note">{escape(note)}</p>' if note else "")
     return Fragment(html=html, plain=f"{plain}\n{note}".rstrip())
 

@@ -1,7 +1,7 @@
-"""A failure capsule: a small folder that holds one op, what it was given and what both engines made of it.
+"""A failure reproducer: a small folder that holds one op, what it was given and what both engines made of it.
 
 ``manifest.json`` names every other file with its SHA-256. Nothing in it points outside: no path, no model file, no
-other record. A capsule is written as a whole or not at all, and read as a whole or refused.
+other record. A reproducer is written as a whole or not at all, and read as a whole or refused.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from parity_lib.model_file.facts import UNSCALED, RopeScaling
 from parity_lib.records.traces import F32
 from parity_lib.records.verdicts import CellId
 
-SCHEMA = "parity/capsule/2"
+SCHEMA = "parity/reproducer/2"
 MANIFEST = "manifest.json"
 _SCALINGS = ("rope_scaling", "other_rope_scaling")  # stated where RoPE is stretched
-LARGEST = 5_000_000  # bytes of a capsule
+LARGEST = 5_000_000  # bytes of a reproducer
 NEXT = "is the folder whole? If it was copied, copy it again"
 
 
@@ -49,7 +49,7 @@ class At:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Capsule:
+class Reproducer:
     """One op, reduced, with what both engines gave."""
 
     cell: CellId
@@ -59,7 +59,7 @@ class Capsule:
     op: OneOp
     fault: str  # seeded into the candidate, as the reduced model of one block takes it; empty: none
     asked_fault: str  # as it was seeded into the whole model
-    reproduced: bool  # whether the reduced op gave the candidate's value again when the capsule was made
+    reproduced: bool  # whether the reduced op gave the candidate's value again when the reproducer was made
     reference: F32  # recorded, flat
     candidate: F32
     engines: Mapping[str, Any]  # versions and pins of both sides
@@ -68,36 +68,36 @@ class Capsule:
     created_at: str  # UTC, ISO 8601
 
 
-def save(capsule: Capsule, folder: Path) -> Path:
-    """Write a capsule as a folder and return it; one that stands there is replaced.
+def save(reproducer: Reproducer, folder: Path) -> Path:
+    """Write a reproducer as a folder and return it; one that stands there is replaced.
 
     Raises:
         RecordError: it would be larger than ``LARGEST``, or cannot be written.
     """
-    files = _files(capsule)
+    files = _files(reproducer)
     size = sum(map(len, files.values()))
     if size > LARGEST:
-        raise RecordError("a capsule is too large", place=folder, expected=f"at most {LARGEST} bytes", found=size)
+        raise RecordError("a reproducer is too large", place=folder, expected=f"at most {LARGEST} bytes", found=size)
     with replacing(folder, next_step="choose another folder") as part:
         for name, data in files.items():
             write_atomic(part / name, data)
-        save_record(_manifest(capsule, files), part / MANIFEST, "capsule")
+        save_record(_manifest(reproducer, files), part / MANIFEST, "reproducer")
     return folder
 
 
-def load(folder: Path) -> Capsule:
-    """Return a capsule, every file checked against the manifest's digest.
+def load(folder: Path) -> Reproducer:
+    """Return a reproducer, every file checked against the manifest's digest.
 
     Raises:
         RecordError: missing, damaged, of another version, or its parts do not fit each other.
     """
-    data = decode(load_record(folder / MANIFEST, "capsule"))
+    data = decode(load_record(folder / MANIFEST, "reproducer"))
     contents = {name: _checked(folder / name, entry) for name, entry in data["files"].items()}
     try:
         return _from_manifest(data, contents)
     except (KeyError, TypeError, ValueError) as error:
         raise RecordError(
-            "the parts of a capsule do not fit each other",
+            "the parts of a reproducer do not fit each other",
             place=folder / MANIFEST,
             found=f"{type(error).__name__}: {error}",
             next_step=NEXT,
@@ -109,7 +109,7 @@ def _checked(path: Path, entry: Mapping[str, Any]) -> bytes:
     digest = hashlib.sha256(content).hexdigest()
     if digest != entry["sha256"]:
         raise RecordError(
-            "a file of the capsule is not the one that was written",
+            "a file of the reproducer is not the one that was written",
             place=path,
             expected=f"SHA-256 {entry['sha256']}, {entry['bytes']} bytes",
             found=f"{digest}, {len(content)} bytes",
@@ -118,11 +118,11 @@ def _checked(path: Path, entry: Mapping[str, Any]) -> bytes:
     return content
 
 
-def _files(capsule: Capsule) -> dict[str, bytes]:
+def _files(reproducer: Reproducer) -> dict[str, bytes]:
     """Return every file but the manifest: raw little-endian float32, or blocks as they lay in the model file."""
-    op = capsule.op
+    op = reproducer.op
     arrays = {f"input.{given.site}.f32": given.values for given in op.inputs}
-    arrays |= {"reference.f32": capsule.reference, "candidate.f32": capsule.candidate}
+    arrays |= {"reference.f32": reproducer.reference, "candidate.f32": reproducer.candidate}
     if op.divisors is not None:
         arrays["divisors.f32"] = op.divisors
     files = {name: np.ascontiguousarray(values, "<f4").tobytes() for name, values in arrays.items()}
@@ -132,22 +132,22 @@ def _files(capsule: Capsule) -> dict[str, bytes]:
     return files
 
 
-def _manifest(capsule: Capsule, files: Mapping[str, bytes]) -> dict[str, Any]:
-    op = capsule.op
+def _manifest(reproducer: Reproducer, files: Mapping[str, bytes]) -> dict[str, Any]:
+    op = reproducer.op
     plain = {f.name: getattr(op, f.name) for f in fields(op) if isinstance(getattr(op, f.name), str | int | float)}
     return {
         "schema": SCHEMA,
-        "created_at": capsule.created_at,
-        "architecture": capsule.architecture,
-        "machine_class": capsule.machine_class,
-        "cell": asdict(capsule.cell),
-        "at": asdict(capsule.at),
-        "step": capsule.step,
-        "limit": asdict(capsule.limit),
-        "fault": capsule.fault,
-        "asked_fault": capsule.asked_fault,
-        "reproduced": capsule.reproduced,
-        "engines": dict(capsule.engines),
+        "created_at": reproducer.created_at,
+        "architecture": reproducer.architecture,
+        "machine_class": reproducer.machine_class,
+        "cell": asdict(reproducer.cell),
+        "at": asdict(reproducer.at),
+        "step": reproducer.step,
+        "limit": asdict(reproducer.limit),
+        "fault": reproducer.fault,
+        "asked_fault": reproducer.asked_fault,
+        "reproduced": reproducer.reproduced,
+        "engines": dict(reproducer.engines),
         "op": plain
         | {
             "sizes": asdict(op.sizes),
@@ -171,7 +171,7 @@ def _rows(rows: Rows | None) -> dict[str, Any] | None:
     return {"tensor": rows.tensor, "type": rows.type, "shape": list(rows.shape), "rows": list(rows.rows)}
 
 
-def _from_manifest(data: Mapping[str, Any], contents: Mapping[str, bytes]) -> Capsule:
+def _from_manifest(data: Mapping[str, Any], contents: Mapping[str, bytes]) -> Reproducer:
     def values(name: str, shape: tuple[int, ...] = (-1,)) -> F32:
         return np.frombuffer(contents[name], "<f4").reshape(shape)
 
@@ -195,7 +195,7 @@ def _from_manifest(data: Mapping[str, Any], contents: Mapping[str, bytes]) -> Ca
         "divisors": values("divisors.f32") if "divisors.f32" in contents else None,
     }
     op |= {name: RopeScaling(**op[name]) for name in _SCALINGS if name in op}
-    capsule = Capsule(
+    reproducer = Reproducer(
         cell=CellId(**data["cell"]),
         at=At(**data["at"]),
         step=data["step"],
@@ -211,9 +211,9 @@ def _from_manifest(data: Mapping[str, Any], contents: Mapping[str, bytes]) -> Ca
         machine_class=data["machine_class"],
         created_at=data["created_at"],
     )
-    n = len(capsule.reference)
-    if not capsule.op.row < capsule.op.n_rows:
-        raise ValueError(f"row {capsule.op.row} of a pass of {capsule.op.n_rows}")
-    if len(capsule.candidate) != n or not capsule.op.judged or max(capsule.op.judged) >= n:
-        raise ValueError(f"{n} and {len(capsule.candidate)} recorded numbers, judged {capsule.op.judged[:3]}")
-    return capsule
+    n = len(reproducer.reference)
+    if not reproducer.op.row < reproducer.op.n_rows:
+        raise ValueError(f"row {reproducer.op.row} of a pass of {reproducer.op.n_rows}")
+    if len(reproducer.candidate) != n or not reproducer.op.judged or max(reproducer.op.judged) >= n:
+        raise ValueError(f"{n} and {len(reproducer.candidate)} recorded numbers, judged {reproducer.op.judged[:3]}")
+    return reproducer

@@ -1,4 +1,4 @@
-"""Make a failure capsule: find the smallest piece of an op in which the candidate still gives the value it gave."""
+"""Make a failure reproducer: find the smallest piece of an op in which the candidate still gives the value it gave."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ from parity_lib.model_file.facts import facts_of
 from parity_lib.model_file.header import ModelFile
 from parity_lib.numerics.op_error import OpError
 from parity_lib.records.traces import F32, RunInfo
-from parity_lib.trace.reproducer.format import LARGEST, At, Capsule, save
+from parity_lib.trace.reproducer.format import LARGEST, At, Reproducer, save
 from parity_lib.trace.reproducer.reduce import Cut, Source, cuts
 
 _BLOCK = re.compile(r"@blk\.(\d+)$")
 _HEAD = "k_head_permuted"  # without a block it is block 0's
 
 
-def save_capsule(
+def save_reproducer(
     cell: Cell, nodes: Path, replayed: Replayed, file: Path, compute: Compute, reference: RunInfo, folder: Path
 ) -> Path | None:
     """Keep the first op of a replay that is over its limit; None if there is none.
 
     Args:
-        cell: its candidate, fault, leg and stack.
+        cell: its candidate, fault, ISA target and stack.
         nodes: the capture that was replayed, still there.
         replayed: what came of it.
         file: what the reference read.
         compute: the candidate's arithmetic in that replay.
         reference: the reference's run.
-        folder: where the capsule goes; it appears whole or not at all.
+        folder: where the reproducer goes; it appears whole or not at all.
 
     Raises:
         EngineError: an engine refused or died.
@@ -52,13 +52,13 @@ def save_capsule(
     error = next((error for error in replayed.errors if not error.share <= 1), None)
     if error is None:
         return None
-    return save(make_capsule(cell, nodes, replayed, error, file, compute, reference), folder)
+    return save(make_reproducer(cell, nodes, replayed, error, file, compute, reference), folder)
 
 
-def make_capsule(
+def make_reproducer(
     cell: Cell, nodes: Path, replayed: Replayed, error: OpError, file: Path, compute: Compute, reference: RunInfo
-) -> Capsule:
-    """Return the capsule of one op of a replay, over its limit or not; arguments as ``save_capsule``."""
+) -> Reproducer:
+    """Return the reproducer of one op of a replay, over its limit or not; arguments as ``save_reproducer``."""
     with open_burn(cell, "burn_site", compute=compute) as engine:
         theirs, ours = engine.call("recorded", nodes, error.batch, error.site)
         candidate: RunInfo = engine.call("run_info")
@@ -79,7 +79,7 @@ def make_capsule(
     )
     fault = fault_in_block(cell.request.fault, sites.split(error.site)[1])
     cut, reproduced = _smallest(cell, source, fault)
-    return Capsule(
+    return Reproducer(
         cell=replace(cell.id, compute=str(compute)),
         at=_at(replayed, error, worst, source.position),
         step=cut.step,
@@ -108,7 +108,7 @@ def fault_in_block(fault: str, block: int | None) -> str:
 
 def reduced_value(cell_log: Path | None, op: OneOp, fault: str, isa: str, stack: str) -> F32:
     """Return what the candidate makes of a reduced op, in a worker of its own."""
-    with tempfile.TemporaryDirectory(prefix="parity-capsule-") as folder:
+    with tempfile.TemporaryDirectory(prefix="parity-reproducer-") as folder:
         path = write_model(op, Path(folder) / "reduced.gguf")
         asked = {"path": str(path), "isa": isa, "stack": stack, "compute": op.compute, "n_threads": 1}
         with Worker("burn_site", asked | {"fault": fault or None}, log=cell_log) as engine:

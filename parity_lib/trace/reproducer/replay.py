@@ -1,4 +1,4 @@
-"""Recompute both sides of a failure capsule, here and now, and say whether they agree."""
+"""Recompute both sides of a failure reproducer, here and now, and say whether they agree."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from parity_lib.base.errors import ParityError, PinError
 from parity_lib.base.names import Settings
 from parity_lib.engines import machine
 from parity_lib.engines.llamacpp.buffers import PLAIN
-from parity_lib.engines.llamacpp.isa_build import leg_env
+from parity_lib.engines.llamacpp.isa_build import target_env
 from parity_lib.engines.llamacpp.settings import worker_env
 from parity_lib.engines.oracle import one_op as oracle_op
 from parity_lib.engines.worker.client import Worker
 from parity_lib.judge.one_op import distance
 from parity_lib.records.pins import load_pins
 from parity_lib.records.traces import F32, F64
-from parity_lib.trace.reproducer.format import Capsule, load
+from parity_lib.trace.reproducer.format import Reproducer, load
 from parity_lib.trace.reproducer.make import reduced_value
 
 
@@ -38,20 +38,20 @@ class Side:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class CapsuleReplay:
-    """Both sides of a capsule, recomputed."""
+class ReproducerReplay:
+    """Both sides of a reproducer, recomputed."""
 
-    capsule: Capsule
+    reproducer: Reproducer
     reference: Side
     candidate: Side
-    arbiter: F64  # float64 on the same inputs
+    oracle: F64  # float64 on the same inputs
     fault: str  # that was seeded this time
     same_commit: bool  # of llama.cpp, here and in the recorded run
 
     @property
     def recorded(self) -> float:
         """Return the recorded distance of both sides, in the unit of the limit."""
-        return self.distance(self.capsule.reference, self.capsule.candidate)
+        return self.distance(self.reproducer.reference, self.reproducer.candidate)
 
     @property
     def now(self) -> float | None:
@@ -64,20 +64,20 @@ class CapsuleReplay:
     def agrees(self) -> bool | None:
         """Return whether both sides agree now; None where that cannot be said.
 
-        A capsule that never gave the candidate's value again holds the op, but not what went wrong around it: that
+        A reproducer that never gave the candidate's value again holds the op, but not what went wrong around it: that
         its op agrees says nothing about the run that it was taken from. Where the same llama.cpp does not give its own
         value again, nothing can be said at all.
         """
         now = self.now
         if now is None or not self.reference_stands or not self.is_finite:
             return None
-        agrees = now <= self.capsule.limit.value
-        return None if agrees and not self.capsule.reproduced else agrees
+        agrees = now <= self.reproducer.limit.value
+        return None if agrees and not self.reproducer.reproduced else agrees
 
     @property
     def is_finite(self) -> bool:
         """Return whether llama.cpp's value is finite where it is judged; what is not is no value to agree with."""
-        judged = list(self.capsule.op.judged)
+        judged = list(self.reproducer.op.judged)
         return self.reference.now is not None and bool(np.isfinite(self.reference.now[judged]).all())
 
     @property
@@ -85,32 +85,34 @@ class CapsuleReplay:
         """Return whether the reference gives its recorded value again, within the limit; another commit need not."""
         if self.reference.now is None or not self.same_commit:
             return self.reference.now is not None
-        return self.distance(self.reference.recorded, self.reference.now) <= self.capsule.limit.value
+        return self.distance(self.reference.recorded, self.reference.now) <= self.reproducer.limit.value
 
     def distance(self, reference: F32 | F64, candidate: F32 | F64) -> float:
         """Return the distance of two values at the judged numbers, in the unit of the limit."""
-        return distance(self.capsule.limit, reference, candidate, self.capsule.op.judged)
+        return distance(self.reproducer.limit, reference, candidate, self.reproducer.op.judged)
 
 
-def replay_capsule(folder: Path, *, sound: bool = False) -> CapsuleReplay:
-    """Recompute both sides of a capsule; no model file is needed.
+def replay_reproducer(folder: Path, *, sound: bool = False) -> ReproducerReplay:
+    """Recompute both sides of a reproducer; no model file is needed.
 
     Args:
-        folder: the capsule.
+        folder: the reproducer.
         sound: leave a seeded fault out.
 
     Raises:
-        RecordError: the capsule cannot be read.
+        RecordError: the reproducer cannot be read.
     """
-    capsule = load(Path(folder))
-    fault = "" if sound else capsule.fault
-    isa = str(machine.host_leg() or capsule.cell.isa)
-    recorded: str = capsule.engines["reference"]["commit"]  # short, as the library says it
-    return CapsuleReplay(
-        capsule=capsule,
-        reference=_side(capsule.reference, lambda: _reference(capsule)),
-        candidate=_side(capsule.candidate, lambda: reduced_value(None, capsule.op, fault, isa, capsule.cell.stack)),
-        arbiter=oracle_op.value(capsule.op),
+    reproducer = load(Path(folder))
+    fault = "" if sound else reproducer.fault
+    isa = str(machine.host_target() or reproducer.cell.isa)
+    recorded: str = reproducer.engines["reference"]["commit"]  # short, as the library says it
+    return ReproducerReplay(
+        reproducer=reproducer,
+        reference=_side(reproducer.reference, lambda: _reference(reproducer)),
+        candidate=_side(
+            reproducer.candidate, lambda: reduced_value(None, reproducer.op, fault, isa, reproducer.cell.stack)
+        ),
+        oracle=oracle_op.value(reproducer.op),
         fault=fault,
         same_commit=load_pins().llama_cpp.commit.startswith(recorded.removesuffix("-dirty")),
     )
@@ -123,24 +125,24 @@ def _side(recorded: F32, compute: Callable[[], F32]) -> Side:
         return Side(recorded, None, str(error))
 
 
-def _reference(capsule: Capsule) -> F32:
-    with Worker("llama_op", {"n_threads": 1}, env=worker_env(Settings.STRICT) | _leg(capsule)) as engine:
-        value: F32 = engine.call("value", capsule.op)
+def _reference(reproducer: Reproducer) -> F32:
+    with Worker("llama_op", {"n_threads": 1}, env=worker_env(Settings.STRICT) | _target(reproducer)) as engine:
+        value: F32 = engine.call("value", reproducer.op)
     return value
 
 
-def _leg(capsule: Capsule) -> dict[str, str]:
-    """Return the environment of the leg that the reference ran on.
+def _target(reproducer: Reproducer) -> dict[str, str]:
+    """Return the environment of the ISA target that the reference ran on.
 
-    Where this machine cannot run it, its own build takes a weight as the file has it: plain kernels of all legs round
-    alike. A re-ordered weight has the kernels of its leg alone.
+    Where this machine cannot run it, its own build takes a weight as the file has it: plain kernels of all targets
+    round alike. A re-ordered weight has the kernels of its ISA target alone.
 
     Raises:
-        PinError: this machine lacks the leg of a re-ordered weight.
+        PinError: this machine lacks the ISA target of a re-ordered weight.
     """
     try:
-        return leg_env(load_pins().llama_cpp, capsule.engines["reference"]["isa"])
+        return target_env(load_pins().llama_cpp, reproducer.engines["reference"]["isa"])
     except PinError:
-        if capsule.op.buffer in PLAIN:
+        if reproducer.op.buffer in PLAIN:
             return {}
         raise

@@ -51,8 +51,8 @@ def silent(done: int, total: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def leg() -> Isa:
-    """The widest leg of this CPU, which is the one that the default build runs."""
+def target() -> Isa:
+    """The widest ISA target of this CPU, which is the one that the default build runs."""
     return next(isa for isa in (Isa.AVX512, Isa.AVX2, Isa.NEON) if not machine.missing_flags(burn_build.CPU_FLAGS[isa]))
 
 
@@ -67,9 +67,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def engine(models: dict[str, Path], leg: Isa) -> Burn:
+def engine(models: dict[str, Path], target: Isa) -> Burn:
     """The candidate on the first model."""
-    return Burn(models["llama"], isa=leg)
+    return Burn(models["llama"], isa=target)
 
 
 def rows_of(path: Path, n_vocab: int, dtype: str = "<f4") -> F64:
@@ -83,8 +83,8 @@ def distance(found: F64, wanted: F64) -> float:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_agrees_with_the_oracle(models: dict[str, Path], leg: Isa, tmp_path: Path, name: str) -> None:
-    candidate, oracle = Burn(models[name], isa=leg), Oracle(models[name])
+def test_agrees_with_the_oracle(models: dict[str, Path], target: Isa, tmp_path: Path, name: str) -> None:
+    candidate, oracle = Burn(models[name], isa=target), Oracle(models[name])
     assert candidate.score(SEQUENCES, tmp_path / "burn", progress=silent) == [len(tokens) for tokens in SEQUENCES]
     oracle.score64(SEQUENCES, tmp_path / "oracle", progress=silent)
     found, wanted = rows_of(tmp_path / "burn", 512), rows_of(tmp_path / "oracle", 512, "<f8")
@@ -94,39 +94,39 @@ def test_agrees_with_the_oracle(models: dict[str, Path], leg: Isa, tmp_path: Pat
 
 @pytest.mark.parametrize("compute", ["bf16", "ggml"])
 def test_the_other_arithmetics_differ_by_what_they_round(
-    models: dict[str, Path], leg: Isa, tmp_path: Path, compute: str
+    models: dict[str, Path], target: Isa, tmp_path: Path, compute: str
 ) -> None:
     path = models["llama, one key head"]  # Q4_1: the policy ggml takes the way of the minimums
     for name in ("f32", compute):
-        Burn(path, isa=leg, compute=name).score(SEQUENCES, tmp_path / name)
+        Burn(path, isa=target, compute=name).score(SEQUENCES, tmp_path / name)
     apart = distance(rows_of(tmp_path / compute, 512), rows_of(tmp_path / "f32", 512))
     assert 1e-4 < apart < 5e-2
 
 
-def test_agrees_with_the_reference(models: dict[str, Path], leg: Isa, tmp_path: Path) -> None:
+def test_agrees_with_the_reference(models: dict[str, Path], target: Isa, tmp_path: Path) -> None:
     path = models["llama"]
-    with Worker("llama_cpp", {"path": path, "settings": "strict", "isa": leg, "n_threads": 2}) as reference:
+    with Worker("llama_cpp", {"path": path, "settings": "strict", "isa": target, "n_threads": 2}) as reference:
         reference.call("score", SEQUENCES, tmp_path / "llama.cpp")
-    with Worker("burn", {"path": path, "isa": leg, "n_threads": 2}) as candidate:
+    with Worker("burn", {"path": path, "isa": target, "n_threads": 2}) as candidate:
         candidate.call("score", SEQUENCES, tmp_path / "burn")
     found, wanted = rows_of(tmp_path / "burn", 512), rows_of(tmp_path / "llama.cpp", 512)
     assert distance(found, wanted) < FLOOR
     assert np.array_equal(np.sort(np.argsort(found)[:, -5:]), np.sort(np.argsort(wanted)[:, -5:]))
 
 
-def test_decode_writes_the_bytes_of_score(models: dict[str, Path], leg: Isa, tmp_path: Path) -> None:
+def test_decode_writes_the_bytes_of_score(models: dict[str, Path], target: Isa, tmp_path: Path) -> None:
     for name in ("llama quantised, tied, with divisors", "qwen2 with biases"):
-        engine = Burn(models[name], isa=leg)
+        engine = Burn(models[name], isa=target)
         assert engine.score(SEQUENCES, tmp_path / "score") == engine.decode(SEQUENCES, tmp_path / "decode")
         assert (tmp_path / "score").read_bytes() == (tmp_path / "decode").read_bytes()
 
 
-def test_run_info_says_what_ran(models: dict[str, Path], leg: Isa) -> None:
-    asked = {"path": str(models["llama"]), "isa": leg, "compute": "bf16", "n_threads": 1, "fault": "eps_x10@blk.1"}
+def test_run_info_says_what_ran(models: dict[str, Path], target: Isa) -> None:
+    asked = {"path": str(models["llama"]), "isa": target, "compute": "bf16", "n_threads": 1, "fault": "eps_x10@blk.1"}
     with Worker("burn", asked) as engine:
         run = engine.call("run_info")
     assert (run.engine, run.version, run.stack, run.compute) == ("burn", "0.21.0", "crates-io", "bf16")
-    assert (run.isa_requested, run.isa_observed) == (str(leg), "unproven")
+    assert (run.isa_requested, run.isa_observed) == (str(target), "unproven")
     assert (run.fault, run.n_threads, run.model_path) == ("eps_x10@blk.1", 1, models["llama"].name)
     assert (run.build["library"], run.build["receipt"]["stack"]) == ("with faults", "crates-io")
     assert run.build["crates"]["matrixmultiply"] == "0.3.11"
@@ -134,18 +134,18 @@ def test_run_info_says_what_ran(models: dict[str, Path], leg: Isa) -> None:
     assert run.lock_sha256 == run.build["lock_sha256"]
     assert run.settings["rms_eps"] == pytest.approx(1e-5)
     assert run.peak_rss_bytes > 1 << 20
-    judged = Burn(models["llama"], isa=leg).run_info()
+    judged = Burn(models["llama"], isa=target).run_info()
     assert (judged.fault, judged.build["library"]) == (None, "without faults")
     assert "faults" not in judged.build["features"].split(",")
 
 
 @pytest.mark.parametrize("compute", ["f32", "bf16", "ggml"])
 def test_without_a_fault_both_libraries_give_the_same_bits(
-    models: dict[str, Path], leg: Isa, compute: str, tmp_path: Path
+    models: dict[str, Path], target: Isa, compute: str, tmp_path: Path
 ) -> None:
     for name in ("llama quantised, tied, with divisors", "qwen2 with biases"):
-        judged = Burn(models[name], isa=leg, compute=compute).row_digests(SEQUENCES, tmp_path)
-        asked = {"path": str(models[name]), "isa": leg, "compute": compute, "with_faults": True}
+        judged = Burn(models[name], isa=target, compute=compute).row_digests(SEQUENCES, tmp_path)
+        asked = {"path": str(models[name]), "isa": target, "compute": compute, "with_faults": True}
         with Worker("burn", asked) as engine:
             run, found = engine.call("run_info"), engine.call("row_digests", SEQUENCES, tmp_path)
         assert (run.build["library"], run.fault) == ("with faults", None)
@@ -293,9 +293,9 @@ def test_ops_can_be_called_one_by_one(engine: Burn) -> None:
         engine.op("rms_norm", x[:, :7], weight, 1e-5)
 
 
-def test_weights_are_gguf_pys(models: dict[str, Path], leg: Isa) -> None:
+def test_weights_are_gguf_pys(models: dict[str, Path], target: Isa) -> None:
     path = models["llama quantised, tied, with divisors"]
-    engine = Burn(path, isa=leg)
+    engine = Burn(path, isa=target)
     reader = gguf.GGUFReader(path)
     assert [name for name, _, _ in engine.tensors()] == [tensor.name for tensor in reader.tensors]
     for (name, kind, shape), tensor in zip(engine.tensors(), reader.tensors, strict=True):
@@ -306,15 +306,15 @@ def test_weights_are_gguf_pys(models: dict[str, Path], leg: Isa) -> None:
         engine.dequantize("blk.9.attn_q.weight")
 
 
-def test_seeded_faults_reach_the_rows(models: dict[str, Path], leg: Isa, tmp_path: Path) -> None:
+def test_seeded_faults_reach_the_rows(models: dict[str, Path], target: Isa, tmp_path: Path) -> None:
     path = models["llama"]
 
     def score(fault: str, spool: Path) -> list[int]:
-        with Worker("burn", {"path": str(path), "isa": leg, "fault": fault}) as engine:
+        with Worker("burn", {"path": str(path), "isa": target, "fault": fault}) as engine:
             counts: list[int] = engine.call("score", SEQUENCES, spool)
         return counts
 
-    Burn(path, isa=leg).score(SEQUENCES, tmp_path / "right")
+    Burn(path, isa=target).score(SEQUENCES, tmp_path / "right")
     right = rows_of(tmp_path / "right", 512)
     assert score("drop_row=2", tmp_path / "short") == [7, 1, 89]
     assert np.array_equal(rows_of(tmp_path / "short", 512), right[:-1])
@@ -327,17 +327,17 @@ def test_seeded_faults_reach_the_rows(models: dict[str, Path], leg: Isa, tmp_pat
         score("eps_x20", tmp_path / "unknown")
 
 
-def test_a_panic_is_an_error_and_the_process_goes_on(models: dict[str, Path], leg: Isa, tmp_path: Path) -> None:
-    with Worker("burn", {"path": str(models["llama"]), "isa": leg, "fault": "panic"}) as engine:
+def test_a_panic_is_an_error_and_the_process_goes_on(models: dict[str, Path], target: Isa, tmp_path: Path) -> None:
+    with Worker("burn", {"path": str(models["llama"]), "isa": target, "fault": "panic"}) as engine:
         for _ in range(2):
             with pytest.raises(EngineError, match=r"panicked.*seeded fault"):
                 engine.call("score", SEQUENCES, tmp_path / "spool")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_abort_ends_the_worker_and_is_told(models: dict[str, Path], leg: Isa, tmp_path: Path) -> None:
+def test_an_abort_ends_the_worker_and_is_told(models: dict[str, Path], target: Isa, tmp_path: Path) -> None:
     with (
-        Worker("burn", {"path": models["llama"], "isa": leg, "fault": "die"}) as worker,
+        Worker("burn", {"path": models["llama"], "isa": target, "fault": "die"}) as worker,
         pytest.raises(WorkerDied) as died,
     ):
         worker.call("score", SEQUENCES, tmp_path / "spool")
@@ -345,33 +345,33 @@ def test_an_abort_ends_the_worker_and_is_told(models: dict[str, Path], leg: Isa,
     assert not (tmp_path / "spool").exists()
 
 
-def test_a_model_that_is_not_supported_is_refused_by_name(tmp_path: Path, leg: Isa) -> None:
+def test_a_model_that_is_not_supported_is_refused_by_name(tmp_path: Path, target: Isa) -> None:
     writer = gguf.GGUFWriter(tmp_path / "m.gguf", "mamba")
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
     with pytest.raises(ModelFileError, match=r"m\.gguf: unsupported architecture.*expected llama or qwen2.*mamba"):
-        Burn(tmp_path / "m.gguf", isa=leg)
+        Burn(tmp_path / "m.gguf", isa=target)
     with pytest.raises(ModelFileError, match="the file cannot be opened"):
-        Burn(tmp_path / "none.gguf", isa=leg)
+        Burn(tmp_path / "none.gguf", isa=target)
 
 
-def test_a_leg_that_the_cpu_or_the_build_lacks_is_refused(models: dict[str, Path]) -> None:
+def test_a_target_that_the_cpu_or_the_build_lacks_is_refused(models: dict[str, Path]) -> None:
     lacking = next(isa for isa in Isa if machine.missing_flags(burn_build.CPU_FLAGS[isa]))
     with pytest.raises(PinError, match="lacks the instructions"):
         Burn(models["llama"], isa=lacking)
 
 
-def test_a_build_of_another_leg_is_refused(leg: Isa) -> None:
-    kernel = burn_build.KERNEL[leg]
-    burn_build.check_isa(leg, f"sgemm {kernel}")
-    with pytest.raises(PinError, match="does not run the leg's kernel"):
-        burn_build.check_isa(leg, "sgemm generic")
+def test_a_build_of_another_target_is_refused(target: Isa) -> None:
+    kernel = burn_build.KERNEL[target]
+    burn_build.check_isa(target, f"sgemm {kernel}")
+    with pytest.raises(PinError, match="does not run the ISA target's kernel"):
+        burn_build.check_isa(target, "sgemm generic")
 
 
-def test_an_unknown_stack_is_refused(models: dict[str, Path], leg: Isa) -> None:
+def test_an_unknown_stack_is_refused(models: dict[str, Path], target: Isa) -> None:
     with pytest.raises(UsageError, match=r"unknown stack 'spline'.*did you mean spine"):
-        Burn(models["llama"], isa=leg, stack="spline")
+        Burn(models["llama"], isa=target, stack="spline")
 
 
 @pytest.fixture

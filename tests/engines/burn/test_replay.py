@@ -42,24 +42,24 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
-def reference(path: Path, leg: str, kind: str = "llama_taps", settings: str = "strict") -> Worker:
-    asked = {"path": str(path), "isa": leg, "settings": settings, "n_threads": 1}
+def reference(path: Path, target: str, kind: str = "llama_taps", settings: str = "strict") -> Worker:
+    asked = {"path": str(path), "isa": target, "settings": settings, "n_threads": 1}
     return Worker(kind, asked, env=worker_env(settings))
 
 
-def replay(path: Path, leg: str, folder: Path, fault: str | None = None, compute: str = "ggml") -> list[OpError]:
-    asked = {"path": str(path), "isa": leg, "compute": compute, "n_threads": 1, "fault": fault}
+def replay(path: Path, target: str, folder: Path, fault: str | None = None, compute: str = "ggml") -> list[OpError]:
+    asked = {"path": str(path), "isa": target, "compute": compute, "n_threads": 1, "fault": fault}
     with Worker("burn_replay", asked) as engine:
         errors: list[OpError] = engine.call("replay", folder)
     return errors
 
 
 @pytest.fixture(scope="module")
-def captures(models: dict[str, Path], leg: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def captures(models: dict[str, Path], target: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folders = {}
     for name, path in models.items():
         folders[name] = tmp_path_factory.mktemp("capture")
-        with reference(path, leg) as engine:
+        with reference(path, target) as engine:
             engine.call("capture", TOKENS, PASSES, folders[name])
     return folders
 
@@ -69,11 +69,11 @@ def llama(models: dict[str, Path], captures: dict[str, Path]) -> tuple[Path, Pat
     return models["llama Q8_0"], captures["llama Q8_0"]
 
 
-def test_looking_changes_no_bit_of_the_reference(models: dict[str, Path], leg: str, tmp_path: Path) -> None:
+def test_looking_changes_no_bit_of_the_reference(models: dict[str, Path], target: str, tmp_path: Path) -> None:
     path = models["qwen2 Q4_K_M"]
-    with reference(path, leg, "llama_cpp") as engine:
+    with reference(path, target, "llama_cpp") as engine:
         engine.call("score", [TOKENS], tmp_path / "plain.f32")
-    with reference(path, leg) as engine:
+    with reference(path, target) as engine:
         engine.call("capture", TOKENS, PASSES, tmp_path / "nodes")
         engine.call("score", [TOKENS], tmp_path / "after.f32")
     index = json.loads((tmp_path / "nodes" / "nodes.json").read_text())
@@ -93,9 +93,9 @@ def test_looking_changes_no_bit_of_the_reference(models: dict[str, Path], leg: s
     ["llama Q8_0", "llama Q4_1", "llama F16", "qwen2 Q4_K_M", "qwen2 BF16", *(name for name, _, _ in STRETCHED)],
 )
 def test_every_op_is_right_on_the_references_own_inputs(
-    name: str, models: dict[str, Path], captures: dict[str, Path], leg: str
+    name: str, models: dict[str, Path], captures: dict[str, Path], target: str
 ) -> None:
-    errors = replay(models[name], leg, captures[name])
+    errors = replay(models[name], target, captures[name])
     assert len(errors) == len(PASSES) * len(sites.expected(SHAPE.n_layer, read_facts(models[name]).biases))
     worst = max(errors, key=lambda error: error.share)
     assert worst.share < 1, worst
@@ -124,10 +124,10 @@ FAULTS = [
 
 @pytest.mark.parametrize(("arch", "fault", "site"), FAULTS)
 def test_a_fault_is_named_by_the_first_op_over_its_limit(
-    arch: str, fault: str, site: str, models: dict[str, Path], captures: dict[str, Path], leg: str
+    arch: str, fault: str, site: str, models: dict[str, Path], captures: dict[str, Path], target: str
 ) -> None:
     name = {"llama": "llama Q8_0", "qwen2": "qwen2 Q4_K_M"}[arch]
-    over = [error for error in replay(models[name], leg, captures[name], fault) if not error.share <= 1]
+    over = [error for error in replay(models[name], target, captures[name], fault) if not error.share <= 1]
     assert over
     assert over[0].site == site
     if fault == "rope_off_by_one@from=20":
@@ -135,38 +135,42 @@ def test_a_fault_is_named_by_the_first_op_over_its_limit(
 
 
 def test_a_plain_f32_engine_fails_where_the_reference_rounds(
-    models: dict[str, Path], captures: dict[str, Path], leg: str
+    models: dict[str, Path], captures: dict[str, Path], target: str
 ) -> None:
     for name in ("llama Q8_0", "qwen2 BF16"):
-        plain = replay(models[name], leg, captures[name], compute="f32")
+        plain = replay(models[name], target, captures[name], compute="f32")
         over = [error for error in plain if not error.share <= 1]
         assert {error.op for error in over} == {"MUL_MAT"}
         assert over[0].site == "Qcur.MUL_MAT-0"
-    bf16 = replay(models["qwen2 BF16"], leg, captures["qwen2 BF16"], compute="bf16")
+    bf16 = replay(models["qwen2 BF16"], target, captures["qwen2 BF16"], compute="bf16")
     assert max(error.share for error in bf16) < 1
 
 
-def test_the_late_part_of_a_sequence_is_replayed_by_itself(llama: tuple[Path, Path], leg: str, tmp_path: Path) -> None:
+def test_the_late_part_of_a_sequence_is_replayed_by_itself(
+    llama: tuple[Path, Path], target: str, tmp_path: Path
+) -> None:
     path, whole = llama
-    with reference(path, leg) as engine:
+    with reference(path, target) as engine:
         engine.call("capture", TOKENS, [30, 10, 1, 1], tmp_path, watched=1)
     assert (tmp_path / "nodes.f32").stat().st_size < 0.5 * (whole / "nodes.f32").stat().st_size
-    errors = replay(path, leg, tmp_path)
+    errors = replay(path, target, tmp_path)
     assert {error.first_position for error in errors} == {30, 40, 41}
     assert max(error.share for error in errors) < 1
-    stale = replay(path, leg, tmp_path, "rope_off_by_one@from=35")
+    stale = replay(path, target, tmp_path, "rope_off_by_one@from=35")
     assert next(error for error in stale if not error.share <= 1).site == "Qcur-0"
 
 
-def test_passes_that_do_not_cut_up_the_sequence_are_refused(models: dict[str, Path], leg: str, tmp_path: Path) -> None:
-    with reference(models["llama Q8_0"], leg) as engine:
+def test_passes_that_do_not_cut_up_the_sequence_are_refused(
+    models: dict[str, Path], target: str, tmp_path: Path
+) -> None:
+    with reference(models["llama Q8_0"], target) as engine:
         for batches in ([40, 1], [42, 0], [600]):
             with pytest.raises(EngineError, match="do not cut up"):
                 engine.call("capture", TOKENS, batches, tmp_path)
 
 
 def test_a_capture_that_lacks_a_site_or_has_one_more_is_refused(
-    llama: tuple[Path, Path], leg: str, tmp_path: Path
+    llama: tuple[Path, Path], target: str, tmp_path: Path
 ) -> None:
     path, whole = llama
     index = json.loads((whole / "nodes.json").read_text())
@@ -177,17 +181,17 @@ def test_a_capture_that_lacks_a_site_or_has_one_more_is_refused(
     for nodes, words in ((lacking, "lacks a site.*ffn_up-1"), (more, "l_out-9"), (twice, "captured twice")):
         (tmp_path / "nodes.json").write_text(json.dumps(index | {"nodes": nodes}))
         with pytest.raises(EngineError, match=words):
-            replay(path, leg, tmp_path)
+            replay(path, target, tmp_path)
 
 
 def test_one_weight_row_a_thousand_times_larger_is_inside(
-    leg: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     large, shape = {"blk.0.ffn_down.weight": 1000.0}, Shape(n_layer=1, n_vocab=512, n_ctx_train=1024)
     path = scaled(tmp_path, "large", large, shape=shape, rows=dict.fromkeys(large, 3))
-    with reference(path, leg) as engine:
+    with reference(path, target) as engine:
         engine.call("capture", TOKENS, PASSES, tmp_path / "nodes")
-    burn = BurnReplay(path, isa=leg, compute="ggml", n_threads=1)
+    burn = BurnReplay(path, isa=target, compute="ggml", n_threads=1)
     found = burn.replay(tmp_path / "nodes", progress=lambda *_: None)
     monkeypatch.setattr(BurnReplay, "_summed", lambda *_: None)
     without = burn.replay(tmp_path / "nodes", progress=lambda *_: None)

@@ -27,16 +27,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("row", [0, 1, 25], ids=["first", "second", "last"])
 @pytest.mark.parametrize("compute", ["f32", "ggml"])
-def test_a_sound_candidate_never_parts(compute: str, row: int, model: Path, leg: str) -> None:
-    found = BurnSelf(model, leg, compute=compute, n_threads=1).part(TOKENS[:26], row)
+def test_a_sound_candidate_never_parts(compute: str, row: int, model: Path, target: str) -> None:
+    found = BurnSelf(model, target, compute=compute, n_threads=1).part(TOKENS[:26], row)
     assert found.sites == tuple(sites.expected(2, read_facts(model).biases))
     assert found.parted == ()
     assert found.size == 0
 
 
-def test_the_first_site_that_parts_is_named(model: Path, leg: str) -> None:
+def test_the_first_site_that_parts_is_named(model: Path, target: str) -> None:
     """Row 0 of a pass is fed another token: the decode has a row 0 where the prefill has a row 9."""
-    asked = {"path": str(model), "isa": leg, "n_threads": 1, "fault": "token_off=0"}
+    asked = {"path": str(model), "isa": target, "n_threads": 1, "fault": "token_off=0"}
     with Worker("burn_self", asked) as engine:
         found = engine.call("part", TOKENS[:20], 9)
     assert found.parted[0] == "embd"
@@ -78,19 +78,19 @@ class Off(BurnSelf):
         (FILLED + TOGETHER + 2, FILLED - 1),
     ],
 )
-def test_a_bit_is_found_wherever_the_row_stands(n: int, row: int, model: Path, leg: str) -> None:
-    sound = BurnSelf(model, leg, n_threads=2).part(TOKENS[:n], row)
+def test_a_bit_is_found_wherever_the_row_stands(n: int, row: int, model: Path, target: str) -> None:
+    sound = BurnSelf(model, target, n_threads=2).part(TOKENS[:n], row)
     assert sound.sites == tuple(sites.expected(2, read_facts(model).biases))
     assert sound.parted == ()
-    found = Off(model, leg, n_threads=2).part(TOKENS[:n], row)
+    found = Off(model, target, n_threads=2).part(TOKENS[:n], row)
     assert found.parted[0] == "kq_soft_max-1"
     assert 0 < found.size < 1e-6
 
 
-def test_a_sequence_of_one_row_says_that_nothing_was_compared(model: Path, leg: str) -> None:
-    assert BurnSelf(model, leg, n_threads=1).part(TOKENS[:1], 0).sites == ()
+def test_a_sequence_of_one_row_says_that_nothing_was_compared(model: Path, target: str) -> None:
+    assert BurnSelf(model, target, n_threads=1).part(TOKENS[:1], 0).sites == ()
 
 
-def test_a_row_that_is_not_there_is_an_error(model: Path, leg: str) -> None:
+def test_a_row_that_is_not_there_is_an_error(model: Path, target: str) -> None:
     with pytest.raises(EngineError, match="there is no such row; expected 0 to 4; found 5"):
-        BurnSelf(model, leg, n_threads=1).part(TOKENS[:5], 5)
+        BurnSelf(model, target, n_threads=1).part(TOKENS[:5], 5)

@@ -46,11 +46,11 @@ def library(tmp_path: Path) -> Path:
     return Path(shutil.copytree(installed(), tmp_path / "lib"))
 
 
-def open_with(library: Path, model: Path, leg: str) -> str:
+def open_with(library: Path, model: Path, target: str) -> str:
     """Open an engine on the libraries in ``library``; return the refusal's text, or nothing."""
     env = worker_env("strict") | {"LLAMA_CPP_LIB_PATH": str(library)}
     try:
-        with Worker("llama_cpp", {"path": str(model), "isa": leg}, env=env):
+        with Worker("llama_cpp", {"path": str(model), "isa": target}, env=env):
             return ""
     except PinError as error:
         return str(error)
@@ -75,15 +75,15 @@ def _old_receipt(folder: Path) -> None:
 
 
 def _thin_receipt(folder: Path) -> None:
-    (folder / FILE_NAME).write_text((folder / FILE_NAME).read_text().replace('"leg"', '"foot"'))
+    (folder / FILE_NAME).write_text((folder / FILE_NAME).read_text().replace('"ISA target"', '"foot"'))
 
 
 def _other_commit(folder: Path) -> None:
     write_receipt(replace(read_receipt(folder / FILE_NAME), commit="f" * 40), folder / FILE_NAME)
 
 
-def _other_leg(folder: Path) -> None:
-    write_receipt(replace(read_receipt(folder / FILE_NAME), leg="amx"), folder / FILE_NAME)
+def _other_target(folder: Path) -> None:
+    write_receipt(replace(read_receipt(folder / FILE_NAME), target="amx"), folder / FILE_NAME)
 
 
 def _other_machine(folder: Path) -> None:
@@ -94,8 +94,8 @@ def _no_library(folder: Path) -> None:
     (folder / "libllama.so").unlink()
 
 
-def test_an_untouched_copy_of_the_build_is_accepted(library: Path, tiny_models: dict[str, Path], leg: str) -> None:
-    assert open_with(library, tiny_models["Q8_0"], leg) == ""
+def test_an_untouched_copy_of_the_build_is_accepted(library: Path, tiny_models: dict[str, Path], target: str) -> None:
+    assert open_with(library, tiny_models["Q8_0"], target) == ""
 
 
 @pytest.mark.parametrize(
@@ -107,16 +107,16 @@ def test_an_untouched_copy_of_the_build_is_accepted(library: Path, tiny_models: 
         (_old_receipt, "of another version"),
         (_thin_receipt, "lacks a field"),
         (_other_commit, "another commit"),
-        (_other_leg, "another leg"),
+        (_other_target, "another ISA target"),
         (_other_machine, "lacks instructions"),
         (_no_library, "cannot be loaded"),
     ],
 )
 def test_any_other_build_is_refused_by_name(
-    library: Path, tiny_models: dict[str, Path], leg: str, damage: Callable[[Path], None], words: str
+    library: Path, tiny_models: dict[str, Path], target: str, damage: Callable[[Path], None], words: str
 ) -> None:
     damage(library)
-    refusal = open_with(library, tiny_models["Q8_0"], leg)
+    refusal = open_with(library, tiny_models["Q8_0"], target)
     assert words in refusal
     assert "parity_lib.engines.llamacpp.build" in refusal
 

@@ -27,7 +27,7 @@ from parity_lib.engines.llamacpp.build import (
     run_pip,
 )
 from parity_lib.engines.llamacpp.receipt import FILE_NAME, hash_libraries, read_receipt, sha256_of, write_receipt
-from parity_lib.engines.llamacpp.recipe import Recipe, build_environment, compiler_version, host_leg, recipe_for
+from parity_lib.engines.llamacpp.recipe import Recipe, build_environment, compiler_version, host_target, recipe_for
 from parity_lib.records.pins import load_pins
 
 PIN = load_pins().llama_cpp
@@ -38,7 +38,7 @@ NEON = "Features\t: asimd asimddp fphp asimdhp\n"
 
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
-    return recipe_for(PIN, host_leg(PIN), compiler_version())
+    return recipe_for(PIN, host_target(PIN), compiler_version())
 
 
 @pytest.fixture
@@ -65,25 +65,25 @@ def wheel(recipe: Recipe, tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("cpuinfo", "leg"), [(AVX512, "avx512"), (AVX2, "avx2"), (NEON, "neon")])
-def test_a_host_gets_the_widest_leg_that_it_can_run(cpuinfo: str, leg: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("cpuinfo", "target"), [(AVX512, "avx512"), (AVX2, "avx2"), (NEON, "neon")])
+def test_a_host_gets_the_widest_target_that_it_can_run(cpuinfo: str, target: str, tmp_path: Path) -> None:
     path = tmp_path / "cpuinfo"
     path.write_text(cpuinfo)
-    assert host_leg(PIN, path) == leg
+    assert host_target(PIN, path) == target
 
 
 def test_a_host_that_can_run_none_is_told_so(tmp_path: Path) -> None:
     path = tmp_path / "cpuinfo"
     path.write_text("flags\t: sse2\n")
     with pytest.raises(PinError, match="avx512, avx2, neon"):
-        host_leg(PIN, path)
+        host_target(PIN, path)
 
 
 def test_the_flags_are_pinned_and_spelled_out(recipe: Recipe) -> None:
     env = build_environment(recipe)
     for flag in ("GGML_NATIVE=OFF", "GGML_LLAMAFILE=OFF", "LLAVA_BUILD=OFF", "CMAKE_CXX_FLAGS=-ffp-contract=off"):
         assert f"-D{flag}" in env["CMAKE_ARGS"].split()
-    for line in PIN.leg(recipe.leg).cmake_args:
+    for line in PIN.target(recipe.target).cmake_args:
         assert line in env["CMAKE_ARGS"].split()
 
 
@@ -212,8 +212,8 @@ def test_a_failing_pip_is_quoted(tmp_path: Path) -> None:
     assert "no-such-option" in log.read_text()
 
 
-def test_an_unknown_leg_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--leg", "sse9"]) == 2
+def test_an_unknown_target_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--target", "sse9"]) == 2
     assert "sse9" in capsys.readouterr().err
 
 
@@ -222,5 +222,5 @@ def test_a_second_run_builds_nothing(recipe: Recipe) -> None:
     before = sorted((p.name, p.stat().st_mtime_ns) for p in folder.glob("*"))
     command = [sys.executable, "-m", "parity_lib.engines.llamacpp.build"]
     said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-    assert f"llama.cpp {PIN.commit[:8]} ({recipe.leg}) is installed and matches its receipt" in said
+    assert f"llama.cpp {PIN.commit[:8]} ({recipe.target}) is installed and matches its receipt" in said
     assert sorted((p.name, p.stat().st_mtime_ns) for p in folder.glob("*")) == before

@@ -35,26 +35,26 @@ def digest(path: Path) -> str:
 
 
 @pytest.mark.parametrize("compute", [Compute.F32, Compute.BF16])
-def test_sampling_changes_no_bit_of_burn_and_proves_its_leg(
-    tiny_models: dict[str, Path], leg: str, tmp_path: Path, compute: Compute
+def test_sampling_changes_no_bit_of_burn_and_proves_its_target(
+    tiny_models: dict[str, Path], target: str, tmp_path: Path, compute: Compute
 ) -> None:
     path = tiny_models["Q8_0"]
-    plain, watched = Burn(path, isa=leg, compute=compute), Burn(path, isa=leg, compute=compute, sampled=True)
+    plain, watched = Burn(path, isa=target, compute=compute), Burn(path, isa=target, compute=compute, sampled=True)
     plain.score(SEQUENCES, tmp_path / "plain")
     watched.score(SEQUENCES, tmp_path / "watched")
     proof = prove(watched.prove_isa(SEQUENCES, tmp_path, seconds=20.0))
     watched.score(SEQUENCES, tmp_path / "again")
     assert digest(tmp_path / "plain") == digest(tmp_path / "watched") == digest(tmp_path / "again")
-    assert (proof.proven, proof.observed) == (True, leg)
-    assert watched.run_info().isa_observed == leg
+    assert (proof.proven, proof.observed) == (True, target)
+    assert watched.run_info().isa_observed == target
     assert plain.run_info().isa_observed == UNPROVEN
     operands = "bf16" if compute is Compute.BF16 else "f32"
     assert proof.evidence.arithmetic["operands"] == operands
     assert not (tmp_path / "sampled.f32").exists()
 
 
-def test_sampling_changes_no_bit_of_llama_cpp(tiny_models: dict[str, Path], leg: str, tmp_path: Path) -> None:
-    settings = {"path": tiny_models["Q4_K_M"], "settings": Settings.STRICT, "isa": leg, "n_threads": 2}
+def test_sampling_changes_no_bit_of_llama_cpp(tiny_models: dict[str, Path], target: str, tmp_path: Path) -> None:
+    settings = {"path": tiny_models["Q4_K_M"], "settings": Settings.STRICT, "isa": target, "n_threads": 2}
     for engine in ("llama_cpp", "llama_dispatch"):
         with Worker(engine, settings, env=worker_env(Settings.STRICT)) as worker:
             if engine == "llama_dispatch":
@@ -63,17 +63,19 @@ def test_sampling_changes_no_bit_of_llama_cpp(tiny_models: dict[str, Path], leg:
     assert digest(tmp_path / "llama_cpp") == digest(tmp_path / "llama_dispatch")
 
 
-def dispatch(path: Path, leg: str, settings: Settings) -> Evidence:
-    asked = {"path": path, "settings": settings, "isa": leg, "n_threads": 2}
+def dispatch(path: Path, target: str, settings: Settings) -> Evidence:
+    asked = {"path": path, "settings": settings, "isa": target, "n_threads": 2}
     env = worker_env(settings) | ASLEEP
     with Worker("llama_dispatch", asked, env=env) as worker:
         evidence: Evidence = worker.call("prove_isa", SEQUENCES[0], 20.0)
     return evidence
 
 
-def test_every_weight_lies_in_a_buffer_and_strict_settings_repack_none(tiny_models: dict[str, Path], leg: str) -> None:
-    strict = dispatch(tiny_models["Q4_K_M"], leg, Settings.STRICT)
-    deployed = dispatch(tiny_models["Q4_K_M"], leg, Settings.DEFAULT)
+def test_every_weight_lies_in_a_buffer_and_strict_settings_repack_none(
+    tiny_models: dict[str, Path], target: str
+) -> None:
+    strict = dispatch(tiny_models["Q4_K_M"], target, Settings.STRICT)
+    deployed = dispatch(tiny_models["Q4_K_M"], target, Settings.DEFAULT)
     names = [{buffer.name for buffer in evidence.buffers} for evidence in (strict, deployed)]
     assert "CPU_REPACK" not in names[0]
     assert "CPU_REPACK" in names[1]
@@ -86,7 +88,7 @@ def test_every_weight_lies_in_a_buffer_and_strict_settings_repack_none(tiny_mode
     assert prove(strict).proven
     assert strict.sampled is not None
     assert all(kernel.library.startswith(("libggml", "libllama")) for kernel in strict.sampled.kernels)
-    assert strict.features["AVX2"] if leg != "neon" else strict.features["NEON"]
+    assert strict.features["AVX2"] if target != "neon" else strict.features["NEON"]
 
 
 def test_a_process_has_one_sampler(tmp_path: Path) -> None:

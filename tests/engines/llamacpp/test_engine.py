@@ -27,28 +27,28 @@ CONTROL, TEXT_CONTROL, TEXT_BOS = "<|im_end|>", 256, 257  # of its text model
 
 
 @contextmanager
-def reference(path: Path, leg: str, settings: str = "strict", **named: object) -> Iterator[Worker]:
+def reference(path: Path, target: str, settings: str = "strict", **named: object) -> Iterator[Worker]:
     # One thread: two would wait for each other at every op of these tiny graphs when other tests run beside them.
-    kwargs = {"path": str(path), "isa": leg, "settings": settings, "n_threads": 1, **named}
+    kwargs = {"path": str(path), "isa": target, "settings": settings, "n_threads": 1, **named}
     with Worker("llama_cpp", kwargs, env=worker_env(settings)) as worker:
         yield worker
 
 
 @pytest.fixture(scope="module", params=["Q8_0", "Q4_1", "Q4_K_M", "F32"])
-def strict(request: pytest.FixtureRequest, tiny_models: dict[str, Path], leg: str) -> Iterator[Worker]:
-    with reference(tiny_models[request.param], leg) as worker:
+def strict(request: pytest.FixtureRequest, tiny_models: dict[str, Path], target: str) -> Iterator[Worker]:
+    with reference(tiny_models[request.param], target) as worker:
         yield worker
 
 
 @pytest.fixture(scope="module")
-def one(tiny_models: dict[str, Path], leg: str) -> Iterator[Worker]:
-    with reference(tiny_models["Q8_0"], leg) as worker:
+def one(tiny_models: dict[str, Path], target: str) -> Iterator[Worker]:
+    with reference(tiny_models["Q8_0"], target) as worker:
         yield worker
 
 
 @pytest.fixture(scope="module")
-def text(text_model: Path, leg: str) -> Iterator[Worker]:
-    with reference(text_model, leg) as worker:
+def text(text_model: Path, target: str) -> Iterator[Worker]:
+    with reference(text_model, target) as worker:
         yield worker
 
 
@@ -76,9 +76,9 @@ def test_strict_prefill_equals_decode_to_the_last_bit(strict: Worker, n_prompt: 
     assert [int(np.argmax(row)) for row in read(tmp_path / "prefill")[n_prompt - 1 :]] == generated
 
 
-def test_strict_rows_do_not_depend_on_threads(tiny_models: dict[str, Path], leg: str, tmp_path: Path) -> None:
+def test_strict_rows_do_not_depend_on_threads(tiny_models: dict[str, Path], target: str, tmp_path: Path) -> None:
     for n_threads in (1, 2):
-        with reference(tiny_models["Q4_K_M"], leg, n_threads=n_threads) as worker:
+        with reference(tiny_models["Q4_K_M"], target, n_threads=n_threads) as worker:
             worker.call("score", [tokens(100)], tmp_path / str(n_threads))
     assert np.array_equal(bits(tmp_path / "1"), bits(tmp_path / "2"))
 
@@ -95,11 +95,11 @@ def test_strict_rows_do_not_depend_on_the_batch(one: Worker, tmp_path: Path) -> 
 
 
 def test_an_f16_cache_differs_from_strict_in_its_attention_alone(
-    tiny_models: dict[str, Path], leg: str, tmp_path: Path
+    tiny_models: dict[str, Path], target: str, tmp_path: Path
 ) -> None:
     infos: dict[str, RunInfo] = {}
     for settings in ("strict", "flash_f16"):
-        with reference(tiny_models["Q4_K_M"], leg, settings) as worker:
+        with reference(tiny_models["Q4_K_M"], target, settings) as worker:
             worker.call("score", [tokens(64)], tmp_path / settings)
             infos[settings] = worker.call("run_info")
     flash = infos["flash_f16"].settings
@@ -122,10 +122,10 @@ def test_each_sequence_starts_from_an_empty_cache(one: Worker, tmp_path: Path) -
 
 
 def test_default_settings_compute_the_same_model_by_another_path(
-    tiny_models: dict[str, Path], leg: str, tmp_path: Path
+    tiny_models: dict[str, Path], target: str, tmp_path: Path
 ) -> None:
     for settings in ("strict", "default"):
-        with reference(tiny_models["Q4_K_M"], leg, settings) as worker:
+        with reference(tiny_models["Q4_K_M"], target, settings) as worker:
             worker.call("score", [tokens(64)], tmp_path / settings)
     strict, default = read(tmp_path / "strict"), read(tmp_path / "default")
     relative = float(np.sqrt(np.mean((strict - default) ** 2)) / strict.std())
@@ -138,14 +138,14 @@ def test_progress_counts_rows(one: Worker, tmp_path: Path) -> None:
     assert seen[-1] == (100, 100)
 
 
-def test_greedy_takes_the_lower_id_of_equal_logits(tiny_models: dict[str, Path], leg: str, tmp_path: Path) -> None:
+def test_greedy_takes_the_lower_id_of_equal_logits(tiny_models: dict[str, Path], target: str, tmp_path: Path) -> None:
     path = tmp_path / "pairs.gguf"
     path.write_bytes(tiny_models["F32"].read_bytes())
     output = read_tensors(path)["output.weight"]
     rows = np.memmap(path, np.float32, "r+", output.offset, output.shape)
     rows[1::2] = rows[::2]  # ids 2i and 2i + 1 now have the same logit, bit by bit
     rows.flush()
-    with reference(path, leg) as worker:
+    with reference(path, target) as worker:
         generated = worker.call("generate", [tokens(5)], [20], tmp_path / "spool")[0]
     logits = read(tmp_path / "spool")
     assert np.array_equal(logits[:, ::2], logits[:, 1::2])
@@ -193,15 +193,15 @@ def test_the_whole_context_of_the_model_can_be_used(one: Worker, tmp_path: Path)
     assert one.call("run_info").settings["n_ctx"] == N_CTX_TRAIN
 
 
-def test_a_given_context_is_a_limit(tiny_models: dict[str, Path], leg: str, tmp_path: Path) -> None:
-    with reference(tiny_models["Q8_0"], leg, n_ctx=300) as worker:
+def test_a_given_context_is_a_limit(tiny_models: dict[str, Path], target: str, tmp_path: Path) -> None:
+    with reference(tiny_models["Q8_0"], target, n_ctx=300) as worker:
         assert worker.call("score", [tokens(300)], tmp_path / "spool") == [300]
         with pytest.raises(EngineError, match="1 to 300 tokens"):
             worker.call("score", [tokens(301)], tmp_path / "spool")
 
 
-def test_a_closed_engine_refuses(tiny_models: dict[str, Path], leg: str, tmp_path: Path) -> None:
-    with reference(tiny_models["Q8_0"], leg) as worker:
+def test_a_closed_engine_refuses(tiny_models: dict[str, Path], target: str, tmp_path: Path) -> None:
+    with reference(tiny_models["Q8_0"], target) as worker:
         worker.call("close")
         worker.call("close")
         for method, args in (("score", ([[1]], tmp_path / "spool")), ("run_info", ()), ("tokenize", ("x",))):
@@ -209,8 +209,8 @@ def test_a_closed_engine_refuses(tiny_models: dict[str, Path], leg: str, tmp_pat
                 worker.call(method, *args)
 
 
-def test_a_polite_end_frees_everything_and_exits_with_0(tiny_models: dict[str, Path], leg: str) -> None:
-    with reference(tiny_models["Q8_0"], leg) as worker:
+def test_a_polite_end_frees_everything_and_exits_with_0(tiny_models: dict[str, Path], target: str) -> None:
+    with reference(tiny_models["Q8_0"], target) as worker:
         process = worker._process
     assert process.returncode == 0
 
@@ -250,19 +250,19 @@ def test_a_model_without_vocabulary_is_refused_and_not_aborted(one: Worker) -> N
 # What ran, and what must not run
 
 
-def test_run_info_says_what_really_ran(tiny_models: dict[str, Path], leg: str, tmp_path: Path) -> None:
+def test_run_info_says_what_really_ran(tiny_models: dict[str, Path], target: str, tmp_path: Path) -> None:
     path = tiny_models["Q4_K_M"]
     infos: dict[str, RunInfo] = {}
     for settings in Settings:
-        with reference(path, leg, settings, n_threads=2) as worker:
+        with reference(path, target, settings, n_threads=2) as worker:
             worker.call("score", [tokens(10)], tmp_path / "spool")
             infos[settings] = worker.call("run_info")
     strict, default = infos["strict"], infos["default"]
     assert strict.commit.removesuffix("-dirty") == strict.build["commit"][:7]
-    assert strict.build["leg"] == leg
+    assert strict.build["target"] == target
     assert strict.model_path == path.name
     assert strict.model_sha256 == sha256_file(path)
-    assert (strict.isa_requested, strict.isa_observed) == (leg, "unproven")
+    assert (strict.isa_requested, strict.isa_observed) == (target, "unproven")
     assert (strict.settings["flash_attn"], default.settings["flash_attn"]) == ("disabled", "enabled")
     assert (strict.kv_type, default.kv_type) == ("f32", "f16")
     assert "CPU_REPACK" in default.isa_evidence["weight_buffers_mib"]
@@ -278,16 +278,16 @@ def test_run_info_says_what_really_ran(tiny_models: dict[str, Path], leg: str, t
 
 @pytest.mark.parametrize("switches", [{}, {"GGML_CPU_TILED_MM": "1"}, {"GGML_CPU_DISABLE_FUSION": "1"}])
 def test_a_process_with_other_switches_is_refused(
-    tiny_models: dict[str, Path], leg: str, switches: dict[str, str]
+    tiny_models: dict[str, Path], target: str, switches: dict[str, str]
 ) -> None:
     settings = "strict" if switches else "default"
     with pytest.raises(EngineError, match="started with other switches"):
-        Worker("llama_cpp", {"path": str(tiny_models["Q8_0"]), "isa": leg, "settings": settings}, env=switches)
+        Worker("llama_cpp", {"path": str(tiny_models["Q8_0"]), "isa": target, "settings": settings}, env=switches)
 
 
-def test_another_leg_than_the_build_is_refused(tiny_models: dict[str, Path], leg: str) -> None:
-    for other in {"avx2", "avx512", "amx", "neon"} - {leg}:
-        with pytest.raises(PinError, match="of another leg"), reference(tiny_models["Q8_0"], other):
+def test_another_target_than_the_build_is_refused(tiny_models: dict[str, Path], target: str) -> None:
+    for other in {"avx2", "avx512", "amx", "neon"} - {target}:
+        with pytest.raises(PinError, match="of another ISA target"), reference(tiny_models["Q8_0"], other):
             pass
 
 
@@ -308,10 +308,10 @@ def _garbage(path: Path) -> None:
     [(_missing, "no such model file"), (_truncated, "llama.cpp says"), (_garbage, "llama.cpp says")],
 )
 def test_a_damaged_file_is_refused_with_llama_cpps_own_words(
-    tiny_models: dict[str, Path], leg: str, damage: Callable[[Path], None], words: str, tmp_path: Path
+    tiny_models: dict[str, Path], target: str, damage: Callable[[Path], None], words: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(tiny_models["Q8_0"].read_bytes())
     damage(path)
-    with pytest.raises(ModelFileError, match=words), reference(path, leg):
+    with pytest.raises(ModelFileError, match=words), reference(path, target):
         pass

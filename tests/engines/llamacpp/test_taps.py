@@ -30,8 +30,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("settings", ["strict", "repacked"])
-def test_the_references_logits_are_the_same_bits(settings: str, model: Path, leg: str, tmp_path: Path) -> None:
-    asked = {"path": str(model), "isa": leg, "settings": settings, "n_threads": 2}
+def test_the_references_logits_are_the_same_bits(settings: str, model: Path, target: str, tmp_path: Path) -> None:
+    asked = {"path": str(model), "isa": target, "settings": settings, "n_threads": 2}
     with Worker("llama_cpp", asked, env=worker_env(settings)) as engine:
         engine.call("score", [TOKENS[:25]], tmp_path / "none.f32")
     with Worker("llama_taps", asked, env=worker_env(settings)) as engine:
@@ -79,8 +79,8 @@ def test_the_candidates_logits_are_the_same_bits(policy: str, model: Path) -> No
     assert run(observe=put_back) == none
 
 
-def test_a_file_that_cannot_be_written_is_named_and_leaves_no_index(model: Path, leg: str, tmp_path: Path) -> None:
-    asked = {"path": str(model), "isa": leg, "settings": "strict", "n_threads": 1}
+def test_a_file_that_cannot_be_written_is_named_and_leaves_no_index(model: Path, target: str, tmp_path: Path) -> None:
+    asked = {"path": str(model), "isa": target, "settings": "strict", "n_threads": 1}
     with Worker("llama_taps", asked, env=worker_env("strict")) as engine:
         engine.call("capture", TOKENS[:4], [4], tmp_path)
         (tmp_path / "nodes.f32").unlink()
@@ -90,8 +90,8 @@ def test_a_file_that_cannot_be_written_is_named_and_leaves_no_index(model: Path,
     assert not (tmp_path / "nodes.json").exists()
 
 
-def test_a_capture_keeps_the_keys_that_the_mask_shows_and_no_more(model: Path, leg: str, tmp_path: Path) -> None:
-    asked = {"path": str(model), "isa": leg, "settings": "strict", "n_threads": 1}
+def test_a_capture_keeps_the_keys_that_the_mask_shows_and_no_more(model: Path, target: str, tmp_path: Path) -> None:
+    asked = {"path": str(model), "isa": target, "settings": "strict", "n_threads": 1}
     with Worker("llama_taps", asked, env=worker_env("strict")) as engine:
         engine.call("capture", [*TOKENS, *TOKENS], [25, 10, 19], tmp_path)
     nodes = NodeFile(tmp_path)

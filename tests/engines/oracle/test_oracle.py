@@ -127,13 +127,13 @@ def test_linear_in_panels_is_the_whole_product(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize(("arch", "shape"), [("llama", LLAMA), ("qwen2", QWEN2)])
 @pytest.mark.parametrize("quant", ["Q8_0", "Q4_K_M"])
-def test_llama_cpp_on_the_twin_is_close(arch: str, shape: Shape, quant: str, tmp_path: Path, leg: str) -> None:
+def test_llama_cpp_on_the_twin_is_close(arch: str, shape: Shape, quant: str, tmp_path: Path, target: str) -> None:
     """The oracle reads the quantised file, llama.cpp its F32 twin: dequantisation is part of what agrees."""
     path = build(arch, quant, tmp_path / "m.gguf", shape)
     quantize_file(path, tmp_path / "twin.gguf", "F32")
     tokens = sequences(shape.n_vocab, 40, 1, 17)
     expected = score64(path, tokens, tmp_path)
-    kwargs = {"path": str(tmp_path / "twin.gguf"), "settings": "strict", "isa": leg, "n_threads": 1}
+    kwargs = {"path": str(tmp_path / "twin.gguf"), "settings": "strict", "isa": target, "n_threads": 1}
     with Worker("llama_cpp", kwargs, env=worker_env(Settings.STRICT)) as reference:
         reference.call("score", tokens, tmp_path / "rows.f32")
     found = np.fromfile(tmp_path / "rows.f32", "<f4").reshape(expected.shape)

@@ -14,7 +14,9 @@ def test_every_relation_says_how_many_rows_and_how_many_differ(full_verdict: Ful
     lines = self_table(full_verdict()).plain.splitlines()
     assert [line.split()[0] for line in lines[1:6]] == list(RELATIONS)
     assert all(line.split()[-4:] == ["40", "40", "0", "bit-equal"] for line in lines[1:6])
-    assert lines[6].startswith("Forced pass over 1,025 rows, a part of them made again on each way, threads 2 and 1.")
+    assert lines[6].startswith(
+        "Teacher-forced pass over 1,025 rows, a part of them made again on each way, threads 2 and 1."
+    )
     assert lines[7] == "The same relations of llama.cpp: not in this record."
 
 

@@ -27,8 +27,8 @@ def recorded() -> list[Evidence]:
     return [Evidence.from_json(entry) for entry in json.loads(RECORDED.read_text())["evidence"]]
 
 
-def verdict_of(make_verdict: MakeVerdict, evidence: list[Evidence], leg: str) -> Verdict:
-    proofs = [prove(replace(e, requested=leg)) for e in evidence]
+def verdict_of(make_verdict: MakeVerdict, evidence: list[Evidence], target: str) -> Verdict:
+    proofs = [prove(replace(e, requested=target)) for e in evidence]
     rung, divergences = judge_isa(proofs, expected=len(proofs), required=False)
     verdict = make_verdict()
     literal = {**verdict.literal, "isa": {"proofs": encode(proofs), "deployed": encode(proofs[-1])}}
@@ -41,7 +41,7 @@ def test_proofs_name_kernels_with_shares_and_buffers_with_bytes(
     make_verdict: MakeVerdict, recorded: list[Evidence]
 ) -> None:
     text = isa_table(verdict_of(make_verdict, recorded, "avx512")).plain
-    assert "burn, forced pass" in text
+    assert "burn, teacher-forced pass" in text
     assert text.count("proven") >= 3
     assert "kernel_target_avx512 (_mm512_fmadd_ps)" in text
     assert "vfmadd231ps, 512 bits" in text
@@ -77,5 +77,7 @@ def test_the_rung_leads_to_the_table_and_the_night_says_what_was_seen(
     assert SECTIONS[Rung.T7] == "#isa"
     good = verdict_of(make_verdict, recorded, "avx512")
     assert _instructions(good) == "avx512, proven"
-    rungs = tuple(replace(r, outcome=Outcome.HOLE, note="unproven: x") if r.rung is Rung.T7 else r for r in good.rungs)
+    rungs = tuple(
+        replace(r, outcome=Outcome.NOT_RUN, note="unproven: x") if r.rung is Rung.T7 else r for r in good.rungs
+    )
     assert _instructions(replace(good, rungs=rungs)) == "avx512 unproven: unproven: x"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from parity_lib.engines.machine import missing_flags
 from parity_lib.models.ensure import list_models
-from parity_lib.pages.files.machine import check_table, file_table, leg_table, machine_header, stack_table
+from parity_lib.pages.files.machine import check_table, file_table, machine_header, stack_table, target_table
 from parity_lib.records.isa_evidence import BURN, LLAMA_CPP, Evidence, IsaProof, Sampled
 from parity_lib.records.pins import load_pins
 
@@ -20,8 +20,10 @@ class Looked:
 
 SOUND = [
     Looked("machine", None, "runner-3, class x, 2 cores"),
-    Looked("leg of this machine", ok=True, found="avx512"),
-    Looked("leg amx", ok=False, found="the CPU lacks amx_tile", next_step="cells of this leg are holes here"),
+    Looked("ISA target of this machine", ok=True, found="avx512"),
+    Looked(
+        "ISA target amx", ok=False, found="the CPU lacks amx_tile", next_step="cells of this ISA target are holes here"
+    ),
     Looked("burn extension", ok=True, found="fresh, stack crates-io: burn-ndarray 0.21.0"),
 ]
 BROKEN = Looked("llama.cpp", ok=False, found="no receipt", next_step="make setup", blocks=True)
@@ -42,29 +44,29 @@ def test_header_names_what_is_missing_and_the_next_step() -> None:
 
 def test_what_blocks_comes_first_and_what_is_merely_absent_second() -> None:
     lines = check_table([*SOUND, BROKEN]).plain.splitlines()
-    assert [line.split("  ")[0] for line in lines[1:3]] == ["llama.cpp", "leg amx"]
+    assert [line.split("  ")[0] for line in lines[1:3]] == ["llama.cpp", "ISA target amx"]
     assert "✗ missing" in lines[1]
     assert "not here" in lines[2]
 
 
-def test_no_leg_is_called_proven_without_a_proof() -> None:
-    lines = leg_table(load_pins()).plain.splitlines()[1:]
+def test_no_target_is_called_proven_without_a_proof() -> None:
+    lines = target_table(load_pins()).plain.splitlines()[1:]
     assert [line.split()[0] for line in lines] == ["avx512", "avx2", "amx", "neon"]
     for line in lines:
         assert ("unproven" in line) != ("lacks" in line)
 
 
-def test_a_leg_says_what_was_seen_of_each_engine() -> None:
+def test_a_target_says_what_was_seen_of_each_engine() -> None:
     pins = load_pins()
-    leg = next(name for name, leg in pins.llama_cpp.legs.items() if not missing_flags(leg.cpu_flags))
-    sampled = Sampled(50, 0, 40, {leg: 40}, {leg: 30}, ())
-    good = IsaProof(Evidence(BURN, "forced pass", leg, sampled), leg, proven=True, reason="30 samples")
-    bad = IsaProof(Evidence(LLAMA_CPP, "strict settings", leg, None, "no sampler"), "unproven", False, "no sampler")
-    shown = leg_table(pins, [good, bad])
-    [line] = [line for line in shown.plain.splitlines() if line.startswith(f"{leg} ")]
-    assert f"{leg}, proven" in line
+    target = next(name for name, target in pins.llama_cpp.targets.items() if not missing_flags(target.cpu_flags))
+    sampled = Sampled(50, 0, 40, {target: 40}, {target: 30}, ())
+    good = IsaProof(Evidence(BURN, "teacher-forced pass", target, sampled), target, proven=True, reason="30 samples")
+    bad = IsaProof(Evidence(LLAMA_CPP, "strict settings", target, None, "no sampler"), "unproven", False, "no sampler")
+    shown = target_table(pins, [good, bad])
+    [line] = [line for line in shown.plain.splitlines() if line.startswith(f"{target} ")]
+    assert f"{target}, proven" in line
     assert "unproven, no sampler" in line
-    assert "burn, forced pass" in shown.plain
+    assert "burn, teacher-forced pass" in shown.plain
 
 
 def test_every_pinned_file_and_stack_is_listed() -> None:

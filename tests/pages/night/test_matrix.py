@@ -16,7 +16,7 @@ def test_matrix_orders_quants_by_bits(night: Night) -> None:
     assert lines[0].split() == ["model", "Q4_1", "Q4_K_M", "Q8_0", "BF16"]
     assert "ok 4.5x" in lines[1]
     assert "DIVERGED 340x over at T4" in lines[1]
-    assert lines[4].split()[:4] == ["llama-3-8b", "–", "hole", "hole"]
+    assert lines[4].split()[:6] == ["llama-3-8b", "–", "not", "run", "not", "run"]
 
 
 def test_other_arithmetic_and_controls_stand_apart(night: Night) -> None:
@@ -32,14 +32,14 @@ def test_other_arithmetic_and_controls_stand_apart(night: Night) -> None:
     assert "(bf16)" in apart
 
 
-def test_squares_link_to_their_page_and_holes_say_why(night: Night) -> None:
+def test_squares_link_to_their_page_and_not_run_say_why(night: Night) -> None:
     html = night_matrix(night).html
     assert html.count("02_logits.html") == 7
     assert html.count("<small>the file is not staged</small>") == 2
     assert "<small>the notebook&#x27;s process ended with SIGABRT</small>" in html
 
 
-def test_a_hole_names_its_reason_and_not_the_folder_of_a_machine() -> None:
+def test_a_not_run_names_its_reason_and_not_the_folder_of_a_machine() -> None:
     assert brief("/srv/models/a.Q8_0.gguf: not staged on this machine; expected 3") == "not staged on this machine"
     assert brief("llama.cpp: no receipt; next: make setup") == "llama.cpp: no receipt"
 

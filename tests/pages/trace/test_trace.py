@@ -105,7 +105,7 @@ def test_a_worse_reference_is_said_to_be_llamas(fault: TokenTrace) -> None:
     layers = fault.layers
     blames = tuple(replace(b, burn=b.llamacpp, llamacpp=b.burn, low=1 / b.high, high=1 / b.low) for b in layers.blames)
     found = show.trace_conclusion(replace(fault, layers=replace(layers, blames=blames)), WORDS)
-    assert found.sentence.endswith("times as far from the float64 arbiter as burn: llama.cpp's fault.")
+    assert found.sentence.endswith("times as far from the float64 oracle as burn: llama.cpp's fault.")
 
 
 def test_a_wrong_layer_without_a_wrong_op_is_still_a_divergence(sound: TokenTrace) -> None:
@@ -258,12 +258,12 @@ def test_commands_lead_on(fault: TokenTrace) -> None:
     assert f"this token again: {base} --prompt 0 --token 3 --fault {FAULT} --prompts {PROMPTS}" in text
     assert f"the next token: {base} --prompt 0 --token 4 " in text
     assert f"first over its limit: {base} --prompt 0 --token -4 " in text
-    capsule = fault.capsule
-    assert capsule is not None
-    assert f"replay the failing op (folder capsule): parity replay {capsule}" in text
-    assert "parity replay" not in show.trace_commands(replace(fault, capsule=None)).plain
-    lost = show.trace_commands(replace(fault, capsule=None, capsule_lost="no room")).plain
-    assert lost.endswith("The failing op could not be kept in a capsule: no room")
+    reproducer = fault.reproducer
+    assert reproducer is not None
+    assert f"replay the failing op (folder reproducer): parity replay {reproducer}" in text
+    assert "parity replay" not in show.trace_commands(replace(fault, reproducer=None)).plain
+    lost = show.trace_commands(replace(fault, reproducer=None, reproducer_lost="no room")).plain
+    assert lost.endswith("The failing op could not be kept in a reproducer: no room")
 
 
 def test_tokens_around_are_a_table_where_nobody_sits(sound: TokenTrace, monkeypatch: pytest.MonkeyPatch) -> None:
