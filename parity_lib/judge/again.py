@@ -67,9 +67,9 @@ def rejudge(reference: Path | str, candidate: Path | str, side: str = "") -> Ver
         side: which side of both to take, to compare one engine on two hosts or ISA targets. By default it is llama.cpp
             of the first against burn of the second.
 
-    One engine on two targets is judged where it was fed the same: each target's reference writes its own text, and where
-    two texts part, the rows from there on answer other questions. Returns also how many rows that leaves out, and how
-    many of the others are bit-equal.
+    One engine on two targets is judged where it was fed the same: each target's reference writes its own text, and
+    where two texts part, the rows from there on answer other questions. Returns also how many rows that leaves out, and
+    how many of the others are bit-equal.
 
     The same folder twice is judged on the statistics over the whole vocabulary that were taken at capture: T4 by the
     limits that lie beside them, T5 by the self-spread that does, where there is one. Two folders have only their
