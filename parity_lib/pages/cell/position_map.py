@@ -2,53 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from parity_lib.pages.cell.positions import Positions
-from parity_lib.pages.kit.figures import DPI, LIGHT, Palette, png
-from parity_lib.pages.kit.fragment import Fragment, Picture
-from parity_lib.pages.kit.text import Words, count, escape, number, quoted
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from parity_lib.pages.kit import heat_map
+from parity_lib.pages.kit.fragment import Fragment
+from parity_lib.pages.kit.heat_map import FAR, LOST, OVER, HeatMap, Line
+from parity_lib.pages.kit.text import Words, count, number, quoted
 
 LONG = 400  # positions; a prompt above it is binned, because every square costs the page some 250 bytes
 _SQUARES = 192  # of a long prompt: two lines of the map
 _ROWS_KEPT = 1_700  # positions that get a row in the tables; more make a page of many MB
 
 ACROSS = 96  # squares in one line; a long prompt goes on in the next
-_W, _H = 10, 15  # pitch of the squares, px
-_LEFT, _TOP = 172, 44  # room for the prompts' names and for the legend, px
 _NAME = 26  # characters of a prompt's name
 _GAP = 8  # between prompts, px
-_EDGES = (0.01, 0.1, 0.5, 1.0)  # shares of the limit
-_LABELS = ("≤ 1 %", "≤ 10 %", "≤ 50 %", "≤ limit", "over", "not finite")
-_FLIP = "top-1 or top-5 set differs"
-_OVER, _LOST = 4, 5
-# Colours come from the page where there is one; alone, in JupyterLab, the second ones hold.
-_STYLE = (
-    ".hm text{font:12px system-ui,'DejaVu Sans',sans-serif;fill:var(--p-ink,#1b1f24)}"
-    ".hm .b0{fill:var(--p-h0,#eef1f4)}.hm .b1{fill:var(--p-h1,#c9ddec)}.hm .b2{fill:var(--p-h2,#8fbcdc)}"
-    ".hm .b3{fill:var(--p-h3,#3b87bd)}.hm .b4{fill:var(--p-over,#d55e00)}.hm .b5{fill:var(--p-none,#000)}"
-    ".hm .dot{fill:var(--p-bg,#fff)}.hm .flip{fill:none;stroke:var(--p-ink,#1b1f24);stroke-width:2}"
-    ".hm .edge{stroke:var(--p-ink,#1b1f24);stroke-width:2}"
-    ".hm a:hover rect,.hm a:focus rect{stroke:var(--p-ink,#1b1f24)}"
+_EDGES = (0.01, 0.1, 0.5, 1.0, 100.0)  # shares of the limit
+_LEGEND = (
+    *((0, "≤ 1 %"), (1, "≤ 10 %"), (2, "≤ 50 %"), (3, "≤ limit")),
+    *((OVER, "over"), (FAR, "over 100x"), (LOST, "not finite")),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class _Placed:
-    square: Square
-    x: int
-    y: int
-    bin: int
-    flip: bool  # at one of its positions
-    starts: bool  # generation starts in it
+_MARKS = (("flip", "top-1 or top-5 set differs"), ("edge", "generation starts"))
 
 
 def row_anchor(prompt_idx: int, token_idx: int) -> str:
@@ -62,7 +40,7 @@ def no_position() -> Fragment:
     return Fragment(html=f"<p>{text}</p>", plain=text)
 
 
-def heatmap(shown: Positions | None, words: Words | None = None, linked: Collection[str] = ()) -> Picture | Fragment:
+def heatmap(shown: Positions | None, words: Words | None = None, linked: Collection[str] = ()) -> Fragment:
     """Return the map of all positions: prompts from top to bottom, tokens from left to right.
 
     Args:
@@ -73,75 +51,37 @@ def heatmap(shown: Positions | None, words: Words | None = None, linked: Collect
     if not shown:
         return no_position()
     words = words or Words()
-    squares, labels, height = _layout(shown)
-    width = _LEFT + ACROSS * _W + 2
-    n_over = int((shown.share > 1).sum())
-    worst = float(np.nanmax(shown.share, initial=0.0))
-    alt = (
-        f"Map of {count(len(shown))} positions by |delta| as a share of its limit: {count(n_over)} over the limit, "
-        f"{count(int(shown.top1_flip.sum()))} with another top-1. Worst share {number(worst)}."
-    )
-    paint = _painter(squares, labels, words, (width, height))
-    flat = png(paint, (width / DPI, height / DPI), LIGHT)  # for JupyterLab; the page shows the SVG
-    binned = max((len(placed.square.rows) for placed in squares), default=1)
-    several = f", up to {binned} in a square of a long prompt, which shows its worst" if binned > 1 else ""
-    caption = (
-        f"Each square is one scored position{several}; prompt from the left, a black line where generation starts. "
-        "Outlined: top-1 or top-5 set differs. Point at a square for its words; follow it to its row."
-    )
-    svg = _svg(squares, labels, shown, words, frozenset(linked), (width, height), alt)
-    return Picture(png=flat, png_dark=b"", alt=alt, caption=caption, svg=svg)
-
-
-def _layout(shown: Positions) -> tuple[list[_Placed], list[tuple[int, int]], int]:
-    """Return the squares, (prompt, y) of each name, and the height."""
-    share, bins = shown.share, np.searchsorted(_EDGES, shown.share, side="left")
-    bins = np.where(np.isnan(share), 0, np.where(shown.nonfinite, _LOST, bins))
-    flip = shown.top1_flip | shown.top5_flip
-    placed, labels, y = [], [], _TOP
+    steps = heat_map.classes(np.nan_to_num(shown.share, nan=0.0, posinf=np.inf), _EDGES)
+    lines, binned = [], 1
     for prompt in shown.prompts():
         squares = squares_of(shown, prompt)
-        labels.append((prompt, y))
-        for place, square in enumerate(squares):
-            line, column = divmod(place, ACROSS)
-            rows = list(square.rows)
-            colour, has_flip, starts = int(bins[square.worst]), bool(flip[rows].any()), shown.token_idx[rows[0]] == 0
-            placed.append(_Placed(square, _LEFT + column * _W, y + line * _H, colour, has_flip, bool(starts)))
-        y += _H * (1 + (len(squares) - 1) // ACROSS) + _GAP
-    return placed, labels, y
-
-
-def _svg(
-    squares: list[_Placed],
-    labels: list[tuple[int, int]],
-    shown: Positions,
-    words: Words,
-    linked: frozenset[str],
-    size: tuple[int, int],
-    alt: str,
-) -> str:
-    width, height = size
-    names = "".join(f'<text x="0" y="{y + 12}">{escape(words.prompt(prompt)[:_NAME])}</text>' for prompt, y in labels)
-    body = "".join(_square(square, shown, words, linked) for square in squares)
-    return (
-        f'<svg class="hm" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-        f'height="{height}" role="img" aria-label="{escape(alt)}"><style>{_STYLE}</style>{_legend()}{names}{body}</svg>'
+        binned = max(binned, *(len(square.rows) for square in squares))
+        drawn = [_square(square, steps[square.worst], shown, words, linked) for square in squares]
+        name = words.prompt(prompt)[:_NAME]
+        starts = range(0, len(drawn), ACROSS)
+        lines += [Line("" if i else name, drawn[i : i + ACROSS], 0 if i else _GAP) for i in starts]
+    n_over, n_flips = int((shown.share > 1).sum()), int(shown.top1_flip.sum())
+    alt = (
+        f"Map of {count(len(shown))} positions by |delta| as a share of its limit: {count(n_over)} over the limit, "
+        f"{count(n_flips)} with another top-1. Worst share "
+        f"{number(float(np.nanmax(shown.share, initial=0.0)))}."
     )
+    several = f", up to {binned} in a square of a long prompt, which shows its worst" if binned > 1 else ""
+    title = "|delta| over its limit; line: prompt, square: position"
+    caption = f"One square is one scored position{several}. A square links to its row in the tables below."
+    return heat_map.heat_map(HeatMap(title, lines, _LEGEND, _MARKS, pitch=10), alt=alt, caption=caption)
 
 
-def _square(placed: _Placed, shown: Positions, words: Words, linked: frozenset[str]) -> str:
-    row, x, y = placed.square.worst, placed.x, placed.y
-    mark = f'<rect class="b{placed.bin}" x="{x}" y="{y}" width="9" height="14"/>'
-    if placed.bin >= _OVER:  # a second sign besides the colour
-        mark += f'<rect class="dot" x="{x + 3}" y="{y + 5}" width="3" height="4"/>'
-    if placed.flip:
-        mark += f'<rect class="flip" x="{x}" y="{y}" width="9" height="14"/>'
-    if placed.starts:
-        mark += f'<path class="edge" d="M{x - 0.5} {y - 2}v18"/>'
-    mark = f"<title>{escape(_title(placed.square, shown, words))}</title>{mark}"
-    anchor = row_anchor(int(shown.prompt_idx[row]), int(shown.token_idx[row]))
-    # Out of the tab order: the same rows stand in the tables, and nobody tabs through a thousand squares.
-    return f'<a href="#{anchor}" tabindex="-1">{mark}</a>' if anchor in linked else f"<g>{mark}</g>"
+def _square(square: Square, step: int, shown: Positions, words: Words, linked: Collection[str]) -> heat_map.Square:
+    rows = list(square.rows)
+    anchor = row_anchor(int(shown.prompt_idx[square.worst]), int(shown.token_idx[square.worst]))
+    return heat_map.Square(
+        step,
+        _title(square, shown, words),
+        href=f"#{anchor}" if anchor in linked else "",
+        flip=bool((shown.top1_flip | shown.top5_flip)[rows].any()),
+        starts=bool(shown.token_idx[rows[0]] == 0),
+    )
 
 
 def _title(square: Square, shown: Positions, words: Words) -> str:
@@ -156,56 +96,6 @@ def _title(square: Square, shown: Positions, words: Words) -> str:
     if len(rows) == 1:
         return place
     return f"tokens {shown.token_idx[rows[0]]} to {shown.token_idx[rows[-1]]}, the worst: {place}"
-
-
-def _legend() -> str:
-    parts = ['<text x="0" y="14">|delta| over its limit</text>']
-    classes = [*(f"b{bin_}" for bin_ in range(len(_LABELS))), "flip"]
-    for place, (css, label) in enumerate(zip(classes, (*_LABELS, _FLIP), strict=True)):
-        x = _LEFT + 100 * place
-        dot = f'<rect class="dot" x="{x + 3}" y="8" width="3" height="4"/>' if css in ("b4", "b5") else ""
-        square = f'<rect class="{css}" x="{x}" y="3" width="9" height="14"/>'
-        parts.append(f'{square}{dot}<text x="{x + 15}" y="14">{label}</text>')
-    return "".join(parts)
-
-
-def _painter(
-    squares: list[_Placed], labels: list[tuple[int, int]], words: Words, size: tuple[int, int]
-) -> Callable[[Figure, Palette], None]:
-    """Return a function that draws the same map into a figure, for where SVG is not shown."""
-
-    def draw(figure: Figure, ink: Palette) -> None:
-        from matplotlib.collections import PatchCollection
-        from matplotlib.patches import Rectangle
-
-        figure.set_layout_engine("none")
-        axes = figure.add_axes((0, 0, 1, 1))
-        axes.axis("off")
-        axes.set_xlim(0, size[0])
-        axes.set_ylim(size[1], 0)
-        colours = (*ink.steps, ink.orange, "#000000")
-        patches = PatchCollection(
-            [Rectangle((s.x, s.y), 9, 14) for s in squares],
-            facecolors=[colours[s.bin] for s in squares],
-            edgecolors=[ink.ink if s.flip else "none" for s in squares],
-        )
-        axes.add_collection(patches)
-        dots = [(s.x + 4.5, s.y + 7) for s in squares if s.bin >= _OVER]
-        axes.plot([x for x, _ in dots], [y for _, y in dots], "s", color=ink.face, markersize=2)
-        for start in (s for s in squares if s.starts):
-            axes.plot([start.x - 0.5] * 2, [start.y - 2, start.y + 16], color=ink.ink, linewidth=1.5)
-        for prompt, y in labels:
-            axes.text(0, y + 12, words.prompt(prompt)[:_NAME])
-        axes.text(0, 14, "|delta| over its limit")
-        for bin_, label in enumerate(_LABELS):
-            x = _LEFT + 100 * bin_
-            axes.add_patch(Rectangle((x, 3), 9, 14, facecolor=colours[bin_]))
-            axes.text(x + 15, 14, label)
-        x = _LEFT + 100 * len(_LABELS)
-        axes.add_patch(Rectangle((x, 3), 9, 14, facecolor="none", edgecolor=ink.ink))
-        axes.text(x + 15, 14, _FLIP)
-
-    return draw
 
 
 @dataclass(frozen=True, slots=True)

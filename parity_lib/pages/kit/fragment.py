@@ -9,11 +9,25 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
 from parity_lib.pages.kit.text import NONE, escape
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
 HEADLINE = "headline"  # the role of the output that the export moves to the top of the page
 LAB_STYLE = '<style data-parity="lab">'  # removed again by the export, whose page has the style in its head
+
+
+@cache
+def _templates() -> Environment:
+    folder = FileSystemLoader(TEMPLATES / "fragments")
+    return Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+
+
+def fill(template: str, **values: object) -> Markup:
+    """Return a template of ``templates/fragments`` filled with values; each is escaped unless it is markup."""
+    return Markup(_templates().get_template(template).render(values))  # noqa: S704 - the template escapes
 
 
 @cache
@@ -49,22 +63,19 @@ class Fragment:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A figure: PNG for light pages, PNG for dark pages, SVG where squares carry links, and the words for all."""
+    """A figure: PNG for light pages, PNG for dark pages, and the words for all."""
 
     png: bytes
     png_dark: bytes
     alt: str  # what the picture shows, with its finding, for who cannot see it
     caption: str = ""
-    svg: str = ""
 
     def __str__(self) -> str:
         return self.alt
 
     def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, Any], dict[str, Any]]:
         data = {"image/png": base64.b64encode(self.png).decode("ascii"), "text/plain": self.alt}
-        if self.svg:
-            data["image/svg+xml"] = self.svg
-        dark = base64.b64encode(self.png_dark).decode("ascii") if self.png_dark and not self.svg else ""
+        dark = base64.b64encode(self.png_dark).decode("ascii")
         return data, {"image/png": {"alt": self.alt}, "parity": {"dark": dark, "caption": self.caption}}
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from parity_lib.pages.kit.fragment import Picture
-from parity_lib.pages.kit.grid import FAR, LOST, OVER, Grid, grid_picture
+from parity_lib.pages.kit.fragment import Fragment
+from parity_lib.pages.kit.heat_map import HeatMap, Line, Square, classes, heat_map
 from parity_lib.pages.kit.text import Words, number, quoted
 from parity_lib.pages.trace.conclusion import Conclusion
 from parity_lib.records.traces import F64
@@ -21,7 +21,7 @@ _DECADES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-1)  # relative errors of a head
 _HEAD_LABELS = ("≤ 1e-06", "≤ 1e-05", "≤ 1e-04", "≤ 1e-03", "≤ 0.1", "over 0.1", "not finite")
 
 
-def layer_map(trace: TokenTrace, conclusion: Conclusion, words: Words | None = None) -> Picture:
+def layer_map(trace: TokenTrace, conclusion: Conclusion, words: Words | None = None) -> Fragment:
     """Return the total error over its floor, layer by layer from the top, position by position from the left.
 
     The traced token is outlined, and in it the first layer that is over its floor. A long sequence has several
@@ -30,73 +30,54 @@ def layer_map(trace: TokenTrace, conclusion: Conclusion, words: Words | None = N
     words, share = words or Words(), trace.layers.share
     groups = _columns(share.shape[1], trace.place.row, max(16, _SQUARES // len(share)))
     names = [f"layer {layer}" for layer in range(len(share) - 1)] + ["logits"]
-    worst = [[int(group[np.argmax(row[group])]) for group in groups] for row in share]
-    bins = [_bins(row[picked], _EDGES) for row, picked in zip(share, worst, strict=True)]
-    titles = [
-        [_title(trace, words, name, row, at) for at in picked]
-        for name, row, picked in zip(names, share, worst, strict=True)
-    ]
+    lines = []
+    for name, row in zip(names, share, strict=True):
+        picked = [int(group[np.argmax(row[group])]) for group in groups]
+        titles = [_title(trace, words, name, row, at) for at in picked]
+        lines.append(Line(name, [Square(*one) for one in zip(classes(row[picked], _EDGES), titles, strict=True)]))
     here = next(i for i, group in enumerate(groups) if trace.place.row in group)
-    row_over = conclusion.layer
-    n_over = int((share > 1).sum())
+    first, n_over = conclusion.layer, int((share > 1).sum())
+    boxes = [(0, here, len(lines), 1), *([] if first is None else [(first, here, 1, 1)])]
     alt = (
         f"Map of the total error over its floor: {len(share) - 1} layers and the logits, {share.shape[1]} positions; "
         f"{n_over} of {share.size} places over their floor"
-        + (f", the first in {names[row_over]}." if row_over is not None else ".")
+        + (f", the first in {names[first]}." if first is not None else ".")
     )
-    grid = Grid(
-        title="error over its floor; column: position (tokens above), row: after that layer",
-        rows=names,
-        ticks=_ticks(trace, groups, here),
-        bins=bins,
-        titles=titles,
-        legend=list(enumerate(_LABELS)),
-        column=here,
-        cell=None if row_over is None else (row_over, here),
+    marks = [("line", "the traced token" + (", in it the first layer over its floor" if first is not None else ""))]
+    title = "total error over its floor; column: position (token above), line: after that layer"
+    caption = (
+        "burn against llama.cpp on the F32 twin, as a share of a floor: "
+        f"{number(FLOOR, 3)} times the error of the engine that is nearer to the float64 oracle."
     )
-    return grid_picture(
-        grid,
-        alt=alt,
-        caption=f"burn against llama.cpp on the F32 twin, as a share of a floor: {number(FLOOR, 3)} times the "
-        "error of the engine that is nearer to the float64 oracle. Outlined: the traced token"
-        + (", and the first layer over its floor." if row_over is not None else "."),
-    )
+    ticks = _ticks(trace, groups, here)
+    return heat_map(HeatMap(title, lines, [*enumerate(_LABELS)], marks, ticks, boxes), alt=alt, caption=caption)
 
 
-def head_map(trace: TokenTrace) -> Picture:
+def head_map(trace: TokenTrace) -> Fragment:
     """Return the relative error of K after RoPE and of V at the traced token, layer by layer and head by head."""
     row = trace.place.row - trace.place.first
     keys, values = (np.sqrt(trace.followed.heads[name][:, :, row]) for name in ("Kcur", "Vcur"))
     n_layer, n_head = keys.shape
-    bins = [_bins(np.concatenate([keys[layer], values[layer]]), _DECADES) for layer in range(n_layer)]
-    titles = [
-        [
-            f"layer {layer}, {name} of KV head {head}: {number(float(value))}"
-            for name, line in (("K", keys), ("V", values))
-            for head, value in enumerate(line[layer])
-        ]
-        for layer in range(n_layer)
-    ]
-    layer, head = np.unravel_index(int(np.argmax(np.nan_to_num(keys, nan=np.inf))), keys.shape)
+    lines = []
+    for layer in range(n_layer):
+        line = np.concatenate([keys[layer], values[layer]])
+        heads = [f"{name} of KV head {head}" for name in "KV" for head in range(n_head)]
+        titles = [f"layer {layer}, {of}: {number(float(value))}" for of, value in zip(heads, line, strict=True)]
+        lines.append(
+            Line(f"layer {layer}", [Square(*one) for one in zip(classes(line, _DECADES), titles, strict=True)])
+        )
+    at = np.unravel_index(int(np.argmax(np.nan_to_num(keys, nan=np.inf))), keys.shape)
     alt = (
         f"Keys and values by layer and head at token {trace.place.token_idx}: largest relative error of a key head "
-        f"{number(float(keys.max()))} (layer {layer}, head {head}), of a value head {number(float(values.max()))}."
+        f"{number(float(keys.max()))} (layer {at[0]}, head {at[1]}), of a value head {number(float(values.max()))}."
     )
-    ticks = {0: "K of head 0 …", n_head: "V of head 0 …"} if n_head * 18 > 110 else {0: "K", n_head: "V"}
-    grid = Grid(
-        title=f"relative error of K (after RoPE) and V at token {trace.place.token_idx}; column: KV head, row: layer",
-        rows=[f"layer {layer}" for layer in range(n_layer)],
-        ticks=ticks,
-        bins=bins,
-        titles=titles,
-        legend=list(enumerate(_HEAD_LABELS)),
-        pitch=18,
-    )
+    title = f"relative error of K (after RoPE) and V at token {trace.place.token_idx}; column: KV head, line: layer"
     caption = (
         f"What goes into the cache at the traced token: {n_head} heads of K, then {n_head} of V. Total error on "
         "the F32 twin, not the op's own."
     )
-    return grid_picture(grid, alt=alt, caption=caption)
+    ticks = {0: "K", n_head: "V"}
+    return heat_map(HeatMap(title, lines, [*enumerate(_HEAD_LABELS)], ticks=ticks, pitch=18), alt=alt, caption=caption)
 
 
 def _columns(n: int, row: int, most: int) -> list[np.ndarray[tuple[int], np.dtype[np.intp]]]:
@@ -117,14 +98,6 @@ def _ticks(trace: TokenTrace, groups: Sequence[np.ndarray[tuple[int], np.dtype[n
         if column % 8 == 0 and abs(column - here) >= 4:
             found[column] = str(int(group[0]) - offset)
     return found
-
-
-def _bins(values: F64, edges: Sequence[float]) -> list[int]:
-    """Return the class of each value; what is not finite has its own."""
-    classes = np.searchsorted(edges, values, side="left")
-    classes = np.where(classes >= len(edges), FAR, classes)
-    classes = np.where(classes == OVER, OVER, classes)
-    return [int(c) for c in np.where(np.isfinite(values), classes, LOST)]
 
 
 def _title(trace: TokenTrace, words: Words, name: str, row: F64, at: int) -> str:

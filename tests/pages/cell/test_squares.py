@@ -40,7 +40,7 @@ def test_a_long_prompt_is_binned_without_losing_a_position_and_generation_starts
 
 
 def test_the_worst_of_a_square_is_linked_and_has_its_row(long: Positions) -> None:
-    svg = heatmap(long, linked=anchors(long)).svg
+    svg = heatmap(long, linked=anchors(long)).html
     assert '<a href="#p1t-777" tabindex="-1"><title>tokens -' in svg
     assert "the worst: prompt 1 token -777: " in svg
     assert svg.count("<a href") == len(squares_of(long, 0)) + len(squares_of(long, 1))
@@ -53,8 +53,8 @@ def test_the_page_stays_small_whatever_the_context(long: Positions) -> None:
     squares = len(squares_of(long, 0)) + len(squares_of(long, 1))
     assert len(kept_rows(long)) == squares
     shown = heatmap(long, linked=anchors(long))
-    assert len(shown.svg) + len(position_tables(long, ()).html) < 300_000
-    assert "up to 11 in a square of a long prompt" in shown.caption
+    assert len(shown.html) + len(position_tables(long, ()).html) < 300_000
+    assert "up to 11 in a square of a long prompt" in shown.html
 
 
 def test_a_long_prompt_gets_a_line_of_its_own(long: Positions) -> None:

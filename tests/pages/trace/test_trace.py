@@ -15,13 +15,12 @@ from parity_lib.engines.burn.self_check import Parting
 from parity_lib.judge.blame import blame
 from parity_lib.judge.drift_shape import CAUSES, Kind
 from parity_lib.pages.cell.drift_words import profile_words
-from parity_lib.pages.kit.grid import FAR, LOST, OVER
 from parity_lib.pages.kit.op_names import op_words, short_name
 from parity_lib.pages.kit.shape_words import shape_words
 from parity_lib.pages.kit.text import Words
 from parity_lib.pages.trace.conclusion import traced_positions
 from parity_lib.pages.trace.figures import local_errors
-from parity_lib.pages.trace.maps import _bins, _columns
+from parity_lib.pages.trace.maps import _columns
 from parity_lib.trace.token import TokenTrace
 from tests.shared import PROMPTS, ThreeLayers
 
@@ -169,13 +168,13 @@ def test_what_is_wrong_only_later_is_told_and_accuses_nobody(fault: TokenTrace, 
 def test_the_map_of_layers_marks_the_token_and_the_first_layer(fault: TokenTrace, sound: TokenTrace) -> None:
     n, n_rows = len(fault.place.sequence), 4
     picture = show.layer_map(fault, show.trace_conclusion(fault), WORDS)
-    assert picture.svg.count("<g><title>") == n * n_rows
-    assert picture.svg.count('class="line"') == 2
-    assert "layer 1, token 3: " in picture.svg
-    assert re.search(r"places over their floor, the first in layer 1\.", picture.alt)
+    assert picture.html.count("<g><title>") == n * n_rows
+    assert picture.html.count('class="line"') == 3  # with the legend's
+    assert "layer 1, token 3: " in picture.html
+    assert re.search(r"places over their floor, the first in layer 1\.", picture.plain)
     healthy = show.layer_map(sound, show.trace_conclusion(sound), WORDS)
-    assert healthy.svg.count('class="line"') == 1
-    assert " 0 of " in healthy.alt
+    assert healthy.html.count('class="line"') == 2
+    assert " 0 of " in healthy.plain
 
 
 def test_columns_of_a_long_sequence_hold_every_position_once_and_the_token_alone() -> None:
@@ -186,19 +185,12 @@ def test_columns_of_a_long_sequence_hold_every_position_once_and_the_token_alone
         assert [row] in [group.tolist() for group in groups]
 
 
-def test_classes_of_squares() -> None:
-    assert _bins(np.array([0, 0.1, 0.2, 0.4, 1, 1.1, 100, 101, np.inf, np.nan]), (0.1, 0.25, 0.5, 1.0, 100.0)) == [
-        *(0, 0, 1, 2, 3),
-        *(OVER, OVER, FAR, LOST, LOST),
-    ]
-
-
 def test_the_map_of_heads_shows_the_wrong_one(fault: TokenTrace) -> None:
     picture = show.head_map(fault)
-    assert picture.svg.count("<g><title>") == 3 * 4
-    wrong = re.findall(r"<title>(layer 1, K of KV head \d): [^<]*</title><rect class=\"b5\"", picture.svg)
+    assert picture.html.count("<g><title>") == 3 * 4
+    wrong = re.findall(r"<title>(layer 1, K of KV head \d): [^<]*</title><rect class=\"b5\"", picture.html)
     assert wrong == ["layer 1, K of KV head 0"]
-    assert "(layer 1, head 0)" in picture.alt
+    assert "(layer 1, head 0)" in picture.plain
 
 
 def test_the_profile_has_its_largest_local_error_at_the_fault(fault: TokenTrace) -> None:
