@@ -137,13 +137,14 @@ def _notebooks() -> Iterator[Check]:
 
 def _models() -> Iterator[Check]:
     from parity_lib.models.ensure import list_models
+    from parity_lib.models.recipes import on_request
     from parity_lib.records.pins import DEFAULT, load_pins
 
     for status in list_models(load_pins()):
         default = status.pin.role == DEFAULT
         ready = status.state == "ready"
         found = f"{status.state}{', F32 twin made' if status.twin else ''}{'; ' + status.note if status.note else ''}"
-        step = "parity models prepare" if default else f"parity models stage {status.pin.id} {status.pin.quant} FILE"
+        step = "parity models prepare" if default else on_request(status.pin)
         if default and status.state == "absent":
             # A night makes what it needs: this is no failure.
             yield Check(f"{status.pin.id} {status.pin.quant}", None, f"not made yet; {step}")

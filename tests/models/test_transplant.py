@@ -190,7 +190,7 @@ def chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pins:
     wide = replace(start, id="w", quant="F32", file=made, recipe=replace(WIDEN, source_quant="Q8_0", n_embd=512))
     moved = replace(wide, id="q", recipe=replace(QWEN2, source_id="w"))
     final = replace(moved, quant="Q4_K_M", recipe=Recipe("quantize", source_id="q", source_quant="F32", ftype="Q4_K_M"))
-    return Pins(real.llama_cpp, (start, wide, moved, final), real.stacks, real.prompts_sha256, real.sha256)
+    return replace(real, models=(start, wide, moved, final))
 
 
 def files(folder: Path) -> list[str]:

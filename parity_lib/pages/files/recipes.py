@@ -42,13 +42,15 @@ def origin_table(files: Sequence[ModelStatus]) -> Fragment:
 def recipe_words(recipe: Recipe) -> str:
     """Return a recipe in one sentence."""
     source = " ".join(word for word in (recipe.source_id, recipe.source_quant) if word)
+    mirror = len(recipe.wheels)
     return {
-        "wheel": f"{recipe.member} out of the wheel {recipe.requirement}",
+        "wheel": " and ".join(f"{wheel.member} out of the wheel {wheel.requirement}" for wheel in recipe.wheels),
         "quantize": f"llama.cpp's quantiser, {recipe.ftype}, from {source} widened to F32",
         "widen": f"{source}, rows padded with zeros to {recipe.n_embd}",
         "qwen2": f"{source}, moved to the qwen2 architecture, biases up to {number(recipe.bias)}, seed {recipe.seed}",
         "synthetic": f"written from integers, {recipe.ftype}, seed {recipe.seed}",
         "staged": f"staged by the operator from {recipe.repository}",
+        "fetch": f"fetched on request: {recipe.url}{f', or {mirror} wheels of a mirror' if mirror else ''}",
     }.get(recipe.kind, recipe.kind)
 
 
