@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from parity_lib.base.names import LedgerClass, Rung
+from parity_lib.cell.derive import pin_of
 from parity_lib.judge.align import align
 from parity_lib.judge.flips import ledger_of
 from parity_lib.judge.self_spread import measured, sigmas
@@ -23,6 +25,7 @@ from parity_lib.records.self_spread import (
     SelfSpread,
     Variant,
 )
+from parity_lib.records.self_spread_pins import SpreadPin
 from parity_lib.records.tolerances import FIRST, LATER, METRICS, Band, BandSet, ToleranceTable
 from parity_lib.records.traces import F32, LogitTrace, PairTrace, Position, expected_positions
 from tests.run_info import run_info
@@ -108,8 +111,8 @@ class NativeCase(Case):
     ways: dict[str, F32]
 
     @property
-    def spread(self) -> SelfSpread:
-        """Return the record that the capture would make of these rows."""
+    def undisplaced(self) -> SelfSpread:
+        """Return the record of these rows without the flips of the twin."""
         n = len(self.positions)
 
         def of(name: str, against: str, left: F32, right: F32) -> Variant:
@@ -124,7 +127,12 @@ class NativeCase(Case):
         indices = (np.array([p[i] for p in self.positions], np.int32) for i in range(2))
         run = run_info("llama.cpp")
         keys = (run.model_sha256, "0" * 64, run.isa_requested, run.machine_class, run.commit)
-        made = SelfSpread(*keys, *indices, tuple(variants), {"other_build": "a test has none"}, twin)
+        return SelfSpread(*keys, *indices, tuple(variants), {"other_build": "a test has none"}, twin)
+
+    @property
+    def spread(self) -> SelfSpread:
+        """Return the record that the capture would make of these rows."""
+        made = self.undisplaced
         seen = align(build_pair(self.reference, self.twin, self.positions), self.positions)
         flips = ledger_of(seen, sigmas(made, made.counted)).flips
         known = tuple(Displaced(*f.position, f.kind) for f in flips if f.ledger is LedgerClass.UNEXPLAINED)
@@ -136,7 +144,19 @@ NOISE = 0.1  # of a logit, each way for itself: 0.013 of the rows' deviation
 
 
 @pytest.fixture
-def native() -> NativeCase:
+def native(sound_native: NativeCase) -> NativeCase:
+    """Return a sound case that the test may change."""
+    return copy.deepcopy(sound_native)
+
+
+@pytest.fixture(scope="session")
+def pin(sound_native: NativeCase) -> SpreadPin:
+    """What was pinned while everything was sound."""
+    return pin_of(sound_native.spread, "m", "Q8_0", "a test")
+
+
+@pytest.fixture(scope="session")
+def sound_native() -> NativeCase:
     """Return 12 prompts, 240 positions: each way of the reference is the exact product plus its own noise."""
     rng = np.random.default_rng(23)
     positions = expected_positions([11] * 12, [10] * 12)

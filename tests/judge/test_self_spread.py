@@ -153,7 +153,7 @@ def test_healthy_reruns_stay_inside_999_times_of_1000(native: Any) -> None:
     for _ in range(40):
         native.reference = np.asarray(exact + rng.normal(0, 0.1, exact.shape), np.float32)
         native.ways = {name: np.asarray(exact + rng.normal(0, 0.1, exact.shape), np.float32) for name in ALL}
-        spread = native.spread
+        spread = native.undisplaced
         own, base = numbers(spread.twin), pooled(spread, ALL)
         over += any(own.metric(m) > found[m] * base.metric(m) for m in METRICS)
     assert over <= 1

@@ -21,12 +21,6 @@ from parity_lib.records.verdicts import Divergence, RungResult
 from .conftest import PLACE, rank
 
 
-@pytest.fixture
-def pin(native: Any) -> SpreadPin:
-    """What was pinned while everything was sound."""
-    return pin_of(native.spread, "m", "Q8_0", "a test")
-
-
 def judge(native: Any, pin: SpreadPin | None) -> tuple[RungResult, list[Divergence], dict[str, Any]]:
     return judge_native(native.pair, native.positions, native.spread, pin)
 

@@ -82,9 +82,9 @@ def green_cell(full_verdict: Callable[..., Verdict], green_pair: PairTrace, band
 
 
 @pytest.fixture(scope="module")
-def old_cell(make_verdict: Callable[..., Verdict], green_pair: PairTrace, bands: BandSet, words: Words) -> str:
+def old_cell(make_verdict: Callable[..., Verdict], two_prompts: PairTrace, bands: BandSet, words: Words) -> str:
     """The page of a record from before there were T1, T5's gate, T6, a cache and seconds."""
-    return cell_page(make_verdict(), green_pair, bands, words)
+    return cell_page(make_verdict(), two_prompts, bands, words)
 
 
 @pytest.fixture(scope="module")
@@ -172,14 +172,14 @@ def test_an_old_record_says_what_it_lacks_and_never_breaks(old_cell: str) -> Non
 
 
 def test_a_cell_of_another_arithmetic_claims_no_equality(
-    make_verdict: Callable[..., Verdict], green_pair: PairTrace, bands: BandSet, words: Words
+    make_verdict: Callable[..., Verdict], two_prompts: PairTrace, bands: BandSet, words: Words
 ) -> None:
     base = make_verdict()
     told = tuple(
         dataclasses.replace(r, outcome=Outcome.REPORTED, limit=None) if r.rung == "T4" else r for r in base.rungs
     )
     verdict = dataclasses.replace(base, cell=dataclasses.replace(base.cell, compute="bf16"), rungs=told)
-    top = cell_page(verdict, green_pair, bands, words)
+    top = cell_page(verdict, two_prompts, bands, words)
     top = top[: top.index("<h2")]
     assert "PARITY at rungs T0, T2; T4, T5 reported, not gated" in top
     assert "Top-1 and top-5 set equal" not in top

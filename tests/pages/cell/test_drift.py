@@ -26,11 +26,6 @@ def near(png: bytes, wanted: tuple[int, int, int]) -> bool:
 
 
 @pytest.fixture(scope="module")
-def red_gallery(red: Positions, words: Words) -> Gallery:
-    return drift(red, words)
-
-
-@pytest.fixture(scope="module")
 def green_gallery(green: Positions, words: Words) -> Gallery:
     return drift(green, words)
 
@@ -55,10 +50,13 @@ def test_light_and_dark_have_their_own_ground(green_gallery: Gallery) -> None:
     assert (255, 255, 255) not in colours(shown.png_dark)
 
 
-def test_pictures_are_small_and_the_same_each_time(green_gallery: Gallery, green: Positions, words: Words) -> None:
-    twice = drift(green, words)
-    assert [p.png for p in green_gallery.pictures] == [p.png for p in twice.pictures]
-    assert all(len(p.png) < 20_000 for p in twice.pictures)
+def test_pictures_are_small_and_the_same_each_time(
+    green_gallery: Gallery, two_prompts: PairTrace, bands: BandSet, words: Words
+) -> None:
+    again = drift(positions(two_prompts, bands), words).pictures
+    assert len(again) == 2
+    assert [(p.png, p.png_dark) for p in again] == [(p.png, p.png_dark) for p in green_gallery.pictures[:2]]
+    assert all(len(p.png) < 20_000 for p in green_gallery.pictures)
 
 
 def test_every_sign_is_explained(green_gallery: Gallery) -> None:
@@ -67,8 +65,8 @@ def test_every_sign_is_explained(green_gallery: Gallery) -> None:
     assert "▽ top-1 differs; ◇ only the top-5 set differs" in str(green_gallery)
 
 
-def test_without_a_limit_nothing_is_over_it(green_pair: PairTrace, words: Words) -> None:
-    none = positions(green_pair, BandSet(ToleranceTable(()), "m", "q", Rung.T4))
+def test_without_a_limit_nothing_is_over_it(two_prompts: PairTrace, words: Words) -> None:
+    none = positions(two_prompts, BandSet(ToleranceTable(()), "m", "q", Rung.T4))
     shown = drift(none, words).pictures[0]
     assert np.isnan(none.share).all()
     assert not near(shown.png, (192, 74, 0))

@@ -11,7 +11,6 @@ import pytest
 
 from parity_lib.base.errors import RecordError
 from parity_lib.pages.cell.box import verdict_box
-from parity_lib.pages.cell.drift import drift
 from parity_lib.pages.cell.ladder import rung_table
 from parity_lib.pages.cell.position_map import heatmap
 from parity_lib.pages.cell.position_tables import anchors, position_tables
@@ -19,6 +18,7 @@ from parity_lib.pages.cell.positions import Positions
 from parity_lib.pages.cell.runs import run_table
 from parity_lib.pages.cell.t5_literal import literal_table
 from parity_lib.pages.kit import export as html
+from parity_lib.pages.kit.figures import Gallery
 from parity_lib.pages.kit.lines import lines_block
 from parity_lib.pages.kit.text import Words
 from parity_lib.records.verdicts import Verdict
@@ -58,11 +58,11 @@ def cell(shown: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def red_page(red: Positions, red_verdict: Verdict, words: Words) -> str:
+def red_page(red: Positions, red_gallery: Gallery, red_verdict: Verdict, words: Words) -> str:
     pieces = [
         verdict_box(red_verdict, words),
         rung_table(red_verdict, {"T4": "#positions"}),
-        drift(red, words),
+        red_gallery,
         heatmap(red, words, anchors(red)),
         position_tables(red, red_verdict.divergences, words),
         literal_table(red_verdict),
