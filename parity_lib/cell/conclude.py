@@ -24,7 +24,7 @@ from parity_lib.judge.t0_pins import PinCheck
 from parity_lib.judge.t4_twin import judge_twin
 from parity_lib.judge.t5_native import accuse_reference, judge_native, name_site, report_native, with_site
 from parity_lib.model_file.facts import NO_TOKENIZER
-from parity_lib.records.isa_evidence import LLAMA_CPP, proofs_of
+from parity_lib.records.isa_evidence import BURN, LLAMA_CPP, proofs_of
 from parity_lib.records.self_spread import SelfSpread
 from parity_lib.records.self_spread_pins import load_spreads
 from parity_lib.records.tolerances import BandSet
@@ -136,20 +136,20 @@ def _runs(climbed: Climbed) -> dict[str, RunInfo]:
     """Return who made the rows, of the sides that delivered some."""
     runs = {}
     if isinstance(climbed.reference, Reference):
-        runs["reference"] = _observed(climbed.reference.rows.run, climbed.isa)
+        runs["reference"] = _observed(climbed.reference.rows.run, climbed.isa, LLAMA_CPP)
     if isinstance(climbed.twin, Rows):
         runs["reference-twin"] = climbed.twin.run
     if isinstance(climbed.candidate, Rows):
-        runs["candidate"] = climbed.candidate.run
+        runs["candidate"] = _observed(climbed.candidate.run, climbed.isa, BURN)
     if isinstance(climbed.spread, Bf16Rows):
         runs["reference-bf16-twin"] = climbed.spread.twin.run
     return runs
 
 
-def _observed(run: RunInfo, isa: Found[Finding]) -> RunInfo:
-    """Return the reference's run with the target that its proof has seen; it was taken beside the rows, or before."""
+def _observed(run: RunInfo, isa: Found[Finding], engine: str) -> RunInfo:
+    """Return an engine's run with the ISA target that the first proof of this engine has seen (T7)."""
     proofs = proofs_of(isa.literal) if isinstance(isa, Finding) else ()
-    seen = next((p.observed for p in proofs if p.evidence.engine == LLAMA_CPP), run.isa_observed)
+    seen = next((p.observed for p in proofs if p.evidence.engine == engine), run.isa_observed)
     return replace(run, isa_observed=seen)
 
 
@@ -197,7 +197,9 @@ def judge_deployed(cell: Cell, reference: Reference, candidate: Rows, spread: Se
     """Judge T5: the candidate against llama.cpp on the file as it is, by llama.cpp's own spread."""
     expected = positions(cell, reference)
     pair = logits.pair(reference.rows, candidate, expected)
-    pin = load_spreads().find(cell.id.model, cell.id.quant, cell.id.isa, machine_class(), cell.suite.sha256)
+    pin = load_spreads().find(
+        cell.id.model, cell.id.quant, reference.rows.run.isa_requested, machine_class(), cell.suite.sha256
+    )
     rung, divergences, literal = judge_native(pair, expected, spread, pin)
     return _Paired(Finding(rung, tuple(divergences), literal), pair)
 

@@ -9,13 +9,15 @@ from pathlib import Path
 from parity_lib.base.errors import ParityError
 from parity_lib.base.names import Settings
 from parity_lib.cell.t7_isa import PLAIN, SECONDS
-from parity_lib.engines import machine
+from parity_lib.engines import targets as isa_targets
+from parity_lib.engines.burn.sources import CRATES_IO
 from parity_lib.engines.llamacpp.engine import worker_env
 from parity_lib.engines.llamacpp.isa_build import target_env
 from parity_lib.engines.llamacpp.settings import ASLEEP
+from parity_lib.engines.targets import Side
 from parity_lib.engines.worker.client import Worker
+from parity_lib.judge.t7_isa import prove
 from parity_lib.models import ensure
-from parity_lib.numerics.isa_samples import prove
 from parity_lib.records.isa_evidence import BURN, LLAMA_CPP, UNPROVEN, Evidence, IsaProof
 from parity_lib.records.pins import Pins
 
@@ -38,20 +40,29 @@ def prove_machine(pins: Pins, targets: tuple[str, ...] = (), n_threads: int = 2)
 
 
 def _target(pins: Pins, target: str, path: Path, n_threads: int) -> Iterator[IsaProof]:
-    missing = machine.missing_flags(pins.llama_cpp.target(target).cpu_flags)
-    if missing:
-        reason = f"refused: this CPU lacks {', '.join(missing)}"
-        for engine in (BURN, LLAMA_CPP):
-            evidence = Evidence(engine, "not run", target, None, reason)
-            yield IsaProof(evidence, UNPROVEN, proven=False, reason=reason)
-        return
     settings = Settings.DEFAULT if target in PLAIN else Settings.STRICT
-    yield _guarded(BURN, target, lambda: _burn(pins, target, path, n_threads))
-    yield _guarded(LLAMA_CPP, target, lambda: _llama(pins, target, path, settings, n_threads))
+    stack = pins.stack(_stack_of(pins, target))
+    yield _guarded(
+        BURN,
+        target,
+        lambda: isa_targets.candidate_side(stack, target),
+        lambda: _burn(pins, target, path, n_threads),
+    )
+    yield _guarded(
+        LLAMA_CPP,
+        target,
+        lambda: isa_targets.reference_side(pins.llama_cpp, target),
+        lambda: _llama(pins, target, path, settings, n_threads),
+    )
 
 
-def _guarded(engine: str, target: str, take: Callable[[], Evidence]) -> IsaProof:
+def _guarded(engine: str, target: str, side: Callable[[], Side], take: Callable[[], Evidence]) -> IsaProof:
+    """Return the proof of an engine on a target; nothing is run where it cannot run the target here."""
     try:
+        lacks = side().lacks
+        if lacks:
+            evidence = Evidence(engine, "not run", target, None, lacks, impossible=f"not possible here: {lacks}")
+            return IsaProof(evidence, UNPROVEN, proven=False, reason=lacks)
         return prove(take())
     except ParityError as error:
         evidence = Evidence(engine, "not run", target, None, str(error))
@@ -65,9 +76,14 @@ def _burn(pins: Pins, target: str, path: Path, n_threads: int) -> Evidence:
 
 
 def burn_of(pins: Pins, target: str, path: Path, n_threads: int) -> dict[str, object]:
-    """Return a candidate's settings on a target: the stack of that name where one is pinned, else published burn."""
-    stack = target if target in pins.stacks and target != str(machine.host_target()) else "crates-io"
+    """Return a candidate's settings on a target: published burn where it runs it here, else the stack of that name."""
+    stack = _stack_of(pins, target)
     return {"path": str(path), "isa": target, "stack": stack, "n_threads": n_threads, "sampled": True}
+
+
+def _stack_of(pins: Pins, target: str) -> str:
+    plain = isa_targets.own_target(pins.stack(CRATES_IO)) == target or target not in pins.stacks
+    return CRATES_IO if plain else target
 
 
 def _llama(pins: Pins, target: str, path: Path, settings: Settings, n_threads: int) -> Evidence:

@@ -16,7 +16,7 @@ from parity_lib.cell.request import Cell, open_cell
 from parity_lib.engines.llamacpp.isa_build import target_folder
 from parity_lib.engines.worker.client import Worker
 from parity_lib.judge.isa_split import Split, split_rows
-from parity_lib.numerics.isa_samples import prove
+from parity_lib.judge.t7_isa import prove
 from parity_lib.records.isa_evidence import Evidence
 from parity_lib.records.traces import F32
 

@@ -25,7 +25,7 @@ def open_llama(
     """Return a worker with llama.cpp on a file.
 
     Args:
-        cell: whose ISA target, threads and log it gets.
+        cell: whose ISA target of the reference, threads and log it gets.
         path: the model file; the cell's own if None.
         settings: how llama.cpp is set, and with it a part of its environment.
         kind: which engine of ``engines/`` runs it.
@@ -36,7 +36,7 @@ def open_llama(
     Raises:
         PinError: this CPU lacks the ISA target's instructions, or nobody has built it.
     """
-    isa, env = isa or cell.id.isa, env or {}
+    isa, env = isa or cell.sides.reference.isa, env or {}
     libraries = {} if LIB_PATH in env else target_env(cell.pins.llama_cpp, isa)
     asked = {
         "path": str(path or cell.model_path),
@@ -57,7 +57,7 @@ def open_burn(cell: Cell, kind: str = "burn", **other: object) -> Worker:
     """
     asked: dict[str, object] = {
         "path": str(cell.candidate_path),
-        "isa": cell.id.isa,
+        "isa": cell.sides.candidate.isa,
         "stack": cell.id.stack,
         "compute": cell.id.compute,
         "n_threads": cell.n_threads,

@@ -30,7 +30,7 @@ def kept_spread(cell: Cell, reference: Reference, twin: Rows | None) -> SelfSpre
 
     A request for a fresh reference is not for the spread: it would cost as much again as all of the rest.
     """
-    other = find_other_build(cell.pins.llama_cpp, cell.id.isa)
+    other = find_other_build(cell.pins.llama_cpp, cell.sides.reference.isa)
     fields = {**fed(reference), "twin_sha256": sha256_file(cell.twin_path), "other_build": str(other)}
 
     def make() -> Kept:

@@ -12,7 +12,8 @@ from parity_lib.base.errors import RecordError, UsageError
 from parity_lib.base.files import LOCK, hold_folder
 from parity_lib.base.names import Compute, Rung
 from parity_lib.base.progress import CellProgress
-from parity_lib.engines.llamacpp.recipe import host_target
+from parity_lib.engines import targets
+from parity_lib.engines.targets import Sides
 from parity_lib.model_file.facts import ModelFacts, read_facts
 from parity_lib.model_file.header import require_file
 from parity_lib.models import ensure
@@ -89,6 +90,11 @@ class Cell:
         return self.bands is None
 
     @property
+    def sides(self) -> Sides:
+        """Return the ISA target that each engine runs; the cell's own is what was asked for."""
+        return targets.sides(self.pins, self.id.stack, self.id.isa)
+
+    @property
     def spools(self) -> Path:
         """Return the folder of the logit rows while the cell runs."""
         return self.out_dir / ".spool"
@@ -103,7 +109,8 @@ def open_cell(request: CellRequest | None = None, /, **wishes: Wish) -> Cell:
 
     Raises:
         UsageError: an unknown model, quant, ISA target, stack, policy or prompts file.
-        PinError, ModelFileError: a file is another one, cannot be made, or is not supported.
+        PinError: a file is another one, or no engine can run the ISA target here.
+        ModelFileError: a file cannot be made, or is not supported.
         RecordError: the output folder cannot be written.
     """
     request = CellRequest(**wishes) if request is None else request
@@ -114,8 +121,8 @@ def open_cell(request: CellRequest | None = None, /, **wishes: Wish) -> Cell:
     if request.compute not in list(Compute):
         raise UsageError("unknown compute policy", expected=", ".join(Compute), found=request.compute)
     pins.stack(request.stack)
-    isa = str(host_target(pins.llama_cpp)) if request.isa == HOST else request.isa
-    pins.llama_cpp.target(isa)
+    isa = targets.host(pins, request.stack) if request.isa == HOST else request.isa
+    targets.sides(pins, request.stack, isa)
     progress.step("model files")
     pin, path = _model(request, pins)
     facts = read_facts(path)

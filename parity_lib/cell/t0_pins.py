@@ -136,12 +136,12 @@ def _llama_checks(cell: Cell, runs: Mapping[str, RunInfo]) -> list[PinCheck]:
         checks.append(check_equal("llama.cpp settings", strict, found))
     if REFERENCE in runs:
         reference = runs[REFERENCE]
-        flags = " ".join(sorted(pin.build_args(cell.id.isa)))
+        flags = " ".join(sorted(pin.build_args(cell.sides.reference.isa)))
         checks += [
             check_commit("llama.cpp commit", pin.commit, reference.commit),
             check_equal("llama.cpp build flags", flags, " ".join(sorted(reference.build.get("cmake_args", ())))),
             check_equal("llama.cpp sdist", pin.sdist_sha256, reference.build.get("sdist_sha256")),
-            check_equal("llama.cpp ISA target", cell.id.isa, reference.build.get("target")),
+            check_equal("llama.cpp ISA target", cell.sides.reference.isa, reference.build.get("target")),
             check_equal("llama.cpp read the model file", sha256_file(cell.model_path), reference.model_sha256),
         ]
     if TWIN in runs:

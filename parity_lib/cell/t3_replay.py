@@ -70,7 +70,7 @@ def replay_cell(cell: Cell, reference: Reference) -> Finding:
         numbers = (*numbers, lost)
     excerpts = [excerpt(cell, reference, number) for number in numbers]
     replays = replay(cell, excerpts, Settings.STRICT)
-    reordered = sorted(set(cell.facts.types) & set(REORDERED[Isa(cell.id.isa)]))
+    reordered = sorted(set(cell.facts.types) & set(REORDERED[Isa(cell.sides.reference.isa)]))
     if reordered and cell.id.compute != Compute.BF16:
         replays += replay(cell, excerpts[:1], Settings.REPACKED)
     rung, divergences = judge_ops(replays)

@@ -128,7 +128,7 @@ def _ways(cell: Cell, reference: Reference) -> tuple[list[_Way], dict[str, str]]
     if min(len(sequence) for sequence in reference.sequences) > DECODE_TOKENS:
         absent[DEFAULT_DECODE] = f"every prompt is longer than {DECODE_TOKENS} tokens"
         ways = [way for way in ways if way.name != DEFAULT_DECODE]
-    other = find_other_build(cell.pins.llama_cpp, cell.id.isa)
+    other = find_other_build(cell.pins.llama_cpp, cell.sides.reference.isa)
     if isinstance(other, str):
         absent[OTHER_BUILD] = other
     else:

@@ -21,8 +21,9 @@ from parity_lib.cell.reference import Reference, through_cache
 from parity_lib.cell.reference_cache import Kept
 from parity_lib.cell.request import Cell
 from parity_lib.engines.llamacpp.settings import ASLEEP
-from parity_lib.judge.t7_isa import judge_isa
-from parity_lib.numerics.isa_samples import MIN_PRODUCTS, prove
+from parity_lib.engines.targets import Side
+from parity_lib.judge.t7_isa import judge_isa, prove
+from parity_lib.numerics.isa_samples import MIN_PRODUCTS
 from parity_lib.records.isa_evidence import UNPROVEN, Evidence
 
 PLAIN = {str(Isa.AMX): str(Isa.AVX512)}
@@ -31,7 +32,7 @@ SECONDS = 4.0  # of CPU time for sampled passes of the reference
 
 
 def prove_isa(cell: Cell, reference: Reference, burn: Evidence) -> Finding:
-    """Return rung T7 of a cell: what each engine was asked for, what was seen, and what that proves.
+    """Return rung T7 of a cell: what each engine was asked for, what was seen, and what that proves; each side apart.
 
     Args:
         cell: the cell.
@@ -39,15 +40,22 @@ def prove_isa(cell: Cell, reference: Reference, burn: Evidence) -> Finding:
         burn: the candidate's evidence, of the rows that are judged.
     """
     cell.progress.step("instructions")
-    strict, deployed = reference_evidence(cell, reference.sequences)
-    proofs = [prove(burn), prove(strict)]
-    told = prove(deployed)
-    if cell.id.isa in PLAIN:
+    sides = cell.sides
+    strict, deployed = (_beside(e, cell, sides.reference) for e in reference_evidence(cell, reference.sequences))
+    proofs = [prove(_beside(burn, cell, sides.candidate)), prove(strict)]
+    told, tiled = prove(deployed), sides.reference.isa in PLAIN
+    if tiled:
         proofs.append(told)
-    rung, divergences = judge_isa(proofs, expected=2 + (cell.id.isa in PLAIN), required=cell.request.require_isa)
+    rung, divergences = judge_isa(proofs, expected=2 + tiled, required=cell.request.require_isa)
     literal: dict[str, Any] = {"proofs": encode(proofs), "required": cell.request.require_isa}
-    literal |= {} if cell.id.isa in PLAIN else {"deployed": encode(told)}
+    literal |= {} if tiled else {"deployed": encode(told)}
     return Finding(rung, tuple(divergences), {"isa": literal})
+
+
+def _beside(evidence: Evidence, cell: Cell, side: Side) -> Evidence:
+    """Return an engine's evidence with the reason why it was asked for less than the cell, if it was."""
+    words = f"{cell.id.isa} is not possible for {evidence.engine} here, which ran {side.isa}: {side.lacks}"
+    return replace(evidence, impossible=words if side.lacks else "")
 
 
 def candidate_evidence(isa_evidence: Mapping[str, Any]) -> Evidence:
@@ -56,9 +64,9 @@ def candidate_evidence(isa_evidence: Mapping[str, Any]) -> Evidence:
     Raises:
         RecordError: it holds none.
     """
-    found = isa_evidence.get("proof")
+    found = isa_evidence.get("samples")
     if not isinstance(found, Mapping):
-        raise RecordError("the candidate's run says nothing of its instructions", expected="a proof", found=found)
+        raise RecordError("the candidate's run says nothing of its instructions", expected="samples", found=found)
     return Evidence.from_json(found)
 
 
@@ -86,7 +94,8 @@ def reference_evidence(cell: Cell, sequences: Sequence[Sequence[int]]) -> list[E
 
 def _asked(cell: Cell, kept: Kept) -> tuple[Evidence, Evidence]:
     strict, deployed = (Evidence.from_json(kept.data[str(s)]) for s in (Settings.STRICT, Settings.DEFAULT))
-    return replace(strict, requested=PLAIN.get(cell.id.isa, cell.id.isa)), deployed
+    isa = cell.sides.reference.isa
+    return replace(strict, requested=PLAIN.get(isa, isa)), deployed
 
 
 def _run(cell: Cell, settings: Settings, sequence: Sequence[int]) -> Evidence:

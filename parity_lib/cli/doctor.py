@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from parity_lib.base.errors import ParityError
+from parity_lib.base.errors import ParityError, PinError
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOM_BYTES = 5_000_000_000  # the default models, their F32 twins, and the logit rows of a cell while it runs
@@ -55,19 +55,28 @@ def _guarded(group: Callable[[], Iterator[Check]]) -> list[Check]:
 
 
 def _machine() -> Iterator[Check]:
-    from parity_lib.engines import machine
-    from parity_lib.engines.llamacpp.recipe import host_target
+    from parity_lib.engines import machine, targets
+    from parity_lib.engines.burn.sources import CRATES_IO
+    from parity_lib.records.isa_evidence import BURN
     from parity_lib.records.pins import load_pins
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Check("machine", None, f"{machine.host()}, class {machine.machine_class()}, {cores} cores, {_memory()}")
     yield Check("python", None, f"{sys.version.split()[0]}, {sys.executable}")
-    pin = load_pins().llama_cpp
-    yield Check("ISA target of this machine", ok=True, found=str(host_target(pin)))
-    for name, target in pin.targets.items():
-        lacking = machine.missing_flags(target.cpu_flags)
-        found = f"the CPU lacks {', '.join(lacking)}" if lacking else "the CPU has all of its instructions"
-        yield Check(f"ISA target {name}", not lacking, found, "cells of this ISA target are holes here", needed=False)
+    pins = load_pins()
+    yield Check("ISA target of this machine", ok=True, found=targets.host(pins, CRATES_IO))
+    for name in pins.llama_cpp.targets:
+        try:
+            sides = targets.sides(pins, CRATES_IO, name)
+        except PinError as error:
+            step = "cells of this ISA target are not run here"
+            yield Check(f"ISA target {name}", ok=False, found=str(error.found), next_step=step, needed=False)
+            continue
+        own = targets.own_target(pins.stack(CRATES_IO))
+        runs = {e: f"runs {s.isa}" + (f", because {s.lacks}" if s.lacks else "") for e, s in sides.by_engine()}
+        if sides.candidate.isa != own:
+            runs[BURN] = f"as published chooses {own} on this CPU"
+        yield Check(f"ISA target {name}", ok=True, found="; ".join(f"{e} {words}" for e, words in runs.items()))
 
 
 def _memory() -> str:

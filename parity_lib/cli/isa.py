@@ -27,12 +27,12 @@ def command() -> None:
     help="Threads of each engine.",
 )
 def prove(targets: tuple[str, ...], threads: int) -> int:
-    """Run both engines on each of LEGS (default: all) for a moment and say which instructions they ran.
+    """Run both engines on each of TARGETS (default: all) for a moment and say which instructions they ran.
 
-    An ISA target that this CPU lacks is refused; that is a failure only where it was named.
+    Each engine is judged apart. A target that it cannot run here is a failure only where it was named.
     """
     from parity_lib.cell.isa_machine import prove_machine
-    from parity_lib.judge.t7_isa import words
+    from parity_lib.judge.t7_isa import side_word, words
     from parity_lib.records.pins import load_pins
 
     pins = load_pins()
@@ -40,15 +40,14 @@ def prove(targets: tuple[str, ...], threads: int) -> int:
         pins.llama_cpp.target(target)
     proofs = prove_machine(pins, targets, threads)
     for proof in proofs:
-        word = "proven" if proof.proven else "REFUSED" if proof.contradicted else "unproven"
         evidence = proof.evidence
         click.echo(
-            f"{word:8} {evidence.engine:9} requested={evidence.requested} observed={proof.observed}"
+            f"{side_word(proof):18} {evidence.engine:9} requested={evidence.requested} observed={proof.observed}"
             f" run={evidence.run!r}: {words(proof)}"
         )
     if any(proof.contradicted for proof in proofs):
         return 1
-    wanted = [p for p in proofs if targets or not p.reason.startswith("refused: this CPU")]
+    wanted = [p for p in proofs if targets or not p.evidence.impossible]
     return 0 if all(p.proven for p in wanted) else 3
 
 
@@ -81,7 +80,7 @@ def split(model: str, quant: str, targets: str, prompts: str, n_threads: int, ou
 @command.command(epilog=EPILOG)
 @click.argument("target")
 def build(target: str) -> int:
-    """Build llama.cpp for LEG into the cache, beside the installed one; about 5 minutes on 2 cores, once.
+    """Build llama.cpp for TARGET into the cache, beside the installed one; about 5 minutes on 2 cores, once.
 
     Nothing is installed: a cell of that target finds it there. A target that this CPU lacks can be built and not run.
     """

@@ -11,6 +11,7 @@ from parity_lib.cell.open_engines import open_burn
 from parity_lib.cell.reference import Reference, score
 from parity_lib.cell.request import Cell
 from parity_lib.cell.rows import Rows
+from parity_lib.engines.targets import candidate_side
 from parity_lib.engines.worker.client import Worker
 from parity_lib.numerics.bits import BitDifference, compare_bits
 from parity_lib.records.traces import Position
@@ -77,6 +78,6 @@ def _all(reference: Reference) -> tuple[Position, ...]:
 
 
 def open_side(cell: Cell, side: Side, kind: str, compute: str = "") -> Worker:
-    """Return a worker with the candidate on a stack: on the cell's target, or on the stack's only one."""
-    isa, compute = cell.pins.stack(side.stack).isa or cell.id.isa, compute or cell.id.compute
+    """Return a worker with the candidate on a stack, on the widest ISA target that the stack has of the cell's."""
+    isa, compute = candidate_side(cell.pins.stack(side.stack), cell.id.isa).isa, compute or cell.id.compute
     return open_burn(cell, kind, isa=isa, stack=side.stack, compute=compute, plain=side.plain, fault=None)

@@ -178,7 +178,7 @@ def _native(stored: Stored, twin: RungResult) -> tuple[RungResult | None, list[D
         return None, [], {"note": "no self-spread was stored, so T5 was not judged"}
     pair, spread = store.load_pair(stored.folder / NATIVE_FILE), store.load_spread(stored.folder)
     cell = stored.verdict.cell
-    pin = load_spreads().find(cell.model, cell.quant, cell.isa, spread.machine_class, spread.prompts_sha256)
+    pin = load_spreads().find(cell.model, cell.quant, spread.isa, spread.machine_class, spread.prompts_sha256)
     native, divergences, literal = judge_native(pair, _positions(pair), spread, pin)
     return *accuse_reference(twin, native, divergences), literal
 

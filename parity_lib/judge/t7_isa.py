@@ -6,36 +6,96 @@ executes AVX-512 stops in the middle of it, and a fallback stops in the middle o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from parity_lib.base.names import Kind, Outcome, Rung
-from parity_lib.numerics.isa_samples import PRODUCTS, target_of
-from parity_lib.records.isa_evidence import IsaProof, Kernel
+from parity_lib.base.names import Isa, Kind, Outcome, Rung
+from parity_lib.numerics.isa_samples import MIN_PRODUCTS, MIN_VECTORS, NARROW, PRODUCTS, WIDTH, target_of
+from parity_lib.records.isa_evidence import BURN, UNPROVEN, Evidence, IsaProof, Kernel
 from parity_lib.records.verdicts import Divergence, RungResult
+
+ENOUGH = 200  # samples of an engine's own among which those of its kernels cannot be missed
+SHARE = 0.9  # of the candidate's multiply-adds that the ISA target must have: its matmul is one kernel
+PART = 0.05  # of the reference's vector samples from which on an ISA target counts as seen
+TILE_BUFFER = "AMX"  # where llama.cpp puts weights for its tiles
+
+
+def prove(evidence: Evidence) -> IsaProof:
+    """Judge one engine's evidence: which ISA target it shows, and whether that is the one that was asked for."""
+    if evidence.sampled is None:
+        return IsaProof(evidence, UNPROVEN, proven=False, reason=evidence.absent or "nothing was sampled")
+    counts = evidence.sampled.products if evidence.engine == BURN else evidence.sampled.vectors
+    least, what = (MIN_PRODUCTS, "multiply-adds") if evidence.engine == BURN else (MIN_VECTORS, "vector instructions")
+    total = sum(counts.values())
+    if total < least:
+        few = f"{total} samples at {what}, {least} are needed"
+        if evidence.sampled.own < ENOUGH:
+            return IsaProof(evidence, UNPROVEN, proven=False, reason=few)
+        told = f"{few}; it was not for want of looking: {evidence.sampled.own} samples in its libraries"
+        return IsaProof(evidence, NARROW, proven=False, reason=told)
+    observed = _observed(counts, SHARE if evidence.engine == BURN else PART)
+    shares = ", ".join(f"{count / total:.0%} {target}" for target, count in sorted(counts.items(), key=lambda c: -c[1]))
+    seen = f"{total} samples at {what}: {shares}"
+    against = _against(evidence, observed, counts)
+    return IsaProof(evidence, observed, proven=not against, reason="; ".join([seen, *against]))
+
+
+def _observed(counts: Mapping[str, int], share: float) -> str:
+    """Return the widest ISA target that has, with everything wider, at least this share of the samples."""
+    total, wider = sum(counts.values()), 0
+    for target in sorted(counts, key=lambda target: -WIDTH[target]):
+        wider += counts[target]
+        if wider >= share * total:
+            return target
+    return UNPROVEN
+
+
+def _against(evidence: Evidence, observed: str, counts: Mapping[str, int]) -> list[str]:
+    """Return what speaks against the ISA target that was asked for, one sentence each."""
+    wanted = evidence.requested
+    against = [] if observed == wanted else [f"asked for {wanted}, saw {observed}"]
+    wider = {target: n for target, n in counts.items() if WIDTH[target] > WIDTH.get(wanted, -1)}
+    if observed == wanted and wider:
+        against.append(f"instructions beyond {wanted} ran too: {', '.join(wider)}")
+    operands = evidence.arithmetic.get("operands")
+    if evidence.arithmetic.get("fma") == "no":
+        against.append(f"its products are rounded before they are added: no {wanted} kernel does that")
+    if wanted == Isa.AMX and evidence.engine == BURN and operands == "f32":
+        against.append("its operands are f32, and tiles have no f32")
+    tiles = sum(buffer.bytes for buffer in evidence.buffers if buffer.name == TILE_BUFFER)
+    if wanted == Isa.AMX and evidence.engine != BURN and not tiles:
+        against.append(f"no weight lies in the buffer {TILE_BUFFER}")
+    return against
 
 
 def judge_isa(proofs: Sequence[IsaProof], *, expected: int, required: bool) -> tuple[RungResult, list[Divergence]]:
-    """Judge rung T7: every run that was to be proved is, by what was seen.
+    """Judge rung T7: each run by itself, by what was seen of it.
 
     Args:
         proofs: of each run.
         expected: how many there must be.
-        required: whether an unproven ISA target makes the cell incomplete; else the rung is not run.
+        required: whether the cell needs its ISA target proven on both sides.
 
     Returns:
         The rung, in proofs, and a divergence for each run that showed other instructions than were asked for: a
-        fallback that answers to the name of the ISA target is a divergence, however good its numbers are.
+        fallback that answers to the name of the ISA target is a divergence, however good its numbers are. A side that
+        cannot run the cell's target here is proven by the target that it ran instead, and reported. Where the cell
+        requires the target, that is a divergence of the candidate, and of the reference it leaves the rung INCOMPLETE:
+        the machine is to blame then.
     """
     against = [proof for proof in proofs if proof.contradicted]
     unproven = [proof for proof in proofs if not proof.proven and not proof.contradicted]
+    short = [proof for proof in proofs if proof.evidence.impossible]
+    missed = [p for p in short if required and p.evidence.engine == BURN and not p.contradicted]
     complete = len(proofs) == expected > 0 and not unproven
     otherwise = Outcome.INCOMPLETE if required else Outcome.NOT_RUN
-    notes = [f"{p.evidence.engine} ({p.evidence.run}): {words(p)}" for p in [*against, *unproven]]
+    whole = Outcome.PARITY if not short else Outcome.INCOMPLETE if required else Outcome.REPORTED
+    notes = list(dict.fromkeys(p.evidence.impossible for p in short))
+    notes += [f"{p.evidence.engine} ({p.evidence.run}): {words(p)}" for p in [*against, *unproven]]
     notes += [f"{expected - len(proofs)} proofs are missing"] if len(proofs) != expected else []
     notes += [f"{p.evidence.engine}: {words(p)}" for p in proofs if p.proven]
     rung = RungResult(
         rung=Rung.T7,
-        outcome=Outcome.DIVERGED if against else Outcome.PARITY if complete else otherwise,
+        outcome=Outcome.DIVERGED if against or missed else whole if complete else otherwise,
         expected=expected,
         compared=len(proofs) - len(unproven),
         worst=None,
@@ -45,9 +105,22 @@ def judge_isa(proofs: Sequence[IsaProof], *, expected: int, required: bool) -> t
         note=("unproven: " if not against and not complete else "") + "; ".join(notes),
     )
     return rung, [
-        Divergence(Rung.T7, Kind.ISA, 0.0, where=p.evidence.engine, note=f"{p.evidence.run}: {p.reason}")
-        for p in against
+        *(_divergence(p, f"{p.evidence.run}: {p.reason}") for p in against),
+        *(_divergence(p, p.evidence.impossible) for p in missed),
     ]
+
+
+def _divergence(proof: IsaProof, note: str) -> Divergence:
+    return Divergence(Rung.T7, Kind.ISA, 0.0, where=proof.evidence.engine, note=note)
+
+
+def side_word(proof: IsaProof) -> str:
+    """Return what is known about one side in a word or two, for tables."""
+    if proof.contradicted:
+        return "other instructions"
+    if proof.evidence.impossible:
+        return "not possible here"
+    return "proven" if proof.proven else "unproven"
 
 
 def words(proof: IsaProof) -> str:

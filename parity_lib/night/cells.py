@@ -11,6 +11,8 @@ from typing import Any
 
 from parity_lib.base.errors import ParityError, PinError
 from parity_lib.base.names import Outcome
+from parity_lib.engines import targets
+from parity_lib.engines.burn.sources import CRATES_IO
 from parity_lib.model_file.facts import read_facts
 from parity_lib.models import ensure
 from parity_lib.night.content import cell_key
@@ -91,7 +93,6 @@ class Cells:
     pins: Pins
     notebooks: Path
     folder: Path  # the night's
-    host_target: str
     source: str  # digest of everything that results depend on
     require_all: bool
     full: bool = False  # every prompt is replayed and made again, not a part of them
@@ -99,7 +100,9 @@ class Cells:
 
     def isa(self, cell: PlanCell) -> str:
         """Return the ISA target that a cell runs on."""
-        return self.host_target if cell.isa == HOST else cell.isa
+        if cell.isa != HOST:
+            return cell.isa
+        return targets.host(self.pins, cell.stack if cell.stack in self.pins.stacks else CRATES_IO)
 
     def require_isa(self, cell: PlanCell) -> bool:
         """Return whether a cell needs its target proved: if it names one; with ``--require-all`` always."""

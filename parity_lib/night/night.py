@@ -16,7 +16,6 @@ from typing import TextIO
 
 from parity_lib.base.files import hold_folder
 from parity_lib.engines import machine
-from parity_lib.engines.llamacpp.recipe import host_target
 from parity_lib.night.cells import Cells, Done, Ready
 from parity_lib.night.content import source_digest
 from parity_lib.night.junit import write_junit
@@ -79,7 +78,6 @@ def run_night(options: NightOptions, stream: TextIO | None = None) -> tuple[Nigh
             pins,
             notebooks,
             folder,
-            str(host_target(pins.llama_cpp)),
             source_digest(),
             options.require_all,
             options.full,

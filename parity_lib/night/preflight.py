@@ -11,7 +11,7 @@ from typing import Any
 
 from parity_lib.base.errors import EngineError, ParityError, PinError
 from parity_lib.base.toml_table import fixture_path
-from parity_lib.engines import machine
+from parity_lib.engines import targets
 from parity_lib.engines.burn.build_info import CRATES_IO, check_built
 from parity_lib.engines.llamacpp.isa_build import target_receipt
 from parity_lib.faults.names import check_faults
@@ -90,18 +90,22 @@ def declared_names(notebook: Path) -> frozenset[str]:
 
 def machine_lacks(cell: PlanCell, isa: str, plan: Plan, pins: Pins) -> list[Lack]:
     """Return what keeps a cell from running here: instructions, the reference's build, the stack, a file."""
-    return [*_target_lacks(isa, pins), *_stack_lacks(cell, plan, pins), *_file_lacks(cell, pins)]
+    return [*_target_lacks(cell, isa, pins), *_stack_lacks(cell, plan, pins), *_file_lacks(cell, pins)]
 
 
-def _target_lacks(isa: str, pins: Pins) -> list[Lack]:
-    missing = machine.missing_flags(pins.llama_cpp.target(isa).cpu_flags)
-    if missing:
-        what = f"this machine cannot run the ISA target {isa}: it lacks {', '.join(missing)}"
+def _target_lacks(cell: PlanCell, isa: str, pins: Pins) -> list[Lack]:
+    """Return that neither engine can run the ISA target here, or that llama.cpp is not built for its own."""
+    stack = cell.stack if cell.stack in pins.stacks else CRATES_IO
+    try:
+        reference = targets.sides(pins, stack, isa).reference.isa
+    except PinError as error:
+        what = f"this machine cannot run the ISA target {isa}: {error.found}"
         return [Lack(what, f"run these cells on a machine of that ISA target: parity nightly --only '*-{isa}-*'")]
     try:
-        target_receipt(pins.llama_cpp, isa)
+        target_receipt(pins.llama_cpp, reference)
     except ParityError as error:
-        return [Lack(f"llama.cpp is not built for the ISA target {isa}: {error.what}", f"parity isa build {isa}")]
+        what = f"llama.cpp is not built for the ISA target {reference}: {error.what}"
+        return [Lack(what, f"parity isa build {reference}")]
     return []
 
 

@@ -40,7 +40,8 @@ def sound_verdict(
     if verdict.outcome is Outcome.PARITY and outcome is not Outcome.PARITY:
         wrong += causes
     proof = verdict.rung(Rung.T7)
-    if require_isa and proof is not None and proof.outcome is Outcome.NOT_RUN and verdict.outcome is Outcome.PARITY:
+    unproven = proof is not None and proof.outcome is not Outcome.PARITY
+    if require_isa and proof is not None and unproven and verdict.outcome is Outcome.PARITY:
         wrong.append(f"the ISA target {identity.isa} is not proved, and has to be: {proof.note}")
     if verdict.cell != identity or verdict.control != cell.control:
         wrong.append(f"the verdict is of another cell: {verdict.cell}")

@@ -54,7 +54,8 @@ class Buffer:
 class Evidence:
     """Facts about one engine's run, without a judgement.
 
-    ``requested`` is the ISA target that was asked for. What was seen never comes from it.
+    ``requested`` is the ISA target that this engine was asked for: the cell's, or the widest that it has of it here.
+    What was seen never comes from it.
     """
 
     engine: str  # BURN or LLAMA_CPP
@@ -65,6 +66,7 @@ class Evidence:
     buffers: tuple[Buffer, ...] = ()
     features: Mapping[str, int] = field(default_factory=dict)  # llama.cpp's list of what was compiled in
     arithmetic: Mapping[str, str] = field(default_factory=dict)  # fingerprint: "fma" yes or no, "operands" f32 or bf16
+    impossible: str = ""  # why this side cannot run the cell's ISA target here, one sentence; empty where it can
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Evidence:

@@ -46,13 +46,17 @@ def proved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proved]:
 
 
 def test_both_engines_are_proved_by_what_they_ran(proved: Proved) -> None:
-    rung = proved.finding.rung
-    assert (rung.outcome, rung.expected, rung.compared) == (Outcome.PARITY, 2, 2)
+    rung, sides = proved.finding.rung, proved.cell.sides
+    whole = not sides.reference.lacks and not sides.candidate.lacks
+    assert (rung.expected, rung.compared) == (2, 2)
+    assert rung.outcome is (Outcome.PARITY if whole else Outcome.REPORTED)
+    assert sides.reference.lacks in rung.note
     proofs = proofs_of(proved.finding.literal)
     assert [(p.evidence.engine, p.observed, p.proven) for p in proofs] == [
-        (BURN, proved.cell.id.isa, True),
-        (LLAMA_CPP, proved.cell.id.isa, True),
+        (BURN, sides.candidate.isa, True),
+        (LLAMA_CPP, sides.reference.isa, True),
     ]
+    assert [bool(p.evidence.impossible) for p in proofs] == [bool(sides.candidate.lacks), bool(sides.reference.lacks)]
     assert [b.name for b in proofs[1].evidence.buffers] == ["CPU_Mapped"]
     assert proved.finding.literal["isa"]["deployed"]["evidence"]["run"] == "default settings"
     assert proved.cell.diary.cache["dispatch"] == "computed"
@@ -64,7 +68,7 @@ def test_what_was_kept_is_not_believed_where_it_saw_too_little(
     proved: Proved, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(reference_cache, "traces_dir", lambda: tmp_path)
-    nothing = Evidence(LLAMA_CPP, "strict settings", proved.cell.id.isa, None, "lost")
+    nothing = Evidence(LLAMA_CPP, "strict settings", proved.cell.sides.reference.isa, None, "lost")
     real, calls = t7_isa._run, []
 
     def run(cell: Cell, settings: Settings, sequence: list[int]) -> Evidence:
@@ -80,7 +84,7 @@ def test_what_was_kept_is_not_believed_where_it_saw_too_little(
 @pytest.mark.parametrize(("required", "outcome"), [(False, Outcome.NOT_RUN), (True, Outcome.INCOMPLETE)])
 def test_unproven_is_a_not_run_unless_the_cell_requires_it(proved: Proved, required: bool, outcome: Outcome) -> None:
     cell = replace(proved.cell, request=replace(proved.cell.request, require_isa=required))
-    unseen = {"proof": encode(Evidence(BURN, "teacher-forced pass", cell.id.isa, None, "no sampler here"))}
+    unseen = {"samples": encode(Evidence(BURN, "teacher-forced pass", cell.id.isa, None, "no sampler here"))}
     candidate = replace(proved.candidate, run=replace(proved.candidate.run, isa_evidence=unseen))
     finding = steps.prove_isa(cell, proved.reference, candidate)
     assert (finding.rung.outcome, finding.divergences) == (outcome, ())
@@ -102,7 +106,10 @@ def test_a_polyfill_in_a_cell_is_a_divergence(proved: Proved) -> None:
     assert "asked for amx, saw" in divergence.note
 
 
-def test_strict_settings_of_the_amx_target_are_asked_for_what_they_can_run(proved: Proved) -> None:
+def test_strict_settings_of_the_amx_target_are_asked_for_what_they_can_run(
+    proved: Proved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "missing_flags", lambda *_: [])  # a CPU that has everything
     cell = replace(proved.cell, id=replace(proved.cell.id, isa="amx"))
     claims = dict.fromkeys((str(Settings.STRICT), str(Settings.DEFAULT)))
     kept = {name: encode(Evidence(LLAMA_CPP, f"{name} settings", "amx", None, "-")) for name in claims}

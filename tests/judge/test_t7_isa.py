@@ -11,8 +11,8 @@ import pytest
 from parity_lib.base.errors import RecordError
 from parity_lib.base.json_text import encode
 from parity_lib.base.names import Kind, Outcome, Rung
-from parity_lib.judge.t7_isa import judge_isa, words
-from parity_lib.numerics.isa_samples import MIN_PRODUCTS, prove, summarise, target_of
+from parity_lib.judge.t7_isa import judge_isa, prove, side_word, words
+from parity_lib.numerics.isa_samples import MIN_PRODUCTS, summarise, target_of
 from parity_lib.records.isa_evidence import BURN, LLAMA_CPP, UNPROVEN, Buffer, Evidence, Kernel
 from parity_lib.records.verdicts import conclude
 
@@ -117,6 +117,46 @@ def test_too_little_is_a_not_run_and_incomplete_where_it_is_required(evidence: E
     assert [rung.outcome for rung in outcomes] == [Outcome.NOT_RUN, Outcome.INCOMPLETE]
     assert all(rung.note.startswith("unproven: ") for rung in outcomes)
     assert [len(conclude([rung], required=())[1]) for rung in outcomes] == [1, 1]  # alone a hole shows nothing either
+
+
+NO_TILES = "amx is not possible for burn here, which ran avx512: it has no kernel of tiles"
+
+
+@pytest.mark.parametrize(
+    ("required", "outcome", "n_divergences"), [(False, Outcome.REPORTED, 0), (True, Outcome.DIVERGED, 1)]
+)
+def test_a_candidate_that_has_no_such_kernel_is_reported_and_red_where_it_is_required(
+    required: bool, outcome: Outcome, n_divergences: int
+) -> None:
+    burn = prove(of_burn("avx512", (FMA512, 40), impossible=NO_TILES))
+    strict = prove(of_llama("avx512", (DOT, 60)))
+    tiles = prove(of_llama("amx", (TILE, 12), (DOT, 60), buffers=(AMX,)))
+    assert [side_word(proof) for proof in (burn, strict, tiles)] == ["not possible here", "proven", "proven"]
+    rung, divergences = judge_isa([burn, strict, tiles], expected=3, required=required)
+    assert (rung.outcome, rung.compared, len(divergences)) == (outcome, 3, n_divergences)
+    assert rung.note.startswith(NO_TILES)
+    assert all((d.where, d.note) == (BURN, NO_TILES) for d in divergences)
+    twin = replace(rung, rung=Rung.T4, outcome=Outcome.PARITY)
+    concluded, causes = conclude([twin, rung], required=(Rung.T4, Rung.T7))
+    assert (concluded, causes) == (Outcome.DIVERGED if required else Outcome.PARITY, ())
+
+
+def test_a_reference_that_has_no_such_build_here_accuses_nobody() -> None:
+    burn = prove(of_burn("avx512", (FMA512, 40)))
+    llama = prove(of_llama("avx2", (LOAD, 60), impossible="avx512 is not possible for llama.cpp here"))
+    outcomes = [judge_isa([burn, llama], expected=2, required=required) for required in (False, True)]
+    assert [rung.outcome for rung, _ in outcomes] == [Outcome.REPORTED, Outcome.INCOMPLETE]
+    assert [divergences for _, divergences in outcomes] == [[], []]
+
+
+def test_what_was_run_instead_has_to_be_shown_too() -> None:
+    """A side that cannot run the cell's target is asked for its own widest, and may fail that."""
+    slow = prove(of_burn("avx512", (FMA256, 40), impossible=NO_TILES))
+    assert side_word(slow) == "other instructions"
+    rung, [divergence] = judge_isa([slow], expected=1, required=True)
+    assert (rung.outcome, divergence.note) == (Outcome.DIVERGED, f"{slow.evidence.run}: {slow.reason}")
+    unseen = prove(of_burn("avx512", impossible=NO_TILES))
+    assert judge_isa([unseen], expected=1, required=False)[0].outcome is Outcome.NOT_RUN
 
 
 def test_a_missing_proof_is_a_not_run() -> None:

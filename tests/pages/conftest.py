@@ -20,8 +20,7 @@ from parity_lib.judge.t3_ops import Replayed, judge_ops, kinds
 from parity_lib.judge.t4_twin import judge_twin
 from parity_lib.judge.t5_native import judge_native
 from parity_lib.judge.t6_self import RELATIONS, judge_self
-from parity_lib.judge.t7_isa import judge_isa
-from parity_lib.numerics.isa_samples import prove
+from parity_lib.judge.t7_isa import judge_isa, prove
 from parity_lib.numerics.op_error import op_error
 from parity_lib.pages.cell.drift import drift
 from parity_lib.pages.cell.positions import Positions, positions

@@ -1,4 +1,4 @@
-"""Check what the Rust extension was built from, and which ISA target it can run."""
+"""Check what the Rust extension was built from."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from parity_lib.base.errors import EngineError, PinError
-from parity_lib.base.names import Isa
-from parity_lib.engines import machine
 from parity_lib.engines.burn import stacks
 from parity_lib.engines.burn.sources import CRATES_IO, NATIVE, lock_sha256, manifest, source_sha256
 from parity_lib.records.pins import load_pins
@@ -20,14 +18,11 @@ from parity_lib.records.pins import load_pins
 Extension = Any  # the module burn_gguf, or an object of it; its types are in burn_gguf/burn_gguf.pyi
 
 __all__ = [
-    "CPU_FLAGS",
     "CRATES_IO",
     "JUDGED",
-    "KERNEL",
     "NATIVE",
     "WITH_FAULTS",
     "check_built",
-    "check_isa",
     "check_sources",
     "library",
     "load",
@@ -36,14 +31,6 @@ __all__ = [
 
 JUDGED, WITH_FAULTS = "without faults", "with faults"  # the two libraries of a stack; only the first is ever judged
 REBUILD = "run `make setup`, which builds the extension again"
-CPU_FLAGS: Mapping[Isa, tuple[str, ...]] = {
-    Isa.AVX2: ("avx2", "fma"),
-    Isa.AVX512: ("avx512f",),
-    Isa.AMX: ("amx_tile", "amx_bf16"),
-    Isa.NEON: ("asimd",),
-}
-# The f32 kernel that burn's matmul chooses on a CPU of that ISA target. There is none for AMX in any released burn.
-KERNEL: Mapping[Isa, str] = {Isa.AVX2: "avx2", Isa.AVX512: "avx512", Isa.NEON: "neon"}
 
 
 def check_sources(build: Mapping[str, Any], native: Path = NATIVE) -> None:
@@ -59,32 +46,6 @@ def check_sources(build: Mapping[str, Any], native: Path = NATIVE) -> None:
                 found=build[name],
                 next_step=REBUILD if build["stack"] == CRATES_IO else f"parity stack build {build['stack']}",
             )
-
-
-def check_isa(isa: Isa, expected_kernel: str) -> None:
-    """Raise ``PinError`` unless this CPU has the ISA target's instructions and burn's matmul would choose its kernel.
-
-    Args:
-        isa: the ISA target that was asked for.
-        expected_kernel: what the extension says that its matmul chooses here.
-    """
-    missing = machine.missing_flags(CPU_FLAGS[isa])
-    if missing:
-        raise PinError(
-            "this machine lacks the instructions of the ISA target",
-            place=f"isa {isa}",
-            expected=", ".join(CPU_FLAGS[isa]),
-            found=f"without {', '.join(missing)}",
-            next_step="ask for an ISA target that `parity doctor` lists for this machine",
-        )
-    if KERNEL.get(isa, "none") not in expected_kernel:
-        raise PinError(
-            "this build of the extension does not run the ISA target's kernel",
-            place=f"isa {isa}",
-            expected=f"a {KERNEL.get(isa, isa)} kernel of f32 matmul",
-            found=expected_kernel,
-            next_step="build the stack of that ISA target, or ask for the ISA target of this build",
-        )
 
 
 def library(build: Mapping[str, Any]) -> str:

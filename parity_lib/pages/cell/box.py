@@ -156,7 +156,8 @@ def _marks(verdict: Verdict) -> list[tuple[str, str]]:
     proof = verdict.rung(Rung.T7)
     if proof is None or proof.outcome is not Outcome.PARITY:
         reason = "no proof was asked for" if proof is None else proof.note
-        marks.append((f"{verdict.cell.isa} unproven", f"requested; {reason}"))
+        word = "not on both sides" if proof is not None and proof.outcome is Outcome.REPORTED else "unproven"
+        marks.append((f"{verdict.cell.isa} {word}", f"requested; {reason}"))
     return marks
 
 

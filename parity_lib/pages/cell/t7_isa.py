@@ -7,6 +7,7 @@ from typing import Any
 
 from parity_lib.base.errors import RecordError
 from parity_lib.base.names import Rung
+from parity_lib.judge.t7_isa import side_word
 from parity_lib.numerics.isa_samples import target_of
 from parity_lib.pages.cell.steps import ABSENT
 from parity_lib.pages.kit.fragment import Column, Fragment, plain_table, table
@@ -38,6 +39,7 @@ _BUFFERS = (
     Column("share of FLOPs", numeric=True),
 )
 SHOWN = 4  # kernels of one run
+_SIGN = {"proven": "✓", "other instructions": "✗", "not possible here": "·", "unproven": "!"}
 NOTE = (
     "A sample is the instruction at which a thread stood when the clock of its CPU time ticked; its target is the one "
     "that has such instructions. burn is judged by its multiply-adds, llama.cpp, whose kernels mix widths, by all of "
@@ -77,12 +79,13 @@ def proof_tables(proofs: Sequence[IsaProof], deployed: Sequence[IsaProof] = ()) 
 
 
 def proof_row(proof: IsaProof) -> list[str]:
-    """Return one proof as a row: engine and run, requested, observed, proven or not, samples, the reason."""
+    """Return one proof as a row: engine and run, requested, observed, what is known, samples, the reason."""
     evidence = proof.evidence
-    word = "✓ proven" if proof.proven else "✗ refused" if proof.contradicted else "! unproven"
+    word = f"{_SIGN[side_word(proof)]} {side_word(proof)}"
     samples = NONE if evidence.sampled is None else count(evidence.sampled.own)
     told = [f"{name} {value}" for name, value in evidence.arithmetic.items()]
-    reason = proof.reason + (f"; arithmetic: {', '.join(told)}" if told else "")
+    reason = "; ".join([*filter(None, [evidence.impossible]), proof.reason])
+    reason += f"; arithmetic: {', '.join(told)}" if told else ""
     return [f"{evidence.engine}, {evidence.run}", evidence.requested, proof.observed, word, samples, reason]
 
 

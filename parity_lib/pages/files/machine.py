@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from parity_lib.engines.machine import missing_flags
+from parity_lib.judge.t7_isa import side_word
 from parity_lib.model_file.digest import sha256_file
 from parity_lib.models.ensure import ModelStatus
 from parity_lib.pages.cell.t7_isa import proof_tables
@@ -72,9 +73,9 @@ def target_table(pins: Pins, proofs: Sequence[IsaProof] = ()) -> Fragment:
     rows = []
     for name, target in pins.llama_cpp.targets.items():
         lacking = missing_flags(target.cpu_flags)
-        found = f"lacks {', '.join(lacking)}" if lacking else "has all of it"
+        found = f"lacks {', '.join(lacking)} of llama.cpp's build" if lacking else "has all of it"
         flags = [*pins.llama_cpp.cmake_args, *target.cmake_args]
-        seen = [NONE if lacking else _seen(proofs, name, engine) for engine in (BURN, LLAMA_CPP)]
+        seen = [_seen(proofs, name, engine) for engine in (BURN, LLAMA_CPP)]
         rows.append([name, found, *seen, " ".join(target.cpu_flags), " ".join(flags)])
     note = "Requested and observed are two things: an ISA target is unproven unless sampled instructions show it."
     html = table(columns, rows, css="targets") + f"<p class=note>{note}</p>"
@@ -87,7 +88,9 @@ def _seen(proofs: Sequence[IsaProof], target: str, engine: str) -> str:
     found = next((p for p in proofs if (p.evidence.requested, p.evidence.engine) == (target, engine)), None)
     if found is None:
         return UNPROVEN
-    return f"{found.observed}, {'proven' if found.proven else short(found.reason)}"
+    word = side_word(found)
+    told = word if found.proven and word == "proven" else f"{word}: {short(found.reason)}"
+    return told if found.observed == word else f"{found.observed}, {told}"
 
 
 def file_table(files: Sequence[ModelStatus]) -> Fragment:

@@ -86,7 +86,8 @@ def _instructions(verdict: Verdict) -> str:
         return NONE
     if rung.outcome is Outcome.PARITY:
         return f"{verdict.cell.isa}, proven"
-    return f"{verdict.cell.isa} {'refused' if rung.outcome is Outcome.DIVERGED else 'unproven'}: {rung.note}"
+    words = {Outcome.DIVERGED: "refused", Outcome.REPORTED: "not on both sides"}
+    return f"{verdict.cell.isa} {words.get(rung.outcome, 'unproven')}: {rung.note}"
 
 
 def _controls(night: Night) -> list[str]:

@@ -123,7 +123,7 @@ def _smallest(cell: Cell, source: Source, fault: str) -> tuple[Cut, bool]:
         if _bytes(cut.op) > LARGEST:
             continue
         first = first or cut
-        value = reduced_value(cell.log("burn"), cut.op, fault, cell.id.isa, cell.id.stack)
+        value = reduced_value(cell.log("burn"), cut.op, fault, cell.sides.candidate.isa, cell.id.stack)
         if _shows(source, cut) and _is_same(source.limit, cut, value):
             return cut, True
     if first is None:  # every cut is too large: a dot product of 600,000 numbers

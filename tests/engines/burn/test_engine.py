@@ -25,9 +25,12 @@ from parity_lib.engines.burn import engine as burn
 from parity_lib.engines.burn import stacks
 from parity_lib.engines.burn.engine import Burn
 from parity_lib.engines.oracle.engine import Oracle
+from parity_lib.engines.targets import own_target
 from parity_lib.engines.worker.client import Worker
+from parity_lib.judge.t7_isa import prove
 from parity_lib.models.synthetic import Shape, build
 from parity_lib.numerics.metrics import row_digests
+from parity_lib.records.pins import load_pins
 
 pytestmark = pytest.mark.engine
 
@@ -53,7 +56,7 @@ def silent(done: int, total: int) -> None:
 @pytest.fixture(scope="module")
 def target() -> Isa:
     """The widest ISA target of this CPU, which is the one that the default build runs."""
-    return next(isa for isa in (Isa.AVX512, Isa.AVX2, Isa.NEON) if not machine.missing_flags(burn_build.CPU_FLAGS[isa]))
+    return Isa(own_target(load_pins().stack("crates-io")))
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +107,8 @@ def test_the_other_arithmetics_differ_by_what_they_round(
 
 
 def test_agrees_with_the_reference(models: dict[str, Path], target: Isa, tmp_path: Path) -> None:
-    path = models["llama"]
-    with Worker("llama_cpp", {"path": path, "settings": "strict", "isa": target, "n_threads": 2}) as reference:
+    path, host = models["llama"], machine.host_target()
+    with Worker("llama_cpp", {"path": path, "settings": "strict", "isa": host, "n_threads": 2}) as reference:
         reference.call("score", SEQUENCES, tmp_path / "llama.cpp")
     with Worker("burn", {"path": path, "isa": target, "n_threads": 2}) as candidate:
         candidate.call("score", SEQUENCES, tmp_path / "burn")
@@ -356,17 +359,15 @@ def test_a_model_that_is_not_supported_is_refused_by_name(tmp_path: Path, target
         Burn(tmp_path / "none.gguf", isa=target)
 
 
-def test_a_target_that_the_cpu_or_the_build_lacks_is_refused(models: dict[str, Path]) -> None:
-    lacking = next(isa for isa in Isa if machine.missing_flags(burn_build.CPU_FLAGS[isa]))
-    with pytest.raises(PinError, match="lacks the instructions"):
-        Burn(models["llama"], isa=lacking)
-
-
-def test_a_build_of_another_target_is_refused(target: Isa) -> None:
-    kernel = burn_build.KERNEL[target]
-    burn_build.check_isa(target, f"sgemm {kernel}")
-    with pytest.raises(PinError, match="does not run the ISA target's kernel"):
-        burn_build.check_isa(target, "sgemm generic")
+def test_a_target_that_burn_does_not_have_is_run_and_refuted_by_its_samples(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    """No stack of today has tiles: the rows are the same, and what was asked for is not what was seen."""
+    engine = Burn(models["llama"], isa=Isa.AMX)
+    proof = prove(engine.prove_isa(SEQUENCES, tmp_path, seconds=20.0))
+    assert (engine.run_info().isa_requested, proof.evidence.requested) == ("amx", "amx")
+    assert proof.contradicted
+    assert "asked for amx, saw" in proof.reason
 
 
 def test_an_unknown_stack_is_refused(models: dict[str, Path], target: Isa) -> None:

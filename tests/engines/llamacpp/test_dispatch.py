@@ -20,9 +20,11 @@ from parity_lib.engines.burn.engine import Burn
 from parity_lib.engines.llamacpp.engine import worker_env
 from parity_lib.engines.llamacpp.settings import ASLEEP
 from parity_lib.engines.sampler import Watch
+from parity_lib.engines.targets import own_target
 from parity_lib.engines.worker.client import Worker
-from parity_lib.numerics.isa_samples import prove
+from parity_lib.judge.t7_isa import prove
 from parity_lib.records.isa_evidence import UNPROVEN, Evidence
+from parity_lib.records.pins import load_pins
 from parity_lib.records.traces import F32
 
 pytestmark = pytest.mark.engine
@@ -36,9 +38,9 @@ def digest(path: Path) -> str:
 
 @pytest.mark.parametrize("compute", [Compute.F32, Compute.BF16])
 def test_sampling_changes_no_bit_of_burn_and_proves_its_target(
-    tiny_models: dict[str, Path], target: str, tmp_path: Path, compute: Compute
+    tiny_models: dict[str, Path], tmp_path: Path, compute: Compute
 ) -> None:
-    path = tiny_models["Q8_0"]
+    path, target = tiny_models["Q8_0"], own_target(load_pins().stack("crates-io"))
     plain, watched = Burn(path, isa=target, compute=compute), Burn(path, isa=target, compute=compute, sampled=True)
     plain.score(SEQUENCES, tmp_path / "plain")
     watched.score(SEQUENCES, tmp_path / "watched")
@@ -46,8 +48,11 @@ def test_sampling_changes_no_bit_of_burn_and_proves_its_target(
     watched.score(SEQUENCES, tmp_path / "again")
     assert digest(tmp_path / "plain") == digest(tmp_path / "watched") == digest(tmp_path / "again")
     assert (proof.proven, proof.observed) == (True, target)
-    assert watched.run_info().isa_observed == target
-    assert plain.run_info().isa_observed == UNPROVEN
+    assert (
+        watched.run_info().isa_observed == plain.run_info().isa_observed == UNPROVEN
+    )  # an engine does not judge itself
+    assert watched.run_info().isa_evidence["samples"]["sampled"] is not None
+    assert plain.run_info().isa_evidence["samples"]["sampled"] is None
     operands = "bf16" if compute is Compute.BF16 else "f32"
     assert proof.evidence.arithmetic["operands"] == operands
     assert not (tmp_path / "sampled.f32").exists()
