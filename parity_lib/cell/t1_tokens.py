@@ -12,12 +12,23 @@ from parity_lib.base.errors import EngineError, WorkerDied
 from parity_lib.base.progress import Progress
 from parity_lib.engines.worker.client import Worker
 from parity_lib.judge.t1_known_differences import TOGETHER, KnownDifferences, load_differences
-from parity_lib.judge.t1_tokens import REFUSED, BytesResult, Ids, TextResult, TokenizerPair, join_rungs, judge_tokens
+from parity_lib.judge.t1_tokens import (
+    REFUSED,
+    BytesResult,
+    Ids,
+    RankCheck,
+    TextResult,
+    TokenizerPair,
+    join_rungs,
+    judge_tokens,
+)
 from parity_lib.model_file.facts import ModelFacts
 from parity_lib.model_file.header import ModelFile
+from parity_lib.records.pins import load_pins
 from parity_lib.records.verdicts import Divergence, RungResult
 from parity_lib.tokenizers.build import BuiltTokenizer
 from parity_lib.tokenizers.metadata import NAMED, read_metadata
+from parity_lib.tokenizers.ranks import RankTokenizer, open_ranks, pin_for
 from parity_lib.tokenizers.texts import Text, generated_texts
 from parity_lib.tokenizers.vocabulary_cases import Vocabulary, ensure_vocabulary, load_vocabulary_pins
 
@@ -44,12 +55,15 @@ def compare_tokens_of(
     """
     built, known = BuiltTokenizer(read_metadata(path)), load_differences()
     wanted = [Text(name, PROMPTS, text) for name, text in texts] + list(generated_texts(own_names(built)))
+    results = tokenise_all(built, wanted, known, reference, progress)
+    results, ranks = hold_to_ranks(built, wanted, results, reference)
     pair = TokenizerPair(
         digest=facts.tokenizer_sha256,
         expected=Counter(text.group for text in wanted),
-        texts=tokenise_all(built, wanted, known, reference, progress),
-        bytes=compare_bytes(built, facts.n_vocab, reference),
+        texts=results,
+        bytes=compare_bytes(built.token_bytes(), facts.n_vocab, reference.call("n_vocab"), reference),
         facts=built.facts(),
+        ranks=ranks,
     )
     return judge_tokens(pair, known)
 
@@ -81,7 +95,8 @@ def _judge_vocabulary(vocabulary: Vocabulary) -> tuple[RungResult, list[Divergen
     texts += [replace(text, name=f"{name}/{text.name}") for text in generated_texts(own_names(built))]
     with Worker("llama_vocabulary", {"path": str(vocabulary.path), "n_threads": 1}) as reference:
         results = tokenise_all(built, texts, known, reference, _silent)
-        found = compare_bytes(built, built.n_tokens, reference)
+        results, ranks = hold_to_ranks(built, texts, results, reference)
+        found = compare_bytes(built.token_bytes(), built.n_tokens, reference.call("n_vocab"), reference)
     wanted = [vocabulary.expected(case, built) for case in vocabulary.cases]
     cases = [replace(result, expected=ids) for result, ids in zip(results, wanted, strict=False)]
     pair = TokenizerPair(
@@ -90,6 +105,7 @@ def _judge_vocabulary(vocabulary: Vocabulary) -> tuple[RungResult, list[Divergen
         texts=[*cases, *results[len(cases) :]],
         bytes=found,
         facts=built.facts() | {"warning": ""},  # of the pinned files it is known what they leave out
+        ranks=ranks,
     )
     rung, divergences, record = judge_tokens(pair, known)
     return rung, divergences, record | {"vocabulary": name}
@@ -123,12 +139,28 @@ def tokenise_all(
     return results
 
 
-def compare_bytes(built: BuiltTokenizer, n_vocab: int, reference: Worker) -> BytesResult:
-    """Compare what each id stands for, over the whole vocabulary."""
-    theirs = reference.call("token_bytes", list(range(reference.call("n_vocab"))))
-    ours = built.token_bytes()
+def hold_to_ranks(
+    built: BuiltTokenizer, texts: Sequence[Text], results: Sequence[TextResult], reference: Worker
+) -> tuple[list[TextResult], RankCheck | None]:
+    """Add to each result the ids by the ranks that are pinned for this vocabulary, and compare all ranks' bytes.
+
+    The results are unchanged where none are pinned, or nobody has fetched them, which the check then says.
+    """
+    pin = pin_for(built.metadata, load_pins().ranks)
+    ranks = None if pin is None else open_ranks(built.metadata, pin)
+    if pin is None or ranks is None:
+        return list(results), None if pin is None else RankCheck(pin.id, pin.file.sha256, None)
+    pairs = zip(results, texts, strict=True)
+    held = [replace(result, ranks=_of_built(ranks, text.text)) for result, text in pairs]
+    found = compare_bytes(ranks.token_bytes, pin.n_tokens, pin.n_tokens, reference)
+    return held, RankCheck(pin.id, pin.file.sha256, found)
+
+
+def compare_bytes(ours: Sequence[bytes], expected: int, n_tokens: int, reference: Worker) -> BytesResult:
+    """Compare what each of the first ``n_tokens`` ids stands for."""
+    theirs = reference.call("token_bytes", list(range(n_tokens)))
     different = [(i, a, b) for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b]
-    return BytesResult(n_vocab, len(theirs) if len(theirs) == len(ours) else 0, tuple(different))
+    return BytesResult(expected, len(theirs) if len(theirs) == len(ours) else 0, tuple(different))
 
 
 def _of_reference(reference: Worker, text: str) -> Ids:
@@ -140,7 +172,7 @@ def _of_reference(reference: Worker, text: str) -> Ids:
         return REFUSED  # the other side has to refuse it too
 
 
-def _of_built(built: BuiltTokenizer, text: str) -> Ids:
+def _of_built(built: BuiltTokenizer | RankTokenizer, text: str) -> Ids:
     try:
         return tuple(built.encode(text))
     except EngineError:

@@ -27,11 +27,12 @@ class TextResult:
     candidate: Ids  # of the tokenizer built from the metadata
     expected: Ids | None = None  # of a vocabulary case: what the model's own tokenizer gave when the case was made
     following: Mapping[str, Ids] = field(default_factory=dict)  # rule -> ids when llama.cpp is followed in it
+    ranks: Ids | None = None  # of a tokenizer whose ranks do not come from the file; None: there is none
 
     @property
     def equal(self) -> bool:
         """Return whether all that is known about this text agrees."""
-        return self.reference == self.candidate and self.expected in (None, self.reference)
+        return self.reference == self.candidate and {self.expected, self.ranks} <= {None, self.reference}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,22 @@ class BytesResult:
 
 
 @dataclass(frozen=True, slots=True)
+class RankCheck:
+    """What holds the ids beside the file's own metadata: pinned ranks from elsewhere."""
+
+    name: str  # id of the pin
+    sha256: str
+    bytes: BytesResult | None  # llama.cpp's bytes of each ordinary token against the ranks'; None: not fetched
+
+    @property
+    def words(self) -> str:
+        """Return in a few words what was held to them, or that it was not, with the command."""
+        if self.bytes is None:
+            return f"not held to the ranks {self.name}, which are not here: parity models fetch {self.name}"
+        return f"ids and {self.bytes.n_compared} tokens' bytes held to the ranks {self.name} too"
+
+
+@dataclass(frozen=True, slots=True)
 class TokenizerPair:
     """Everything that was found for one file."""
 
@@ -52,6 +69,7 @@ class TokenizerPair:
     texts: Sequence[TextResult]
     bytes: BytesResult
     facts: Mapping[str, Any]  # of the built tokenizer; "pre" is read here, and "warning" if there is one
+    ranks: RankCheck | None = None  # None: no ranks are pinned for this vocabulary
 
 
 def judge_tokens(pair: TokenizerPair, known: KnownDifferences) -> tuple[RungResult, list[Divergence], dict[str, Any]]:
@@ -65,7 +83,7 @@ def judge_tokens(pair: TokenizerPair, known: KnownDifferences) -> tuple[RungResu
     excused = {text.name: entry for text in pair.texts if (entry := _excuse(text, pre, known)) is not None}
     differing = [text for text in pair.texts if not text.equal]
     unknown = [text for text in differing if text.name not in excused]
-    divergences = _divergences(unknown, pair.bytes)
+    divergences = _divergences(unknown, pair)
     causes = _missing(pair) + _stale(pair, entries, excused)
     outcome = Outcome.DIVERGED if divergences else Outcome.INCOMPLETE if causes else Outcome.PARITY
     n_tokens = sum(len(text.reference) for text in pair.texts if text.reference != REFUSED)
@@ -81,7 +99,7 @@ def judge_tokens(pair: TokenizerPair, known: KnownDifferences) -> tuple[RungResu
         unit="texts",
         worst_where=unknown[0].name if unknown else "",
         source="tokenizers, built from the file's own metadata",
-        note="; ".join([note, *filter(None, [pair.facts.get("warning")]), *causes]),
+        note="; ".join([note, *filter(None, [pair.ranks and pair.ranks.words, pair.facts.get("warning")]), *causes]),
     )
     return rung, divergences, _record(pair, known, entries, excused, unknown)
 
@@ -99,8 +117,11 @@ def join_rungs(rungs: Sequence[RungResult]) -> RungResult:
 
 
 def _excuse(text: TextResult, pre: str, known: KnownDifferences) -> KnownDifference | None:
-    """Return the entry that covers the difference of this text and is shown to explain it; None for an equal text."""
-    if text.equal or text.expected is not None or text.group in EXACT:
+    """Return the entry that covers the difference of this text and is shown to explain it; None for an equal text.
+
+    A difference of llama.cpp's own is one that the ranks, where there are some, show as the built tokenizer does.
+    """
+    if text.equal or text.expected is not None or text.group in EXACT or text.ranks not in (None, text.candidate):
         return None
     for way in known.ways(pre, text.group):
         if text.following.get(way) == text.reference:
@@ -121,6 +142,9 @@ def _missing(pair: TokenizerPair) -> list[str]:
     causes += [f"{name} was tokenised {count} times" for name, count in names.items() if count > 1]
     if pair.bytes.n_compared != pair.bytes.n_expected or not pair.bytes.n_expected:
         causes.append(f"compared the bytes of {pair.bytes.n_compared} of {pair.bytes.n_expected} tokens")
+    held = pair.ranks and pair.ranks.bytes
+    if held and (held.n_compared != held.n_expected or any(text.ranks is None for text in pair.texts)):
+        causes.append(f"not every text and token was held to the ranks {pair.ranks and pair.ranks.name}")
     return causes
 
 
@@ -136,16 +160,20 @@ def _stale(
     ]
 
 
-def _divergences(unknown: Sequence[TextResult], found: BytesResult) -> list[Divergence]:
+def _divergences(unknown: Sequence[TextResult], pair: TokenizerPair) -> list[Divergence]:
     """Return one for each exact text that differs, one for each generated class, one for the tokens' bytes."""
     groups: dict[str, list[TextResult]] = {}
     for text in unknown:
         groups.setdefault(text.name if text.group in EXACT else text.group, []).append(text)
     lines = [_divergence(texts) for texts in groups.values()]
-    if found.different:
-        token, theirs, ours = found.different[0]
-        note = f"{len(found.different)} tokens have other bytes, the first: llama.cpp {theirs!r}, tokenizers {ours!r}"
-        lines.append(Divergence(rung=Rung.T1, kind=Kind.TOKENS, limit=0.0, where=f"token/{token}", note=note))
+    sides = {"tokenizers": pair.bytes}
+    if pair.ranks is not None and pair.ranks.bytes is not None:
+        sides["ranks"] = pair.ranks.bytes
+    for name, found in sides.items():
+        if found.different:
+            token, theirs, ours = found.different[0]
+            note = f"{len(found.different)} tokens have other bytes, the first: llama.cpp {theirs!r}, {name} {ours!r}"
+            lines.append(Divergence(rung=Rung.T1, kind=Kind.TOKENS, limit=0.0, where=f"token/{token}", note=note))
     return lines
 
 
@@ -160,6 +188,8 @@ def _divergence(texts: Sequence[TextResult]) -> Divergence:
 def describe(text: TextResult) -> str:
     """Return in words where the ids of a text part, with the ids around that place."""
     sides = {"llama.cpp": text.reference, "tokenizers": text.candidate}
+    if text.ranks is not None:
+        sides["ranks"] = text.ranks
     if text.expected is not None:
         sides["expected"] = text.expected
     index = first_difference(list(sides.values()))
@@ -217,5 +247,6 @@ def _record(
             for e in entries
         ],
         "known_sha256": known.sha256,
+        "ranks": "" if pair.ranks is None else f"{pair.ranks.words} ({pair.ranks.sha256[:12]})",
         "tokenizer": dict(pair.facts),
     }

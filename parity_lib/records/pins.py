@@ -148,6 +148,7 @@ class RankPin:
 
     id: str
     pre: str  # pre-tokenizer of the files that it is for
+    n_tokens: int  # in it: the ordinary tokens of these files
     file: FilePin
     wheel: WheelPin
     source: str
@@ -392,6 +393,7 @@ def _ranks(table: Table) -> RankPin:
     pin = RankPin(
         id=_word(table, "id"),
         pre=table.text("pre"),
+        n_tokens=table.integer("n_tokens", least=1),
         source=table.text("source"),
         licence=table.text("licence"),
         wheel=_whole_wheel(table.table("wheel")),

@@ -60,12 +60,7 @@ class BuiltTokenizer:
         Raises:
             EngineError: the text is not valid Unicode.
         """
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise EngineError(
-                "the text is not valid Unicode", place="tokenizers", expected="no lone surrogates", found=error
-            ) from error
+        require_unicode(text)
         front = [] if self.metadata.bos is None else [self.metadata.bos]
         back = [] if self.metadata.eos is None else [self.metadata.eos]
         return front + self._algorithm.ids(text) + back
@@ -97,6 +92,16 @@ class BuiltTokenizer:
             "tokenizers": tokenizers.__version__,
             **self._algorithm.facts(),
         }
+
+
+def require_unicode(text: str) -> None:
+    """Raise ``EngineError`` where a text has a lone surrogate, and so no bytes in UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise EngineError(
+            "the text is not valid Unicode", place="tokenizers", expected="no lone surrogates", found=error
+        ) from error
 
 
 class ByteLevel:

@@ -68,7 +68,7 @@ def silent(_done: int, _total: int) -> None:
 def differing(built: BuiltTokenizer, reference: Worker) -> tuple[Outcome, list[Divergence]]:
     """Judge three prompts only."""
     results = tokenise_all(built, TEXTS, load_differences(), reference, silent)
-    found = compare_bytes(built, built.n_tokens, reference)
+    found = compare_bytes(built.token_bytes(), built.n_tokens, built.n_tokens, reference)
     pair = TokenizerPair("", {"prompts": len(TEXTS)}, results, found, built.facts())
     rung, divergences, _ = judge_tokens(pair, load_differences())
     return rung.outcome, divergences

@@ -78,6 +78,8 @@ def _facts(found: Mapping[str, Any]) -> str:
         differ = bytes_.get("different")
         word = "all equal" if differ == 0 else f"{differ} differ"
         sentences.append(f"Bytes of {count(bytes_['compared'])} of {count(bytes_['expected'])} ids compared: {word}.")
+    if found.get("ranks"):
+        sentences.append(f"Beside the file's own metadata: {found['ranks']}.")
     return " ".join(sentences) or "Ids of llama.cpp against those of a tokenizer built from the file's metadata."
 
 
