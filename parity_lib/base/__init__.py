@@ -1,1 +1,1 @@
-"""What everything stands on: errors, names, strict JSON and TOML, files written whole, progress."""
+"""The foundation: errors, names, strict JSON and TOML, atomic file writes, locks, progress."""

@@ -19,7 +19,7 @@ def choose(
     place: object,
     misfit: Callable[[Thing], str] = lambda _: "",
 ) -> tuple[tuple[Thing, ...], dict[str, str]]:
-    """Return the things whose name matches and that fit, and of those that match and do not fit the reason, by name.
+    """Return the things that match ``only`` and fit, and for each match that does not fit its name and the reason.
 
     Args:
         only: a shell pattern; a plain word matches anywhere in a name.

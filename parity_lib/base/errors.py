@@ -60,7 +60,7 @@ def _rebuild(cls: type[ParityError], state: dict[str, str | None]) -> ParityErro
 
 
 class UsageError(ParityError):
-    """The user asked for something that does not exist: an unknown id, a bad option, a bad plan."""
+    """A wrong request: an unknown id, a bad option, a bad plan."""
 
     exit_status = 2
 

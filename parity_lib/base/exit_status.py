@@ -37,7 +37,7 @@ _ADVICE: Mapping[int, tuple[str, str]] = {
 
 
 def ended(run: Callable[[], object], *, program: str, debug: bool = False) -> int:
-    """Return the exit status of ``run``: what it returns, or what its error means; an error is one line on stderr.
+    """Run a program and return its exit status: what ``run`` returns, or the status of its error, shown as one line.
 
     Args:
         run: the program's work; returns one of ``STATUSES``.
@@ -64,7 +64,7 @@ def ended(run: Callable[[], object], *, program: str, debug: bool = False) -> in
 
 
 def guard_streams() -> None:
-    """Let a reader that goes away (``| head -1``) take nothing with it, and no character be unprintable.
+    """Make stdout and stderr survive a closed pipe (``| head -1``) and characters that the terminal lacks.
 
     For the entry of a process only. What is written after the reader is gone goes nowhere, and the exit status stays
     what the run says. A stream that the shell closed is opened on the null device, before a file takes its number.
@@ -101,7 +101,7 @@ def _guarded(number: int, before: TextIO | None) -> TextIO:
 
 
 def _sentence(error: BaseException) -> str:
-    """Return what happened, where, what would be right and what to do, without a line break."""
+    """Return an error as one line: what happened, where, what was expected, what to do next."""
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         expected, step = _ADVICE.get(error.errno, ("a file or folder that can be used", "correct the path"))
         found = error.strerror or error

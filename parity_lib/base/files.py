@@ -1,4 +1,4 @@
-"""Files written whole or not at all, one kind of lock, and records checked against their schema both ways."""
+"""Atomic file writes, one kind of lock, and JSON records checked against their schema when written and read."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def replacing(
 
 
 def _flush(path: Path) -> None:
-    """Have the disk keep what was written to a file or folder."""
+    """Flush a file or folder to the disk (``fsync``)."""
     number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)
@@ -103,7 +103,7 @@ def _remove(path: Path) -> None:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file that is either all there or not there at all, also after a power cut.
+    """Write a file atomically: after a crash or power cut it is complete or absent.
 
     Raises:
         RecordError: the folder cannot be made or written, or the disk is full; an older file stays as it was.
@@ -119,7 +119,7 @@ def hold(
     kind: type[ParityError] = RecordError,
     next_step: str = "give another --out, or put the folder's permissions right",
 ) -> IO[bytes]:
-    """Return the lock file ``path``, open and held by this caller alone; closing it, or ``with``, lets go.
+    """Lock the file ``path`` exclusively and return it open; closing it, or ``with``, releases the lock.
 
     Every lock of this project is this one: ``filelock``'s native, exclusive lock of an open file. While it is held,
     another call for the same path waits, or ``busy`` refuses it, also in the same process. The kernel drops the lock
@@ -171,7 +171,7 @@ def hold_folder(folder: Path, next_step: str) -> IO[bytes]:
         raise UsageError(
             "another run writes into this folder",
             place=folder,
-            expected="a folder that nobody writes into",
+            expected="a folder that no other run is writing to",
             found=f"process {holder}, still running",
             next_step=next_step,
         )
@@ -224,7 +224,7 @@ def save_record(data: object, path: Path, schema: str) -> Path:
 
 
 def load_record(path: Path, schema: str) -> Any:  # noqa: ANN401 - a JSON value is of any type
-    """Return one JSON record, checked against its schema, non-finite numbers still as they are written.
+    """Return one JSON record, checked against its schema; NaN and infinities stay encoded (see ``decode``).
 
     Raises:
         RecordError: missing, unreadable, no JSON, or not of this schema.
@@ -252,7 +252,7 @@ def to_lines(records: Iterable[Mapping[str, Any]], schema: str, path: Path) -> b
 
 
 def append(path: Path, data: bytes) -> None:
-    """Append whole lines under a lock, in one write. A line that a crash tore is closed first: no other is lost.
+    """Append whole lines under a lock, in one write; a line that a crash cut short is ended first.
 
     Raises:
         RecordError: the file cannot be written.
@@ -273,7 +273,7 @@ def append(path: Path, data: bytes) -> None:
 
 
 def load_lines(path: Path, schema: str) -> list[dict[str, Any]]:
-    """Return the records of a file of JSON lines, oldest first, non-finite numbers back in place.
+    """Return the records of a file of JSON lines, oldest first, with NaN and infinities restored.
 
     Raises:
         RecordError: missing, or a line is damaged; the message names it.

@@ -20,7 +20,7 @@ _WORDS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
 def encode(value: object) -> Any:  # noqa: ANN401 - a JSON value is of any type
-    """Return a value made of JSON's own types only.
+    """Return a record or value as JSON's own types; NaN and infinities become objects.
 
     Dataclasses become objects by field name, enums their word, numpy scalars and arrays numbers and lists.
 
@@ -41,7 +41,7 @@ def encode(value: object) -> Any:  # noqa: ANN401 - a JSON value is of any type
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
-                raise RecordError("a key of a record is no text", place=key, found=type(key).__name__)
+                raise RecordError("record keys must be strings", place=key, found=type(key).__name__)
         return {str(key): encode(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [encode(item) for item in value]
@@ -49,7 +49,7 @@ def encode(value: object) -> Any:  # noqa: ANN401 - a JSON value is of any type
 
 
 def decode(value: Any) -> Any:  # noqa: ANN401 - a JSON value is of any type
-    """Return parsed JSON with the non-finite numbers back in place."""
+    """Return parsed JSON with NaN and infinities restored."""
     if isinstance(value, dict):
         if set(value) == {_MARK}:
             word = value[_MARK]
@@ -73,7 +73,7 @@ def dump_page(value: object) -> str:
 
 
 def parse(text: str, place: str) -> Any:  # noqa: ANN401 - a JSON value is of any type
-    """Return the JSON value of a text, non-finite numbers still as they are written.
+    """Return the JSON value of a text; NaN and infinities stay encoded (see ``decode``).
 
     Raises:
         RecordError: it is not JSON, or holds a bare NaN or Infinity, which are not JSON.

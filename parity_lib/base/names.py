@@ -69,7 +69,7 @@ _RUNG_WORD = {
 
 
 class Outcome(StrEnum):
-    """What is known at the end of a cell or a rung."""
+    """How a cell or a rung ended."""
 
     PARITY = "PARITY"
     DIVERGED = "DIVERGED"
@@ -80,7 +80,7 @@ class Outcome(StrEnum):
 
 
 class Kind(StrEnum):
-    """What kind of divergence a line reports."""
+    """The kind of a divergence, as its line names it."""
 
     TENSOR = "TENSOR"
     OP = "OP"  # one op on the reference's own inputs
@@ -91,7 +91,7 @@ class Kind(StrEnum):
     RMS = "RMS"
     P99 = "P99"  # 99th percentile of |delta|
     KL = "KL"
-    SPREAD = "SPREAD"  # the reference's own self-spread is not what it was
+    SPREAD = "SPREAD"  # the reference's own self-spread has changed since it was pinned
     BITS = "BITS"  # two paths of one engine that must agree to the bit do not
     ISA = "ISA"  # other instructions ran than were asked for
     NON_FINITE = "NON_FINITE"

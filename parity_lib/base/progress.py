@@ -1,4 +1,4 @@
-"""Says how far a cell is: to the night that runs it, else to a terminal, else in a line now and then."""
+"""Reports progress: to the nightly run that started the cell, else as a terminal bar, else as periodic log lines."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class CellProgress:
         self._live = not self._read and sys.stderr.isatty()
 
     def step(self, name: str) -> Progress:
-        """Return a callback (done, total) for one step; the step is announced at once."""
+        """Return a progress callback (done, total) in rows for one step of a cell."""
         started = time.monotonic()
         last = started
 

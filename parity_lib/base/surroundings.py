@@ -1,4 +1,4 @@
-"""What a process takes from the shell that starts it: no numeric switch, no foreign package, one cache folder."""
+"""The environment of every process: no variable that changes numbers, no foreign package, one cache folder."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def restart_clean() -> None:
 
 
 def settle() -> None:
-    """Fix what later depends on the current folder or the home folder; the child processes inherit it.
+    """Make paths that depend on the current folder or the home folder absolute, for this process and its children.
 
     A relative ``PARITY_CACHE`` counts from the current folder, once: notebooks run in a folder of their own. Where
     there is no home folder, the cache serves as one for the tools that write into it.
@@ -87,9 +87,9 @@ def cache_dir() -> Path:
 
 
 def kind_of(path: Path) -> str:
-    """Return what a path is that is not a regular file: "a folder", "a pipe", ..; "" for a file and for nothing there.
+    """Return what a path is if it is not a regular file: "a folder", "a pipe", ..; "" for a file or a missing path.
 
-    Opening a pipe waits until somebody writes into it, which may be never.
+    Opening a pipe without a writer blocks, so callers ask first.
 
     >>> kind_of(Path("/"))
     'a folder'
@@ -117,5 +117,5 @@ def _expanded(named: str) -> Path:
         return Path(named).expanduser()
     except RuntimeError as error:
         raise SurroundingsError(
-            "the home folder in it is not known", place=CACHE, expected="an absolute path", found=named
+            "its home folder is unknown", place=CACHE, expected="an absolute path", found=named
         ) from error

@@ -1,4 +1,4 @@
-"""Read a frozen input under ``fixtures/``: strict TOML, where an unknown key is an error and not a surprise later."""
+"""Read a frozen input under ``fixtures/``: strict TOML, where an unknown key is an error."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def close_matches(word: str, known: Iterable[str]) -> str:
 
 
 class Table:
-    """One TOML table, taken key by key; ``done`` refuses every key that nobody asked for.
+    """A strict reader of one TOML table: take each key by type, then ``done`` refuses every key that was not taken.
 
     Args:
         data: the parsed table.
@@ -95,7 +95,7 @@ class Table:
         return value
 
     def text(self, key: str, default: str | None = None) -> str:
-        """Return a string with something in it."""
+        """Return a string that is not empty."""
         value = self._take(key, str, "a text", default)
         if not value.strip() and value is not default:
             raise FixtureError(f"'{key}' is empty", place=self.place, expected="a text")
@@ -135,7 +135,7 @@ class Table:
         return value
 
     def hex(self, key: str, digits: int, default: str | None = None) -> str:
-        """Return a digest: exactly so many lower-case hex digits, as text."""
+        """Return a digest of exactly ``digits`` lower-case hex digits."""
         value = self.text(key, default)
         if value is not default:
             check_hex(value, digits, f"{self.place} '{key}'")
@@ -167,7 +167,7 @@ class Table:
         return [Table(item, f"{self.place} [[{key}]] number {i + 1}") for i, item in enumerate(value)]
 
     def left(self) -> tuple[str, ...]:
-        """Return the keys that nobody took yet."""
+        """Return the keys that were not taken yet."""
         return tuple(self._left)
 
     def schema(self, expected: str) -> None:
@@ -177,7 +177,7 @@ class Table:
             raise FixtureError("is of another version", place=self.place, expected=expected, found=found)
 
     def done(self) -> None:
-        """Refuse what is left: a misspelt key must not fall back to a default in silence."""
+        """Refuse every key that was not taken: a misspelt key must not silently become a default."""
         for key in self._left:
             raise FixtureError(
                 f"unknown key '{key}'{close_matches(key, self._asked)}",

@@ -1,1 +1,1 @@
-"""Judges records, one module for each rung T0 to T7; loads no engine, writes nothing."""
+"""Judges records, one module for each rung T0 to T7; does not load an engine or write a file."""

@@ -1,4 +1,4 @@
-"""Judge stored traces without an engine: last night's pair again, or one side of each of two runs."""
+"""Judge stored traces again without an engine: a cell's own pair, or one side of each of two runs."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def open_stored(folder: Path | str) -> Stored:
 
 
 def rejudge(reference: Path | str, candidate: Path | str, side: str = "") -> Verdict:
-    """Judge rungs T4 and T5 of a stored cell again, or T4 of two, and return the verdict; nothing is written.
+    """Judge rungs T4 and T5 of a stored cell again, or T4 of two cells, and return the verdict without storing it.
 
     Args:
         reference: a cell's folder.
@@ -67,8 +67,8 @@ def rejudge(reference: Path | str, candidate: Path | str, side: str = "") -> Ver
         side: which side of both to take, to compare one engine on two hosts or ISA targets. By default it is llama.cpp
             of the first against burn of the second.
 
-    One engine on two targets is judged where it was fed the same: each target's reference writes its own text, and
-    where two texts part, the rows from there on answer other questions. Returns also how many rows that leaves out, and
+    One engine on two targets is compared on equal contexts: each target's reference generates its own text, and
+    rows after the first differing token have different contexts. The note says how many rows that leaves out, and
     how many of the others are bit-equal.
 
     The same folder twice is judged on the statistics over the whole vocabulary that were taken at capture: T4 by the
@@ -87,7 +87,7 @@ def rejudge(reference: Path | str, candidate: Path | str, side: str = "") -> Ver
     second = open_stored(candidate)
     if Compute.BF16 in (first.verdict.cell.compute, second.verdict.cell.compute):
         raise UsageError(
-            "a cell in bf16 has no gate end to end, so there is nothing to judge again",
+            "a cell in bf16 has no gate on its logits, so it cannot be judged again",
             place=first.folder,
             expected=f"cells of compute {Compute.F32}",
             found=Compute.BF16,
@@ -160,7 +160,7 @@ def common(
     rows = np.array([i for i, place in enumerate(pairs) if Position(*place) in wanted], np.int64)
     if not len(rows):
         raise TraceMismatchError(
-            "the two runs were not fed one token alike", expected="the same prompts", found="others"
+            "the two runs share no context: their first fed tokens differ", expected="the same prompts", found="others"
         )
     return ours.take(rows), theirs.take(rows), kept, len(expected) - len(kept)
 
@@ -173,7 +173,7 @@ def _one_engine(pair: PairTrace, parted: int) -> str:
 
 
 def _native(stored: Stored, twin: RungResult) -> tuple[RungResult | None, list[Divergence], dict[str, Any]]:
-    """Judge T5 of a stored cell by the self-spread beside it; a cell without one said so when it was judged."""
+    """Judge T5 of a stored cell by the self-spread that is stored beside it; None if there is none."""
     if not (stored.folder / store.SPREAD).is_file():
         return None, [], {"note": "no self-spread was stored, so T5 was not judged"}
     pair, spread = store.load_pair(stored.folder / NATIVE_FILE), store.load_spread(stored.folder)
@@ -226,7 +226,7 @@ def pair_of_tops(reference: LogitTrace, candidate: LogitTrace) -> PairTrace:
 
 
 def _logits_at(ids: I32, trace: LogitTrace) -> F32:
-    """Return the trace's logits at other ids, ``(n, k)``; what it did not store is its lowest stored logit."""
+    """Return the trace's logits at other ids, ``(n, k)``; for an id that it did not store, its lowest stored logit."""
     out = np.repeat(trace.topk_logits[:, -1:], ids.shape[1], axis=1)
     for row, wanted in enumerate(ids):
         order = np.argsort(trace.topk_ids[row])

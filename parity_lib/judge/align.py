@@ -1,4 +1,4 @@
-"""Put a pair of traces into the order of the expected positions; nothing is dropped without a name."""
+"""Put a pair of traces into the order of the expected positions, and name each missing or extra one."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Aligned:
 
     @property
     def step(self) -> F64:
-        """Return one float32 step of the largest logit at each position, logits: nothing smaller is a difference."""
+        """Return one float32 step of the largest logit at each position: the smallest possible difference."""
         r, c = self.pair.reference.topk_logits, self.pair.candidate.topk_logits
         size = np.nan_to_num(np.maximum(np.abs(r), np.abs(c)).max(axis=1), nan=0.0, posinf=0.0)
         return np.asarray(np.spacing(size.astype(np.float32)), np.float64)

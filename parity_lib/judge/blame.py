@@ -1,4 +1,4 @@
-"""Whose error it is: both engines against the float64 oracle, with the ratio both ways and an interval.
+"""Which engine is farther from the float64 oracle: the ratio of both errors, with an interval.
 
 An engine's error at a position is |engine - oracle| / |oracle|, norms over the channels; pooled, the root of the mean
 square over the positions. The interval comes from a bootstrap: positions are drawn again with replacement, the same

@@ -59,7 +59,7 @@ class Shape:
 
     @property
     def kind(self) -> Kind:
-        """Return the kind that most of the sequences have which are over; MIXED where there is none."""
+        """Return the most common kind among the sequences that are over; MIXED without a majority."""
         over = Counter(kind for kind in self.kinds if kind is not Kind.INSIDE)
         kind, n = over.most_common(1)[0] if over else (Kind.INSIDE, 1)
         return kind if n > MOST * over.total() else Kind.MIXED

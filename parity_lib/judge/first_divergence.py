@@ -26,7 +26,7 @@ def first_divergence(verdict: Verdict, rung: Rung | None = None) -> Divergence |
 
 
 def first_position(verdict: Verdict) -> Position | None:
-    """Return the position to trace: where the logits broke first, else an op, a row; None where none has a position."""
+    """Return the position to trace: of the first divergence of the logits, else of an op, else of a row, or None."""
     for rung in TRACED:
         first = first_divergence(verdict, rung)
         if first is not None and first.prompt_idx is not None and first.token_idx is not None:
@@ -35,14 +35,14 @@ def first_position(verdict: Verdict) -> Position | None:
 
 
 def is_traced(verdict: Verdict) -> bool:
-    """Return whether a night traces a cell: it diverged somewhere, and not on purpose."""
+    """Return whether a nightly run traces a cell: it diverged and is not a red control."""
     return verdict.outcome is Outcome.DIVERGED and not verdict.control and first_position(verdict) is not None
 
 
 def self_broken(verdict: Verdict) -> str:
-    """Return which relation of burn to itself broke first, where nothing else broke; else nothing.
+    """Return which T6 relation of burn to itself broke first, if only T6 diverged; else "".
 
-    A trace makes one of them again, a decoded row beside the prefill; of the others it can only find nothing.
+    A trace repeats one of them, a decoded row beside the prefill; it cannot show the others.
     """
     broken = {d.rung for d in verdict.divergences}
     if broken != {Rung.T6}:

@@ -15,7 +15,7 @@ from parity_lib.records.verdicts import Divergence, TopK
 
 SIGMAS = 3.0
 SURPLUS_P = 1e-3
-"""Below this probability the number of ties is more than margins predict: one sound cell in a thousand trips it."""
+"""Below this probability there are more near-ties than margins predict: a false alarm in one sound cell of 1,000."""
 
 
 def ledger_of(seen: Aligned, sigma: F64) -> Ledger:
@@ -120,7 +120,7 @@ class Ledger:
         return self.predicted_top1 if kind is Kind.TOP1 else self.predicted_top5_set
 
     def surplus(self, kind: Kind) -> bool:
-        """Return whether there are more ties of a kind than the margins predict: then they explain nothing."""
+        """Return whether there are more near-ties of a kind than the margins predict: then none is excused."""
         return poisson_tail(self.count(LedgerClass.TIE, kind), self.predicted(kind)) < SURPLUS_P
 
     def to_json(self) -> dict[str, object]:
@@ -151,7 +151,7 @@ def _entry(flip: Flip) -> dict[str, object]:
 
 
 def classify(margin: float, sigma: float) -> LedgerClass:
-    """Return TIE if margin <= 3 sigma. A NaN on either side explains nothing."""
+    """Return TIE if margin <= 3 sigma, else UNEXPLAINED, also where one of them is NaN."""
     return LedgerClass.TIE if margin <= SIGMAS * sigma else LedgerClass.UNEXPLAINED
 
 

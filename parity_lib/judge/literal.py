@@ -1,4 +1,4 @@
-"""What the deployed file does, literally: shares, summaries and first flips of a pair. Nothing is judged here."""
+"""Literal numbers of the deployed file: shares of equal tops, summaries and first flips of a pair, without a gate."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def literal_report(seen: Aligned) -> dict[str, Any]:
 
 
 def literal_numbers(seen: Aligned, rows: Flags) -> dict[str, Any]:
-    """Return counts, shares and summaries over some positions; ``{"positions": 0}`` and no number for none.
+    """Return counts, shares and summaries over some positions; only ``{"positions": 0}`` without one.
 
     ``rms_over_std``: root mean square of all differences over the standard deviation of all reference logits, as
     published tables have it; ``rms_over_row_std``: pooled over the deviation within rows, the unit of the bands.

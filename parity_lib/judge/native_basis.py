@@ -1,4 +1,4 @@
-"""What T5 measures by: tonight's self-spread, the limits that are pinned or derived, and whether both belong here."""
+"""What T5 measures by: the current self-spread, its pinned or derived limits, and whether both fit the cell."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from parity_lib.records.traces import PairTrace, Position
 
 @dataclass(frozen=True, slots=True)
 class Basis:
-    """What the candidate is measured against: tonight's self-spread, and the limits of the ratios."""
+    """What the candidate is measured against: the current self-spread, and the limits of the ratios."""
 
     names: tuple[str, ...]  # variants that are pooled
     base: Numbers
@@ -27,7 +27,7 @@ class Basis:
 
 
 def foreign(pair: PairTrace, expected: Sequence[Position], spread: SelfSpread) -> list[str]:
-    """Return why this self-spread is not the one of this pair; then nothing can be judged by it."""
+    """Return why this self-spread does not belong to this pair, one sentence each; empty if it does."""
     found = []
     run = pair.reference.run
     for words, ours, theirs in (

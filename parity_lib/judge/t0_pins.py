@@ -1,4 +1,4 @@
-"""Rung T0: are these the pinned files, engines and inputs? A mismatch means that nothing was judged."""
+"""Rung T0: are these the pinned files, engines and inputs? After a mismatch no other rung is judged."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PinCheck:
 
 
 def check_equal(name: str, expected: object, found: object) -> PinCheck:
-    """Return a check that two values are equal as text. Nothing (None, or an empty text) equals nothing."""
+    """Return a check that two values are equal as text; None and an empty text are never equal."""
     known = None not in (expected, found) and "" not in (str(expected), str(found))
     return PinCheck(name, _shown(expected), _shown(found), known and str(expected) == str(found))
 

@@ -31,7 +31,7 @@ class TextResult:
 
     @property
     def equal(self) -> bool:
-        """Return whether all that is known about this text agrees."""
+        """Return whether both tokenizers, and the expected ids if given, agree on this text."""
         return self.reference == self.candidate and {self.expected, self.ranks} <= {None, self.reference}
 
 
@@ -131,7 +131,7 @@ def _excuse(text: TextResult, pre: str, known: KnownDifferences) -> KnownDiffere
 
 
 def _missing(pair: TokenizerPair) -> list[str]:
-    """Return what was to be compared and was not, one sentence each; nothing passes vacuously."""
+    """Return what had to be compared and was not, one sentence each."""
     given = Counter(text.group for text in pair.texts)
     causes = [
         f"{group}: tokenised {given[group]} of {pair.expected.get(group, 0)} texts"

@@ -65,7 +65,7 @@ def judge_twin(
     Returns:
         The rung, its divergences in order of position and kind, and the ledger. A missing, unexpected or repeated
         position, no position at all, or a band that does not exist make the rung INCOMPLETE with the cause in its
-        note; what was found is judged all the same, and a divergence is never hidden by a hole.
+        note; what was found is judged all the same, and a divergence is never hidden by a missing row.
 
     Raises:
         UsageError: an unknown policy.
@@ -103,12 +103,12 @@ def judge_twin(
 
 
 def _place(d: Divergence) -> tuple[bool, int, int, int]:
-    """Order by position, then by kind; what has no position stands last."""
+    """Return a sort key: by position, then by kind; divergences without a position last."""
     return (d.prompt_idx is None, d.prompt_idx or 0, d.token_idx or 0, _ORDER.index(d.kind))
 
 
 def _flips(seen: Aligned, limits: _Limits, ledger: Ledger, policy: str) -> list[Divergence]:
-    """Return the flips that diverge: all but the ties that band, count and policy let pass."""
+    """Return the flips that diverge: all but the near-ties that band, count and policy accept."""
     row = {position: i for i, position in enumerate(seen.positions)}
     inside = (np.abs(seen.delta) <= limits.delta) & (seen.pair.rms <= limits.rms)
     divergences = []
@@ -117,7 +117,7 @@ def _flips(seen: Aligned, limits: _Limits, ledger: Ledger, policy: str) -> list[
         if policy == LEDGER and flip.ledger is LedgerClass.TIE and inside[i] and not surplus:
             continue
         note = f"margin {flip.margin:.3g}, {SIGMAS:g} sigma {SIGMAS * flip.sigma:.3g}"
-        note += ", more ties than margins predict" if surplus else ""
+        note += ", more near-ties than margins predict" if surplus else ""
         limit = float(limits.delta[i])
         divergences.append(divergence_at(seen, Rung.T4, i, flip.kind, limit, ledger=flip.ledger, note=note))
     return divergences

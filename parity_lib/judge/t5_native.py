@@ -159,7 +159,7 @@ def _off_the_pin(base: Numbers, pin: SpreadPin) -> list[Divergence]:
         note = (
             f"the reference's own {metric} is {found:.3g} {UNITS[metric]}, pinned {pinned:.3g} for {pin.machine_class}"
         )
-        note += f", more than {NEAR:.0%} off: the reference is not what it was"
+        note += f", more than {NEAR:.0%} off: the reference's own spread has changed since it was pinned"
         where = f"self-spread {metric}"
         divergences.append(
             Divergence(Rung.T5, Kind.SPREAD, NEAR * pinned, where=where, delta=found - pinned, note=note)
@@ -228,7 +228,7 @@ def _unexplained(seen: Aligned, basis: Basis, ledger: Ledger) -> list[Divergence
         if (tie and not surplus[flip.kind]) or (not tie and _known(flip, basis)):
             continue
         note = f"margin {flip.margin:.3g}, {SIGMAS:g} sigma {SIGMAS * flip.sigma:.3g} of the self-spread"
-        note += ", more ties than margins predict" if tie else ""
+        note += ", more near-ties than margins predict" if tie else ""
         i, limit = row[flip.position], SIGMAS * flip.sigma
         divergences.append(divergence_at(seen, Rung.T5, i, flip.kind, limit, ledger=flip.ledger, note=note))
     return divergences
@@ -260,7 +260,7 @@ def _rung(
 
 
 def _unmeasured(seen: Aligned, lost: Sequence[Divergence], causes: list[str]) -> RungResult:
-    """Return the rung without limits: DIVERGED where rows are not finite, and otherwise nothing was compared."""
+    """Return the rung without limits: DIVERGED where rows are not finite, else INCOMPLETE."""
     outcome, compared = (Outcome.DIVERGED, int((~seen.finite).sum())) if lost else (Outcome.INCOMPLETE, 0)
     note = "; ".join([*_lost_words(seen), *causes])
     return RungResult(Rung.T5, outcome, seen.n_expected, compared, None, None, "of self-spread", note=note)
@@ -283,7 +283,7 @@ def _same_rows(seen: Aligned, lost: Sequence[Divergence], causes: list[str]) -> 
 
 
 def _lost_words(seen: Aligned) -> list[str]:
-    """Return how many rows are not finite on each side, in words; nothing where all are finite."""
+    """Return how many rows are not finite on each side, in words; "" if all are finite."""
     counts = (("llama.cpp", seen.pair.reference), ("burn", seen.pair.candidate))
     found = [f"{int((trace.n_nonfinite > 0).sum())} rows of {name} are not finite" for name, trace in counts]
     return [] if seen.finite.all() else found
@@ -332,5 +332,5 @@ def _over(value: float, base: float) -> float:
 
 
 def _place(d: Divergence) -> tuple[bool, int, int, int]:
-    """Order by position, then by kind; what has no position stands last."""
+    """Return a sort key: by position, then by kind; divergences without a position last."""
     return (d.prompt_idx is None, d.prompt_idx or 0, d.token_idx or 0, _ORDER.index(d.kind))

@@ -1,4 +1,4 @@
-"""Rung T6: does one engine give the same row on every way to it? Rows are known by their digests, equality is all."""
+"""Rung T6: does one engine compute the same row on each of its paths? Rows are compared by digest, bit by bit."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def judge_self(
     Returns:
         The rung, in rows; one divergence for each relation and prompt with a row that differs, at the first such
         row; and the counts by relation. A row that is missing on a side, was not expected, or belongs to a relation
-        that nobody knows makes the rung INCOMPLETE, and so does a relation that was left out, unless a row differs:
+        that is unknown makes the rung INCOMPLETE, and so does a relation that was left out, unless a row differs:
         that is a fact. A single prompt has no others, so AMONG_OTHERS may be left out.
     """
     causes = [f"no such relation: {name}" for name in {**expected, **found} if name not in RELATIONS]
@@ -94,7 +94,7 @@ def _missing(
         "not expected": [p for p in given if p not in wanted],
     }
     causes = [f"{name}: {len(found)} rows {word}: {_names(found)}" for word, found in missing.items() if found]
-    return causes if wanted else [*causes, f"{name}: no row is expected, so nothing would be shown"]
+    return causes if wanted else [*causes, f"{name}: no row is expected, so none would be compared"]
 
 
 def _divergences(name: str, both: Sequence[Position], differ: Sequence[Position]) -> list[Divergence]:

@@ -1,4 +1,4 @@
-"""Rung T7: did the instructions that were asked for really run? Judged from samples, never from what was requested.
+"""Rung T7: did the requested instructions run? Judged from sampled program counters, never from the request.
 
 A function's name can promise anything. What counts is the instruction at which a program counter stood: only a CPU that
 executes AVX-512 stops in the middle of it, and a fallback stops in the middle of something else.
@@ -20,7 +20,7 @@ TILE_BUFFER = "AMX"  # where llama.cpp puts weights for its tiles
 
 
 def prove(evidence: Evidence) -> IsaProof:
-    """Judge one engine's evidence: which ISA target it shows, and whether that is the one that was asked for."""
+    """Judge one engine's evidence: return the ISA target that it shows, and whether it is the requested one."""
     if evidence.sampled is None:
         return IsaProof(evidence, UNPROVEN, proven=False, reason=evidence.absent or "nothing was sampled")
     counts = evidence.sampled.products if evidence.engine == BURN else evidence.sampled.vectors
@@ -30,7 +30,7 @@ def prove(evidence: Evidence) -> IsaProof:
         few = f"{total} samples at {what}, {least} are needed"
         if evidence.sampled.own < ENOUGH:
             return IsaProof(evidence, UNPROVEN, proven=False, reason=few)
-        told = f"{few}; it was not for want of looking: {evidence.sampled.own} samples in its libraries"
+        told = f"{few}; not seen, although {evidence.sampled.own} samples fell into its libraries"
         return IsaProof(evidence, NARROW, proven=False, reason=told)
     observed = _observed(counts, SHARE if evidence.engine == BURN else PART)
     shares = ", ".join(f"{count / total:.0%} {target}" for target, count in sorted(counts.items(), key=lambda c: -c[1]))
@@ -50,7 +50,7 @@ def _observed(counts: Mapping[str, int], share: float) -> str:
 
 
 def _against(evidence: Evidence, observed: str, counts: Mapping[str, int]) -> list[str]:
-    """Return what speaks against the ISA target that was asked for, one sentence each."""
+    """Return the observations that contradict the requested ISA target, one sentence each."""
     wanted = evidence.requested
     against = [] if observed == wanted else [f"asked for {wanted}, saw {observed}"]
     wider = {target: n for target, n in counts.items() if WIDTH[target] > WIDTH.get(wanted, -1)}
@@ -68,7 +68,7 @@ def _against(evidence: Evidence, observed: str, counts: Mapping[str, int]) -> li
 
 
 def judge_isa(proofs: Sequence[IsaProof], *, expected: int, required: bool) -> tuple[RungResult, list[Divergence]]:
-    """Judge rung T7: each run by itself, by what was seen of it.
+    """Judge rung T7: each run by its own samples.
 
     Args:
         proofs: of each run.
@@ -115,7 +115,7 @@ def _divergence(proof: IsaProof, note: str) -> Divergence:
 
 
 def side_word(proof: IsaProof) -> str:
-    """Return what is known about one side in a word or two, for tables."""
+    """Return the result of one side in a word or two, for tables."""
     if proof.contradicted:
         return "other instructions"
     if proof.evidence.impossible:

@@ -22,7 +22,7 @@ AGAIN = "fetch the file again"
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """Where a metadata value lies: its entry from ``entry`` to ``end``, what it holds from ``start`` on."""
+    """Byte offsets of a metadata value: its entry spans ``entry`` to ``end``, its content begins at ``start``."""
 
     type: int
     entry: int
@@ -88,7 +88,7 @@ class Cursor:
             raise self.refuse(f"byte {offset}: {what} is not UTF-8", "text", f'"{escaped(raw)}"') from None
 
     def value(self, key: str, entry: int) -> Value:
-        """Go behind a value and return where it lies."""
+        """Read over a value and return its byte offsets."""
         what, offset = "a metadata value", self.at
         kind = self.scalar("I", what)
         start = self.at
@@ -141,7 +141,7 @@ class Cursor:
         return item, count
 
     def _strings(self, count: int) -> None:
-        """Go behind so many strings; a vocabulary has 150,000 of them, so that the usual case is a short loop."""
+        """Read over ``n`` strings; a vocabulary has 150,000, so the usual case is a short loop."""
         data, at, end, unpack = self.data, self.at, len(self.data), struct.Struct("<Q").unpack_from
         for _ in range(count):
             if at + 8 > end or at + 8 + unpack(data, at)[0] > end:

@@ -1,4 +1,4 @@
-"""What a model file says: facts of the model and its tensors. Every refusal is a ``ModelFileError``."""
+"""Facts of a model file: architecture, sizes, tensors. Every refusal is a ``ModelFileError``."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ARCHITECTURES = ("llama", "qwen2")
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What a model is, as its own file says. Lengths are counts of numbers."""
+    """What the metadata of a GGUF file states about its model. Lengths are numbers of elements."""
 
     arch: str
     quant: str  # from general.file_type; the most frequent matrix type where the file does not say
@@ -76,7 +76,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_facts(path: Path) -> ModelFacts:
-    """Return what the file says about the model, checked against its own tensors.
+    """Read a GGUF file's metadata and tensor list, and return the facts of the model, checked against its tensors.
 
     Derived where absent, and nothing else: key length = n_embd / n_head, value length = key length,
     n_head_kv = n_head, rotary dimension = key length, vocabulary size = number of tokens, tied output = no

@@ -201,7 +201,7 @@ class ModelFile:
         return str(number) if number >= 0 else f"a negative {found.type_name}"
 
     def strings(self, key: str) -> Iterator[bytes]:
-        """Yield the strings of an array, undecoded, in order; nothing if the key is absent."""
+        """Yield the strings of an array as bytes, in order; empty if the key is absent."""
         found = self._values.get(key)
         if found is None:
             return
@@ -212,7 +212,7 @@ class ModelFile:
             at += 8 + length
 
     def count(self, key: str) -> int | None:
-        """Return the number of elements of an array, or None if the key is absent or no array."""
+        """Return the number of elements of an array; None if the key is absent or not an array."""
         return self._values[key].count if self.is_array(key) else None
 
     def write_aligned(self, path: Path) -> None:

@@ -70,7 +70,7 @@ CONVERT = "convert the model again"
 
 @dataclass(frozen=True, slots=True)
 class RopeScaling:
-    """How RoPE stretches its angles to a longer context; the defaults stretch nothing."""
+    """How RoPE stretches its angles to a longer context; the defaults leave them as they are."""
 
     kind: str = "none"  # none, linear or yarn
     factor: float = 1.0  # the context is this many times longer

@@ -1,4 +1,4 @@
-"""Two sets of logit rows of the same tokens: equal bit by bit, or how and where they part."""
+"""Compare two sets of logit rows of the same tokens bit by bit; measure how and where they differ."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BLOCK_ROWS = 256
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The first logit at which two rows part."""
+    """The first logit at which two rows differ."""
 
     position: Position
     token: int  # the id of the logit

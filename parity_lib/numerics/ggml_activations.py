@@ -1,4 +1,4 @@
-"""What the reference makes of activations before a product, and the product it then means, in float64.
+"""Emulates llama.cpp's quantisation of activations before a product, and the exact product of the rounded values.
 
 Source: ``type_traits_cpu`` of ``ggml-cpu.c`` and the x86 quantisers (``arch/x86/quants.c``, ``ggml-quants.c``) of
 llama.cpp 0c1e570. ARM rounds Q8_0 and Q8_1 differently in last-bit ties.
@@ -101,7 +101,7 @@ def correction(x: Quantised, minima: F64 | None) -> F64 | float:
 
 
 def minima(kind: str, blocks: npt.NDArray[np.uint8]) -> F64 | None:
-    """Return the minima of Q4_1 and Q5_1 blocks, ``(n_out, n_in / 32)``; None for a type that has none of its own.
+    """Return the minima of Q4_1 and Q5_1 blocks, ``(n_out, n_in / 32)``; None for a type without minima.
 
     Args:
         kind: ggml's name of the type.

@@ -16,7 +16,7 @@ PRODUCTS = (
 )
 """How the mnemonics of instructions begin that multiply and add."""
 MIN_PRODUCTS = 8
-"""Samples at multiply-adds below which nothing is said of the candidate: one run in a thousand would show none of a
+"""Fewest samples at multiply-adds that judge the candidate: one run in a thousand would show none of a
 kernel that takes half of the time."""
 MIN_VECTORS = 20
 """The same for the reference, whose kernels mix widths: what takes one part in seven is then seen 19 times in 20."""

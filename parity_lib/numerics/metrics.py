@@ -1,4 +1,4 @@
-"""The ruler: top-k and statistics of logit rows over the whole vocabulary, each with its formula.
+"""Top-k and statistics of logit rows over the whole vocabulary, each with its formula.
 
 Rows are float32, shape ``(n, n_vocab)``; every sum is float64. With r and c a row of the reference and of the
 candidate, d = c - r, p = softmax(r), q = softmax(c), V = n_vocab and lse(x) = log(sum(exp(x))):
@@ -280,7 +280,7 @@ def _check(rows: F32) -> None:
 
 
 def row_digests(rows: F32) -> npt.NDArray[np.uint8]:
-    """Return the SHA-256 of each row's little-endian bytes, ``(n, 32)``: equal rows can be told without the rows."""
+    """Return the SHA-256 of each row's little-endian bytes, ``(n, 32)``, to find equal rows without storing them."""
     _check(rows)
     digests = [hashlib.sha256(np.ascontiguousarray(row, "<f4").data).digest() for row in rows]
     return np.frombuffer(b"".join(digests), np.uint8).reshape(len(rows), 32).copy()

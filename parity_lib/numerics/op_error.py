@@ -151,7 +151,7 @@ def not_finite(values: F32 | F64) -> Flags:
 
 
 def _ratio(squares: F64, energy: F64) -> F64:
-    """Return squares / energy; 0 where nothing differs, infinite where something does and there is no energy."""
+    """Return squares / energy; 0 where squares are 0, infinite where only energy is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(squares == 0, 0.0, squares / energy)
     return np.where(np.isnan(ratio), math.inf, ratio)

@@ -1,4 +1,4 @@
-"""What is known about the instructions that ran: sampled program counters, buffers of weights, a proof or none."""
+"""Evidence of which instructions ran: sampled program counters and weight buffers, and whether it suffices."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BURN, LLAMA_CPP = "burn", "llama.cpp"
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """One place where program counters stood while an engine worked."""
+    """One instruction address range that was sampled while an engine ran, with its instruction set and counts."""
 
     library: str  # file name
     function: str  # as the linker knows it; "" where no symbol covers the address
@@ -100,12 +100,12 @@ class IsaProof:
 
     @property
     def contradicted(self) -> bool:
-        """Return whether instructions were seen, and they are not those that were asked for."""
+        """Return whether the samples show other instructions than the requested ones."""
         return not self.proven and self.observed != UNPROVEN
 
 
 def proofs_of(literal: Mapping[str, Any]) -> Sequence[IsaProof]:
-    """Return the proofs that a verdict's numbers hold; none where the step did not run.
+    """Return the stored proofs of a verdict; an empty list if T7 did not run.
 
     Raises:
         RecordError: what is there is no proof.

@@ -1,4 +1,4 @@
-"""The record of a night, and the rules that turn its cells into one outcome and one exit status."""
+"""The record of a nightly run, and the rules that turn its cells into one outcome and one exit status."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STATUS_PARITY, STATUS_DIVERGED, STATUS_INCOMPLETE = 0, 1, 3
 
 @dataclass(frozen=True, slots=True)
 class CellRecord:
-    """One cell of a night: what was asked, what came out, where to read it. Paths start at the night's folder."""
+    """One cell of a nightly run: request, outcome, where to read it. Paths are relative to the run's folder."""
 
     key: str  # name and the hash of everything that can change the result
     cell: CellId
@@ -55,7 +55,7 @@ class CellRecord:
 
 @dataclass(frozen=True, slots=True)
 class PageRecord:
-    """A notebook of the night that judges nothing by itself (machine, overview)."""
+    """A page of a nightly run that is not a cell (machine, overview)."""
 
     name: str
     html: str
@@ -79,12 +79,12 @@ class Night:
     interrupted: bool
     cells: tuple[CellRecord, ...]
     pages: tuple[PageRecord, ...] = ()
-    resumed: tuple[str, ...] = ()  # when the night was gone on with, UTC, ISO 8601
+    resumed: tuple[str, ...] = ()  # when the run was resumed, UTC, ISO 8601
     schema: str = SCHEMA
 
     @property
     def outcome(self) -> Outcome:
-        """Return the night's outcome: the worst of what it shows, in the order of its exit status."""
+        """Return the outcome of the nightly run: the worst of its cells, in the order of the exit statuses."""
         status = self.exit_status
         if any(record.outcome is Outcome.INVALID for record in self.cells):
             return Outcome.INVALID
@@ -101,7 +101,7 @@ class Night:
             page.outcome is not Outcome.PARITY for page in self.pages
         )
         compared = any(record.outcome in (Outcome.PARITY, Outcome.DIVERGED) for record in self.cells)
-        # A night of holes alone compared nothing: that is no parity.
+        # A run whose cells all were NOT_RUN compared nothing, so it is not at parity.
         return STATUS_INCOMPLETE if gap or self.interrupted or not compared else STATUS_PARITY
 
     def counts(self) -> dict[str, int]:
@@ -115,12 +115,12 @@ class Night:
         return data | {"outcome": self.outcome.value, "exit_status": self.exit_status}
 
     def save(self, folder: Path) -> Path:
-        """Write ``night.json`` into ``folder``, whole or not at all."""
+        """Write ``night.json`` into ``folder`` atomically."""
         return save_record(self.to_json(), folder / FILE_NAME, "night")
 
 
 def load_night(folder: Path | str) -> Night:
-    """Return the record of a night.
+    """Return the record of a nightly run, from its folder.
 
     Raises:
         RecordError: missing, damaged, of another version, or its outcome does not follow from its cells.
@@ -134,7 +134,7 @@ def load_night(folder: Path | str) -> Night:
     night = Night(**data | {"seconds": decode(data["seconds"])})
     if (night.outcome.value, night.exit_status) != stated:
         raise RecordError(
-            "the night's outcome does not follow from its cells",
+            "the outcome of the nightly run does not follow from its cells",
             place=path,
             expected=f"{night.outcome}, exit status {night.exit_status}",
             found=f"{stated[0]}, exit status {stated[1]}",
@@ -152,7 +152,7 @@ def _page(data: Mapping[str, Any]) -> PageRecord:
 
 
 def remember(folder: Path, records: Iterable[CellRecord], *, resumed: bool) -> None:
-    """Append the cells of a night to ``history.jsonl`` beside its folder; a resumed night adds only what is not there.
+    """Append the cells of a nightly run to ``history.jsonl`` beside its folder, each once, also when it was resumed.
 
     Args:
         folder: the night's.

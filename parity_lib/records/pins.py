@@ -111,7 +111,7 @@ class FilePin:
 
     @property
     def known(self) -> tuple[str, ...]:
-        """Return every digest under which this file is known, each once, sorted."""
+        """Return every accepted SHA-256 of this file, each once, sorted."""
         return tuple(sorted({self.sha256, *self.made.values()} - {""}))
 
     def accepts(self, sha256: str) -> bool:
@@ -162,7 +162,7 @@ class RankPin:
 
 @dataclass(frozen=True, slots=True)
 class SourcePin:
-    """The fork's source that a stack is built with; none of it lies in this repository."""
+    """The pinned revision and content digest of the fork's source that a stack is built with."""
 
     repository: str
     revision: str  # 40 hex digits
@@ -171,7 +171,7 @@ class SourcePin:
 
 @dataclass(frozen=True, slots=True)
 class StackPin:
-    """What stands under the candidate: crate names and exact versions."""
+    """What a stack consists of: crate names and exact versions below the candidate."""
 
     id: str
     what: str
@@ -288,7 +288,7 @@ def _llama_cli(table: Table) -> LlamaCliPin:
     words = {word for word in pin.args if word.startswith("-")} | set(pin.env)
     if words != set(pin.explains):
         raise FixtureError(
-            "each flag and variable is explained, and nothing else",
+            "one explanation for each flag and variable, and no other",
             place=table.place,
             expected=sorted(words),
             found=sorted(pin.explains),
@@ -404,7 +404,7 @@ def _ranks(table: Table) -> RankPin:
 
 
 def _recipe_from_file(kind: str, table: Table, model_id: str) -> Recipe:
-    """Take a recipe that starts from another file, which is one of the same id unless the recipe says otherwise."""
+    """Read a recipe that starts from another file: of the same model id unless the recipe names another."""
     source_id, source_quant = _word(table, "source_id", model_id), _word(table, "source_quant")
     if kind == "quantize":
         return Recipe(kind, source_id=source_id, source_quant=source_quant, ftype=_word(table, "ftype"))

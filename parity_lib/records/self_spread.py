@@ -53,7 +53,7 @@ class Variant:
 
     name: str  # of VARIANTS, or TWIN
     against: str  # what it is compared with: STRICT or DEFAULT
-    asked: int  # positions that it was to give; fewer rows are a hole
+    asked: int  # positions that it had to give; fewer rows make T5 incomplete
     same_as: str  # an earlier variant, or what it is compared with, if all its bits are the same; else empty
     run: Mapping[str, Any]  # settings as read back, environment, weight buffers, threads, ISA target: proof that it ran
     rows: I32  # (m,): which positions of the record
@@ -116,10 +116,10 @@ class SelfSpread:
 
     @property
     def counted(self) -> tuple[str, ...]:
-        """Return the variants that the spread is pooled over: those of this build that are no copy, bit by bit.
+        """Return the variants that the spread is pooled over: those of this build that are not bit-equal to another.
 
         A copy of an earlier variant would count one difference twice, a copy of what it is compared with is none.
-        The other build is told beside them: whether there is one hangs on the machine's cache, and no limit may.
+        The other build is reported only: its availability depends on the local cache, so limits must not.
         """
         return tuple(v.name for v in self.variants if not v.same_as and v.name != OTHER_BUILD)
 
@@ -161,7 +161,7 @@ _PACKED = ("prompt_idx", "token_idx", "variants", "twin")
 
 
 def with_copies_marked(variants: tuple[Variant, ...], digests: Mapping[str, bytes]) -> tuple[Variant, ...]:
-    """Return the variants, each with the name of what it is a copy of, bit by bit, or with none.
+    """Return the variants with ``same_as`` set: the name of the variant whose rows it equals bit by bit, or "".
 
     Args:
         variants: in order of VARIANTS.

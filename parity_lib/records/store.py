@@ -72,12 +72,12 @@ def divergence_records(verdict: Verdict) -> list[dict[str, Any]]:
 
 
 def save_divergences(verdict: Verdict, path: Path) -> None:
-    """Write a cell's own ``divergences.jsonl``, empty where there is none: saving twice gives the same file."""
+    """Write a cell's own ``divergences.jsonl``; without a divergence the file is empty."""
     write_atomic(path, to_lines(divergence_records(verdict), "divergence", path))
 
 
 def append_divergences(verdict: Verdict, path: Path) -> None:
-    """Append a cell's divergences to the file of a whole night; the file is there afterwards, also without any."""
+    """Append a cell's divergences to the file of the nightly run, which is created if it does not exist."""
     append(path, to_lines(divergence_records(verdict), "divergence", path))
 
 
@@ -90,7 +90,7 @@ def load_divergences(path: Path) -> list[dict[str, Any]]:
 
 
 def history_entry(run_id: str, verdict: Verdict) -> dict[str, Any]:
-    """Return the line of one cell in ``history.jsonl``: what a trend over nights needs, and nothing else."""
+    """Return the line of one cell in ``history.jsonl``: what a trend over nightly runs needs."""
     margins = [r.margin for r in verdict.rungs if r.margin is not None and r.outcome is not Outcome.REPORTED]
     kinds = [divergence.kind for divergence in verdict.divergences]
     native = verdict.literal.get("all", {}).get("kl_ref_cand", {})
@@ -118,12 +118,12 @@ def history_entry(run_id: str, verdict: Verdict) -> dict[str, Any]:
 
 
 def append_history(entries: Iterable[Mapping[str, Any]], path: Path) -> None:
-    """Append lines to ``history.jsonl``; several nights may do so at once. Nothing is ever rewritten there."""
+    """Append lines to ``history.jsonl``; several nightly runs may do so at once, and no line is ever rewritten."""
     append(path, to_lines(entries, "history", path))
 
 
 def load_history(path: Path) -> list[dict[str, Any]]:
-    """Return all lines, oldest first; none where there is no file yet. Raises ``RecordError`` for a damaged line."""
+    """Return all lines, oldest first; empty if there is no file. Raises ``RecordError`` for a damaged line."""
     return load_lines(path, "history") if path.exists() else []
 
 

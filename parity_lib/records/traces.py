@@ -1,4 +1,4 @@
-"""What a run leaves behind: who ran, and the top of every logit row, for each scored position."""
+"""Traces: which engine ran with which settings, and the top and statistics of its logit row at each scored position."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ PAIR_ARRAYS = (
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """Who produced a trace, and with what. ``isa_requested`` and ``isa_observed`` are two fields on purpose."""
+    """Which engine produced a trace, and how. ``isa_requested`` and ``isa_observed`` can differ (T7 compares them)."""
 
     engine: str  # "llama.cpp" or "burn"
     version: str
@@ -185,7 +185,7 @@ def positions_of(trace: LogitTrace) -> tuple[Position, ...]:
 
 
 def expected_positions(prompt_lengths: Sequence[int], generated_lengths: Sequence[int]) -> tuple[Position, ...]:
-    """Return every row that a cell must score, from what was asked for and never from what came back.
+    """Return every position that a cell must score, from the requested lengths, not from the rows that came back.
 
     A prompt of P tokens with G generated ones is fed P + G - 1 tokens and gives as many rows.
     Prompt indices are 0, 1, 2, ...; the result is in fed order.

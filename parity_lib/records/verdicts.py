@@ -20,7 +20,7 @@ TopK = tuple[tuple[int, float], ...]  # (token id, logit), logit descending, tie
 
 @dataclass(frozen=True, slots=True)
 class CellId:
-    """What was compared; the key of every line, file and row of the night."""
+    """The identity of a cell: model, quant, ISA target, stack, compute policy."""
 
     model: str
     quant: str
@@ -111,7 +111,7 @@ class RungResult:
 
     @property
     def margin(self) -> float | None:
-        """Return limit over worst (above 1 is inside); None where there is no number or nothing differed."""
+        """Return limit over worst (above 1 is inside); None without a number, or if no value differed."""
         if self.worst is None or self.limit is None or self.worst == 0 or not math.isfinite(self.worst):
             return None
         return self.limit / self.worst
@@ -236,9 +236,9 @@ def _times(ratio: float) -> str:
 def conclude(rungs: Sequence[RungResult], *, required: Sequence[Rung]) -> tuple[Outcome, tuple[str, ...]]:
     """Return the outcome of a cell and the causes of what is incomplete.
 
-    A pin mismatch judges nothing, whatever else was seen. Then a divergence is a fact that no hole can undo.
+    A pin mismatch judges nothing, whatever else was seen. Otherwise a divergence counts, whatever else is missing.
     A rung that is required and absent, or that compared less than it expected, or that expected nothing,
-    makes the cell incomplete, and so does a cell in which no rung was judged: nothing passes vacuously.
+    makes the cell incomplete, and so does a cell in which no rung was judged.
     """
     seen = {result.rung: result for result in rungs}
     causes = [f"{rung.title}: did not run" for rung in required if rung not in seen]
@@ -256,14 +256,14 @@ def conclude(rungs: Sequence[RungResult], *, required: Sequence[Rung]) -> tuple[
 def _cause(result: RungResult) -> str | None:
     """Return why this rung leaves the cell incomplete, or None.
 
-    Only T7 may be a hole: which instructions ran changes no number that the other rungs have judged.
+    Only T7 may be NOT_RUN: which instructions ran changes no number that the other rungs have judged.
     """
     if result.outcome is Outcome.NOT_RUN and result.rung is Rung.T7:
         return None
     if result.outcome not in (Outcome.PARITY, Outcome.DIVERGED, Outcome.REPORTED):
         return f"{result.rung.title}: {result.note or result.outcome.lower()}"
     if result.expected <= 0:
-        return f"{result.rung.title}: expected nothing, so nothing was shown"
+        return f"{result.rung.title}: no case was expected, so none was compared"
     if result.compared != result.expected:
         return f"{result.rung.title}: compared {result.compared} of {result.expected}"
     numbers = [value for value in (result.worst, result.limit) if value is not None]

@@ -79,7 +79,7 @@ def test_one_engine_is_compared_up_to_where_the_texts_part() -> None:
     assert np.array_equal(left.row_sha256, ours.row_sha256[:2])
     missing = [Position(1, 0), *positions]  # a prompt that neither side delivered stays expected
     assert common(ours, parted, missing)[2] == [Position(1, 0), *positions[:2]]
-    with pytest.raises(TraceMismatchError, match="not fed one token alike"):
+    with pytest.raises(TraceMismatchError, match="share no context"):
         common(ours, replace(theirs, fed_id=np.full(5, 9, np.int32)), positions)
     with pytest.raises(TraceMismatchError, match="scored other positions"):
         common(ours, traces(rows[:3], rows[:3])[1], positions)

@@ -216,7 +216,7 @@ def test_more_ties_than_margins_predict_diverge(case: Any, make_bands: Any) -> N
     assert ledger.surplus(Kind.TOP1)
     assert rung.outcome is Outcome.DIVERGED
     assert [d.kind for d in divergences] == [Kind.TOP1] * 20
-    assert "more ties than margins predict" in divergences[0].note
+    assert "more near-ties than margins predict" in divergences[0].note
 
 
 def test_a_missing_position_is_incomplete_by_name(case: Any, make_bands: Any) -> None:

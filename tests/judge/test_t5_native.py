@@ -191,7 +191,7 @@ def test_the_spread_has_to_be_within_a_quarter_of_its_pin(
     assert [(d.kind, d.where) for d in divergences] == ([(Kind.SPREAD, "self-spread rms")] if caught else [])
     if caught:
         assert divergences[0].delta == pytest.approx(literal["spread"]["pooled"]["rms"] - moved.rms)
-        assert "the reference is not what it was" in divergences[0].note
+        assert "the reference's own spread has changed" in divergences[0].note
 
 
 def test_a_spread_of_zero_is_no_limit(native: Any, pin: SpreadPin) -> None:

@@ -121,7 +121,7 @@ def test_the_digest_of_the_file_is_of_its_bytes(tmp_path: Path, pins: Pins) -> N
         ('commit = "0c1e57098', 'commit = "0c1e57', "40 lower-case hex digits"),
         ('version = "0.3.36"', 'version = "0.3.35"', "binding and version differ"),
         ("[llama_cpp.targets.avx2]", "[llama_cpp.targets.avx3]", "unknown ISA target 'avx3'"),
-        ('"--no-repack" =', '"--repack" =', "each flag and variable is explained"),
+        ('"--no-repack" =', '"--repack" =', "one explanation for each flag"),
         ('role = "default"', 'role = "defaults"', "did you mean default"),
         ('arch = "llama"', 'arch = "gemma"', "one of llama, qwen2"),
         ("licence =", "license =", "is missing"),

@@ -69,7 +69,7 @@ RED = rung(Rung.T4, Outcome.DIVERGED)
         ([T0, T2], Outcome.INCOMPLETE, "T4 twin: did not run"),
         ([T0, T2, rung(Rung.T4, compared=8)], Outcome.INCOMPLETE, "T4 twin: compared 8 of 9"),
         ([T0, T2, rung(Rung.T4, compared=10)], Outcome.INCOMPLETE, "T4 twin: compared 10 of 9"),
-        ([T0, T2, rung(Rung.T4, expected=0, compared=0)], Outcome.INCOMPLETE, "expected nothing"),
+        ([T0, T2, rung(Rung.T4, expected=0, compared=0)], Outcome.INCOMPLETE, "no case was expected"),
         ([T0, T2, rung(Rung.T4, Outcome.NOT_RUN)], Outcome.INCOMPLETE, "T4 twin: why"),
         ([T0, T2, rung(Rung.T4, Outcome.INVALID)], Outcome.INCOMPLETE, "T4 twin: why"),
         ([T0, T2, T4, rung(Rung.T5, Outcome.REPORTED)], Outcome.PARITY, ""),
