@@ -5,12 +5,14 @@ JSON has no NaN and no infinity. They are written as ``{"nonfinite": "nan"}``, `
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from parity_lib.base.errors import RecordError
@@ -22,7 +24,8 @@ _WORDS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 def encode(value: object) -> Any:  # noqa: ANN401 - a JSON value is of any type
     """Return a record or value as JSON's own types; NaN and infinities become objects.
 
-    Dataclasses become objects by field name, enums their word, numpy scalars and arrays numbers and lists.
+    Records and dataclasses become objects by field name, enums their word, numpy scalars and arrays numbers and lists.
+    An array that is a field of a record becomes base64 of its little-endian numbers.
 
     Raises:
         RecordError: a type that no record holds, or a key that is no text.
@@ -36,6 +39,10 @@ def encode(value: object) -> Any:  # noqa: ANN401 - a JSON value is of any type
         return float(value) if math.isfinite(value) else {_MARK: str(float(value))}
     if isinstance(value, np.generic | np.ndarray):
         return encode(value.tolist())
+    if isinstance(value, msgspec.Struct):
+        tag = {"schema": value.__struct_config__.tag} if value.__struct_config__.tag else {}
+        names = zip(value.__struct_encode_fields__, value.__struct_fields__, strict=True)
+        return tag | {stored: _field(getattr(value, name)) for stored, name in names}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -46,6 +53,12 @@ def encode(value: object) -> Any:  # noqa: ANN401 - a JSON value is of any type
     if isinstance(value, list | tuple):
         return [encode(item) for item in value]
     raise RecordError("a record cannot hold this type", found=type(value).__name__, place=repr(value)[:80])
+
+
+def _field(value: object) -> Any:  # noqa: ANN401 - a JSON value is of any type
+    if isinstance(value, np.ndarray):
+        return base64.b64encode(value.astype(value.dtype.newbyteorder("<")).tobytes()).decode()
+    return encode(value)
 
 
 def decode(value: Any) -> Any:  # noqa: ANN401 - a JSON value is of any type

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from msgspec import structs
+
 from parity_lib.base.names import Compute, Outcome, Rung
 from parity_lib.cell import prompt_tokens, t0_pins
 from parity_lib.cell import rows as logits
@@ -150,14 +152,14 @@ def _observed(run: RunInfo, isa: Found[Finding], engine: str) -> RunInfo:
     """Return an engine's run with the ISA target that the first proof of this engine has seen (T7)."""
     proofs = proofs_of(isa.literal) if isinstance(isa, Finding) else ()
     seen = next((p.observed for p in proofs if p.evidence.engine == engine), run.isa_observed)
-    return replace(run, isa_observed=seen)
+    return structs.replace(run, isa_observed=seen)
 
 
 def judge_engines(cell: Cell, pins: Sequence[PinCheck], runs: Mapping[str, RunInfo]) -> Finding:
     """Judge T0 over the files and the engines that ran; the note names what the cache did."""
     rung = t0_pins.judge_all(cell, pins, runs)
     # A cached row that was refused costs nothing but time; a reader has to know of the disk or the hand that did it.
-    return Finding(replace(rung, note="; ".join(filter(None, [rung.note, *cell.diary.notes]))), ())
+    return Finding(structs.replace(rung, note="; ".join(filter(None, [rung.note, *cell.diary.notes]))), ())
 
 
 def _judge_rows(cell: Cell, climbed: Climbed) -> tuple[Found[_Paired], Found[_Paired]]:

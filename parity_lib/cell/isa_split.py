@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from msgspec import structs
+
 from parity_lib.base.errors import EngineError, PinError, UsageError
 from parity_lib.cell import request as folder
 from parity_lib.cell.isa_machine import burn_of
@@ -77,7 +79,7 @@ def measure_split(
     try:
         for target in targets:
             target_folder(cell.pins.llama_cpp, target)
-        return _measured(cell, replace(cell, id=replace(cell.id, isa=second)))
+        return _measured(cell, replace(cell, id=structs.replace(cell.id, isa=second)))
     except PinError as error:
         return TargetSplit(cell.id.model, cell.id.quant, (first, second), (), absent=str(error))
     finally:

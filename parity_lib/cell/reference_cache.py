@@ -24,6 +24,7 @@ import numpy as np
 from parity_lib.base.errors import EngineError, ModelFileError, ParityError, RecordError, UsageError
 from parity_lib.base.files import replacing
 from parity_lib.base.json_text import dump_line, encode
+from parity_lib.base.record import decode_record
 from parity_lib.base.surroundings import cache_dir
 from parity_lib.cell.rows import Rows
 from parity_lib.models.cache import lock
@@ -202,7 +203,7 @@ def _load(folder: Path, fields: Mapping[str, Any], rows_at: Path) -> Kept:
     if size != expected:
         raise ValueError(f"its rows have {size} bytes instead of {expected}")
     fed_id = np.array(found["fed_id"], np.int32)
-    rows = Rows(RunInfo.from_json(found["run"]), rows_at, found["n_vocab"], positions, fed_id)
+    rows = Rows(decode_record(found["run"], RunInfo, "run"), rows_at, found["n_vocab"], positions, fed_id)
     stored = np.frombuffer(bytes.fromhex("".join(found["sha256"])), np.uint8).reshape(-1, 32)
     damaged = np.flatnonzero((rows.digests != stored).any(axis=1))
     if len(damaged):

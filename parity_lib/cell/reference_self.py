@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from parity_lib.base.json_text import encode
+from parity_lib.base.record import decode_record
 from parity_lib.cell import rows as logits
 from parity_lib.cell.open_engines import open_llama
 from parity_lib.cell.reference import Reference, fed, through_cache
@@ -34,9 +36,9 @@ def kept_spread(cell: Cell, reference: Reference, twin: Rows | None) -> SelfSpre
     fields = {**fed(reference), "twin_sha256": sha256_file(cell.twin_path), "other_build": str(other)}
 
     def make() -> Kept:
-        return Kept(capture_spread(cell, reference, twin).to_json())
+        return Kept(encode(capture_spread(cell, reference, twin)))
 
-    return SelfSpread.from_json(through_cache(cell, "spread", fields, make, again=False).data)
+    return decode_record(through_cache(cell, "spread", fields, make, again=False).data, SelfSpread, "the cached spread")
 
 
 def measure_reference(cell: Cell, reference: Reference) -> dict[str, Any]:

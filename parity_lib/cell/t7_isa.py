@@ -9,12 +9,14 @@ an ISA target lives in llama.cpp's extra buffers (AMX), its defaults are proved 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from parity_lib.base.errors import RecordError
 from parity_lib.base.json_text import encode
 from parity_lib.base.names import Isa, Settings
+from parity_lib.base.record import decode_record
 from parity_lib.cell.climbed import Finding
 from parity_lib.cell.open_engines import open_llama
 from parity_lib.cell.reference import Reference, through_cache
@@ -67,7 +69,7 @@ def candidate_evidence(isa_evidence: Mapping[str, Any]) -> Evidence:
     found = isa_evidence.get("samples")
     if not isinstance(found, Mapping):
         raise RecordError("the candidate's run says nothing of its instructions", expected="samples", found=found)
-    return Evidence.from_json(found)
+    return decode_record(found, Evidence, "isa_evidence.samples")
 
 
 def is_seen(evidence: Evidence) -> bool:
@@ -93,7 +95,8 @@ def reference_evidence(cell: Cell, sequences: Sequence[Sequence[int]]) -> list[E
 
 
 def _asked(cell: Cell, kept: Kept) -> tuple[Evidence, Evidence]:
-    strict, deployed = (Evidence.from_json(kept.data[str(s)]) for s in (Settings.STRICT, Settings.DEFAULT))
+    both = (kept.data[str(settings)] for settings in (Settings.STRICT, Settings.DEFAULT))
+    strict, deployed = (decode_record(data, Evidence, "the cached dispatch") for data in both)
     isa = cell.sides.reference.isa
     return replace(strict, requested=PLAIN.get(isa, isa)), deployed
 

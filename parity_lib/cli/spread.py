@@ -25,14 +25,13 @@ EPILOG = "Exit status: 0 measured; 2 usage error; 3 a file cannot be read or the
 @options.write("spread.toml")
 def command(model: str, quant: str, isa: str, prompts: str, n_threads: int, out: Path | None, write: bool) -> int:
     """Measure llama.cpp's distance to itself on MODEL, strict settings against its other ways to run."""
-    from parity_lib.base.files import write_atomic
-    from parity_lib.base.json_text import dump_line
+    from parity_lib.base.record import save_record
     from parity_lib.cell.derive import measure_spread, write_pins
     from parity_lib.records.self_spread_pins import dump_spreads
 
     folder = out or options.run_folder(model, quant, "spread")
     spread, pin = measure_spread(model, quant, isa=isa, prompts=prompts, n_threads=n_threads, out_dir=folder)
-    write_atomic(folder / "spread.json", (dump_line(spread.to_json()) + "\n").encode())
+    save_record(spread, folder / "spread.json")
     for line in _lines(spread, pin):
         click.echo(line, err=True)
     click.echo(dump_spreads([pin]), nl=False)

@@ -8,15 +8,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from msgspec import Meta
 
 from parity_lib.base.errors import FixtureError
-from parity_lib.base.json_text import decode, encode
 from parity_lib.base.names import Outcome, Rung
+from parity_lib.base.record import Count, NotEmpty, Positive, Record, Utc
 from parity_lib.base.toml_table import Table, fixture_path, read_toml
 from parity_lib.records.verdicts import CellId, Verdict
 
-SCHEMA = "parity/kills/1"
 LIST_SCHEMA = "parity/faults/1"
 ENGINE, RECORD = "engine", "record"
 
@@ -49,23 +50,26 @@ class Blind:
         return all(fnmatch.fnmatchcase(name, pattern) for name, pattern in pairs)
 
 
-@dataclass(frozen=True, slots=True)
-class Kill:
+class Kill(Record, frozen=True):
     """What became of one fault."""
 
-    fault: str
-    what: str
-    at: str
-    expected: Outcome
+    fault: NotEmpty
+    what: NotEmpty
+    at: Annotated[str, Meta(pattern=f"^({ENGINE}|{RECORD})$")]
+    expected: Outcome  # DIVERGED or INCOMPLETE
     outcome: Outcome
     caught_by: tuple[Rung, ...]  # rungs that diverged, lowest first
-    rows_changed: int | None  # rows of the candidate whose bits are others than without the fault; None: not compared
+    rows_changed: Count | None  # rows of the candidate whose bits are others than without the fault; None: not compared
     lowest: str  # the lowest rung that was not at parity; empty where the comparison was not reached
     line: str  # the line that says what was expected, else the first one, else nothing
     worst_margin: float | None  # of T4, limit over worst: below 1 is outside; None where T4 was not reached
     problem: str  # why this is not how it has to end; empty if it is
     blind: str  # the reason of a known blind spot
     seconds: float
+
+    def __post_init__(self) -> None:
+        if self.expected not in (Outcome.DIVERGED, Outcome.INCOMPLETE):
+            raise ValueError(f"Expected an outcome of a fault, got {self.expected}")
 
     @property
     def survived(self) -> bool:
@@ -79,31 +83,20 @@ class Kill:
             return "SURVIVED"
         return "UNEXPECTED" if self.problem else "caught"
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Kill:
-        """Return the record of a JSON object, as ``base.json_text.encode`` wrote it."""
-        values = decode(dict(data))
-        values |= {"expected": Outcome(values["expected"]), "outcome": Outcome(values["outcome"])}
-        return cls(**{**values, "caught_by": tuple(map(Rung, values["caught_by"]))})
 
-
-@dataclass(frozen=True, slots=True)
-class KillMatrix:
+class KillMatrix(Record, frozen=True, tag_field="schema", tag="parity/kills/1"):
     """Every fault that was seeded into one cell, after the cell without a fault was found at parity."""
 
     cell: CellId
-    positions: int  # that each fault was judged at
-    rungs: tuple[Rung, ...]  # that judged; a rung that only reports is none of them
+    positions: Positive  # that each fault was judged at
+    rungs: Annotated[tuple[Rung, ...], Meta(min_length=1)]  # that judged; a rung that only reports is none of them
     baseline_margin: float | None  # of T4, without a fault
-    same_rows: (
-        int  # of synthetic models, without a fault: the judged library and the one with faults agree in every bit
-    )
-    kills: tuple[Kill, ...]
-    not_seeded: Mapping[str, str]  # fault -> why it does not fit this model
-    machine_class: str
-    created_at: str  # UTC, ISO 8601
+    same_rows: Positive  # of synthetic models without a fault, equal in every bit in both libraries
+    kills: Annotated[tuple[Kill, ...], Meta(min_length=1)]
+    not_seeded: Mapping[str, NotEmpty]  # fault -> why it does not fit this model
+    machine_class: NotEmpty
+    created_at: Utc
     seconds: float
-    schema: str = SCHEMA
 
     @property
     def survivors(self) -> tuple[Kill, ...]:
@@ -118,28 +111,6 @@ class KillMatrix:
     def caught(self) -> dict[Rung, int]:
         """Return how many faults each judging rung saw as a divergence."""
         return {rung: sum(rung in kill.caught_by for kill in self.kills) for rung in self.rungs}
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON object of ``kills.json``; ``from_json`` gives back an equal record."""
-        data = encode(self)
-        assert isinstance(data, dict)
-        return data
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> KillMatrix:
-        """Return the record of a JSON object that matches the schema of a kill matrix."""
-        values = {
-            name: data[name]
-            for name in ("positions", "same_rows", "machine_class", "created_at", "not_seeded", "schema")
-        }
-        return cls(
-            cell=CellId(**data["cell"]),
-            rungs=tuple(map(Rung, data["rungs"])),
-            baseline_margin=decode(data["baseline_margin"]),
-            kills=tuple(map(Kill.from_json, data["kills"])),
-            seconds=decode(data["seconds"]),
-            **values,
-        )
 
 
 def load_drills(cell: CellId, names: Mapping[str, object], path: Path | None = None) -> tuple[Drill, ...]:

@@ -16,8 +16,8 @@ import numpy as np
 
 from parity_lib.base.choice import choose
 from parity_lib.base.errors import UsageError
-from parity_lib.base.files import save_record
 from parity_lib.base.names import Outcome
+from parity_lib.base.record import save_record
 from parity_lib.cell import steps
 from parity_lib.cell.request import let_go
 from parity_lib.cell.rows import Rows
@@ -113,7 +113,7 @@ def seed_faults(baseline: Baseline, say: Say) -> KillMatrix:
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=time.monotonic() - began,
     )
-    save_record(matrix.to_json(), baseline.cell.out_dir / KILLS, "kills")
+    save_record(matrix, baseline.cell.out_dir / KILLS)
     shutil.rmtree(baseline.cell.spools, ignore_errors=True)
     let_go(baseline.cell.out_dir)
     return matrix

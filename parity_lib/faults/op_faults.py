@@ -14,8 +14,8 @@ from pathlib import Path
 
 from parity_lib.base.choice import choose
 from parity_lib.base.errors import EngineError
-from parity_lib.base.files import save_record
 from parity_lib.base.names import Compute
+from parity_lib.base.record import save_record
 from parity_lib.cell.open_engines import open_burn, open_llama
 from parity_lib.cell.prompt_tokens import prompt_tokens
 from parity_lib.cell.request import Cell
@@ -83,7 +83,7 @@ def run_place_drills(cell: Cell, say: Say, only: str = "", path: Path | None = N
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=time.monotonic() - began,
     )
-    save_record(table.to_json(), cell.out_dir / TRIALS, "place_trials")
+    save_record(table, cell.out_dir / TRIALS)
     return table
 
 

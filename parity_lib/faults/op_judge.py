@@ -6,15 +6,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from msgspec import Meta
 
 from parity_lib.base.errors import FixtureError
-from parity_lib.base.json_text import encode
+from parity_lib.base.record import Count, NotEmpty, Positive, Record, Seconds, Utc
 from parity_lib.base.toml_table import Table, fixture_path, read_toml
 from parity_lib.numerics.op_error import OpError
 from parity_lib.records.verdicts import CellId
 
-SCHEMA, LIST_SCHEMA = "parity/place_trials/1", "parity/place_drills/1"
+LIST_SCHEMA = "parity/place_drills/1"
 EDITS = ("zero_row", "swap_rows", "scale", "sub_scale", "minimum", "code", "number")
 NOTHING, BIAS, OUTPUT_BIAS, WIDE = "nothing", "bias", "output bias", "more than bf16"
 EXACT_SHARE = 0.95  # of the drills: so many must be named to the op; all of them to the layer
@@ -43,23 +45,22 @@ class PlaceDrill:
         return min(n_layer - 1, int(self.depth * n_layer))
 
 
-@dataclass(frozen=True, slots=True)
-class Trial:
+class Trial(Record, frozen=True):
     """What became of one drill."""
 
-    fault: str
-    what: str
-    at: str  # "engine" or the tensor
-    expected: str  # site
+    fault: NotEmpty
+    what: NotEmpty
+    at: NotEmpty  # "engine" or the tensor
+    expected: NotEmpty  # site
     named: str  # the first op over its limit; empty: none
     op: str  # ggml's name of what was named
     nmse: float  # local error of the named op, over the tensor
     position_nmse: float
     channel_nmse: float
-    position: int  # the worst one
-    channel: int
-    n_over: int  # ops over their limits
-    seconds: float
+    position: Count  # the worst one
+    channel: Count
+    n_over: Count  # ops over their limits
+    seconds: Seconds
 
     @property
     def is_layer(self) -> bool:
@@ -72,20 +73,18 @@ class Trial:
         return self.named == self.expected
 
 
-@dataclass(frozen=True, slots=True)
-class TrialTable:
+class TrialTable(Record, frozen=True, tag_field="schema", tag="parity/place_trials/1"):
     """Every drill of one cell, after its file without a fault was found inside of every limit."""
 
     cell: CellId
-    n_positions: int
-    n_ops: int  # that each replay compares
+    n_positions: Positive
+    n_ops: Positive  # that each replay compares
     sound_share: float  # of its limit that the worst op without a fault uses up
-    trials: tuple[Trial, ...]
-    not_seeded: Mapping[str, str]  # fault -> why
-    machine_class: str
-    created_at: str  # UTC, ISO 8601
-    seconds: float
-    schema: str = SCHEMA
+    trials: Annotated[tuple[Trial, ...], Meta(min_length=1)]
+    not_seeded: Mapping[str, NotEmpty]  # fault -> why
+    machine_class: NotEmpty
+    created_at: Utc
+    seconds: Seconds
 
     @property
     def layers_named(self) -> int:
@@ -102,12 +101,6 @@ class TrialTable:
         """Return whether all were named to the layer and ``EXACT_SHARE`` of them to the op; false without any."""
         n = len(self.trials)
         return n > 0 and self.layers_named == n and self.ops_named >= EXACT_SHARE * n
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON object of the record."""
-        data = encode(self)
-        assert isinstance(data, dict)
-        return data
 
 
 def judge_trial(fault: str, what: str, at: str, expected: str, errors: Sequence[OpError], seconds: float) -> Trial:

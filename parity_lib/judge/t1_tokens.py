@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec.structs import replace
 
 from parity_lib.base.names import Kind, Outcome, Rung
 from parity_lib.judge.t1_known_differences import EXACT, TOGETHER, KnownDifference, KnownDifferences

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
+from msgspec.structs import replace
 
 from parity_lib.base.errors import PinError, UsageError
 from parity_lib.base.names import Kind, LedgerClass, Outcome, Rung

@@ -12,10 +12,11 @@ judged the candidate on these very rows, and T5 holds the reference to 0 rows th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from parity_lib.base.errors import ParityError
 from parity_lib.base.json_text import encode

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from parity_lib.base.errors import ParityError, RecordError, UsageError
 from parity_lib.base.files import is_held

@@ -3,55 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from parity_lib.base.errors import RecordError
+from parity_lib.base.record import Count, Record, decode_record
 
 UNPROVEN = "unproven"  # as an observed ISA target
 BURN, LLAMA_CPP = "burn", "llama.cpp"
 
 
-@dataclass(frozen=True, slots=True)
-class Kernel:
+class Kernel(Record, frozen=True):
     """One instruction address range that was sampled while an engine ran, with its instruction set and counts."""
 
     library: str  # file name
     function: str  # as the linker knows it; "" where no symbol covers the address
     inlined: str  # the innermost function that was compiled into it there, or ""
     instruction: str  # mnemonic
-    bits: int  # of the widest register that it names; 8192 is a tile
+    bits: Count  # of the widest register that it names; 8192 is a tile
     features: tuple[str, ...]  # extensions that the instruction belongs to, as the decoder names them
-    n: int  # samples
+    n: Count  # samples
 
 
-@dataclass(frozen=True, slots=True)
-class Sampled:
+class Sampled(Record, frozen=True):
     """What a sampled run showed of one engine's own libraries."""
 
-    n: int  # program counters, of every library of the process
-    lost: int  # that came when all room was taken
-    own: int  # in the engine's own libraries
-    vectors: Mapping[
-        str, int
-    ]  # ISA target -> samples of the engine's own at an instruction that belongs to that ISA target
-    products: Mapping[str, int]  # the same, of instructions that multiply and add: what a matmul consists of
+    n: Count  # program counters, of every library of the process
+    lost: Count  # that came when all room was taken
+    own: Count  # in the engine's own libraries
+    vectors: Mapping[str, Count]  # ISA target -> the engine's own samples at an instruction that belongs to it
+    products: Mapping[str, Count]  # the same, of instructions that multiply and add: what a matmul consists of
     kernels: tuple[Kernel, ...]  # the most frequent of the engine's own
 
 
-@dataclass(frozen=True, slots=True)
-class Buffer:
+class Buffer(Record, frozen=True):
     """The weights that lie in one buffer type of llama.cpp, and what is multiplied there."""
 
     name: str  # "CPU", "CPU_Mapped", "CPU_REPACK", "AMX", "CPU_KLEIDIAI"
-    types: Mapping[str, int]  # tensor type -> number of weights
-    weights: int
-    bytes: int
-    flops: int  # of one pass: 2 x weights' elements x rows
+    types: Mapping[str, Count]  # tensor type -> number of weights
+    weights: Count
+    bytes: Count
+    flops: Count  # of one pass: 2 x weights' elements x rows
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
+class Evidence(Record, frozen=True):
     """Facts about one engine's run, without a judgement.
 
     ``requested`` is the ISA target that this engine was asked for: the cell's, or the widest that it has of it here.
@@ -64,33 +57,12 @@ class Evidence:
     sampled: Sampled | None
     absent: str = ""  # why nothing was sampled
     buffers: tuple[Buffer, ...] = ()
-    features: Mapping[str, int] = field(default_factory=dict)  # llama.cpp's list of what was compiled in
-    arithmetic: Mapping[str, str] = field(default_factory=dict)  # fingerprint: "fma" yes or no, "operands" f32 or bf16
+    features: Mapping[str, Count] = {}  # llama.cpp's list of what was compiled in
+    arithmetic: Mapping[str, str] = {}  # fingerprint: "fma" yes or no, "operands" f32 or bf16
     impossible: str = ""  # why this side cannot run the cell's ISA target here, one sentence; empty where it can
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Evidence:
-        """Return the record of a JSON object, as ``base.json_text.encode`` wrote it.
 
-        Raises:
-            RecordError: it is no such object.
-        """
-        try:
-            values = dict(data)
-            sampled = values.pop("sampled")
-            if sampled is not None:
-                kernels = tuple(Kernel(**{**k, "features": tuple(k["features"])}) for k in sampled["kernels"])
-                sampled = Sampled(**{**sampled, "kernels": kernels})
-            buffers = tuple(Buffer(**buffer) for buffer in values.pop("buffers"))
-            return cls(**values, sampled=sampled, buffers=buffers)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise RecordError(
-                "this is no evidence of instructions", expected=", ".join(cls.__slots__), found=repr(error)
-            ) from error
-
-
-@dataclass(frozen=True, slots=True)
-class IsaProof:
+class IsaProof(Record, frozen=True):
     """One engine's evidence and what it proves."""
 
     evidence: Evidence
@@ -111,4 +83,4 @@ def proofs_of(literal: Mapping[str, Any]) -> Sequence[IsaProof]:
         RecordError: what is there is no proof.
     """
     found = literal.get("isa", {}).get("proofs", [])
-    return [IsaProof(Evidence.from_json(p["evidence"]), p["observed"], p["proven"], p["reason"]) for p in found]
+    return [decode_record(proof, IsaProof, "isa.proofs") for proof in found]

@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
+
+from msgspec import Meta
+from msgspec.structs import replace
 
 from parity_lib.base.errors import RecordError
-from parity_lib.base.files import load_record, save_record
-from parity_lib.base.json_text import decode, encode
 from parity_lib.base.names import Outcome, Rung
+from parity_lib.base.record import Count, NotEmpty, Record, Seconds, Sha256, Utc, load_record, save_record
 from parity_lib.records import store
 from parity_lib.records.verdicts import CellId
 
 HISTORY = "history.jsonl"
 
-SCHEMA = "parity/night/1"
 FILE_NAME = "night.json"
 # What may catch a red control. T0 would only see that a file was exchanged, T7 which kernels ran.
 # SPREAD accuses the reference's own settings, which know nothing of the fault.
 NUMERIC_RUNGS = (Rung.T2, Rung.T3, Rung.T4, Rung.T5, Rung.T6)
-STATUS_PARITY, STATUS_DIVERGED, STATUS_INCOMPLETE = 0, 1, 3
+STATUS_PARITY: Literal[0] = 0
+STATUS_DIVERGED: Literal[1] = 1
+STATUS_INCOMPLETE: Literal[3] = 3
 
 
-@dataclass(frozen=True, slots=True)
-class CellRecord:
+class CellRecord(Record, frozen=True):
     """One cell of a nightly run: request, outcome, where to read it. Paths are relative to the run's folder."""
 
-    key: str  # name and the hash of everything that can change the result
+    key: NotEmpty  # name and the hash of everything that can change the result
     cell: CellId
     required: bool
-    expect: str
+    expect: Annotated[str, Meta(pattern="^(parity|diverged)$")]
     reason: str
     fault: str
     control: bool
@@ -45,42 +46,39 @@ class CellRecord:
     folder: str  # "" where nothing ran
     html: str
     verdict: str  # "" where none was written
-    seconds: float
-    peak_rss_bytes: int
+    seconds: Seconds
+    peak_rss_bytes: Count
     fresh: bool = False  # the reference was computed again and held to the stored bits
     trace: str = ""  # page of the trace of its first divergence
     traced: str = ""  # what that trace says, or why there is none
     kept: bool = False  # finished before the night was interrupted, and not run again
 
 
-@dataclass(frozen=True, slots=True)
-class PageRecord:
+class PageRecord(Record, frozen=True):
     """A page of a nightly run that is not a cell (machine, overview)."""
 
-    name: str
+    name: NotEmpty
     html: str
     outcome: Outcome  # PARITY: it ran to its end; INCOMPLETE: it did not
     causes: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Night:
+class Night(Record, frozen=True):
     """Everything a reader of ``index.html`` learns, and what ``history`` keeps."""
 
-    run_id: str  # UTC time and the first digits of the plan's hash
-    plan: str
-    title: str
+    run_id: NotEmpty  # UTC time and the first digits of the plan's hash
+    plan: NotEmpty
+    title: NotEmpty
     headline: str
-    plan_sha256: str
-    started_at: str  # UTC, ISO 8601
-    seconds: float
-    host: str
-    machine_class: str
+    plan_sha256: Sha256
+    started_at: Utc  # UTC, ISO 8601
+    seconds: Seconds
+    host: NotEmpty
+    machine_class: NotEmpty
     interrupted: bool
     cells: tuple[CellRecord, ...]
     pages: tuple[PageRecord, ...] = ()
-    resumed: tuple[str, ...] = ()  # when the run was resumed, UTC, ISO 8601
-    schema: str = SCHEMA
+    resumed: tuple[Utc, ...] = ()  # when the run was resumed, UTC, ISO 8601
 
     @property
     def outcome(self) -> Outcome:
@@ -91,7 +89,7 @@ class Night:
         return {STATUS_PARITY: Outcome.PARITY, STATUS_DIVERGED: Outcome.DIVERGED}.get(status, Outcome.INCOMPLETE)
 
     @property
-    def exit_status(self) -> int:
+    def exit_status(self) -> Literal[0, 1, 3]:
         """Return 3 for an uncaught control, else 1 for a divergence or a broken expect, else 3 for a gap, else 0."""
         if any(record.outcome is Outcome.INVALID for record in self.cells):
             return STATUS_INCOMPLETE
@@ -108,15 +106,17 @@ class Night:
         """Return how many cells have each outcome, controls apart."""
         return dict(Counter(record.outcome.value for record in self.cells if not record.control))
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON object of ``night.json``."""
-        data = encode(self)
-        assert isinstance(data, dict)
-        return data | {"outcome": self.outcome.value, "exit_status": self.exit_status}
-
     def save(self, folder: Path) -> Path:
         """Write ``night.json`` into ``folder`` atomically."""
-        return save_record(self.to_json(), folder / FILE_NAME, "night")
+        return save_record(StoredNight(self, self.outcome, self.exit_status), folder / FILE_NAME)
+
+
+class StoredNight(Record, frozen=True, tag_field="schema", tag="parity/night/2"):
+    """``night.json``: the night, and what follows from its cells, for readers without this library."""
+
+    night: Night
+    outcome: Outcome
+    exit_status: Literal[0, 1, 3]
 
 
 def load_night(folder: Path | str) -> Night:
@@ -126,29 +126,16 @@ def load_night(folder: Path | str) -> Night:
         RecordError: missing, damaged, of another version, or its outcome does not follow from its cells.
     """
     path = Path(folder) / FILE_NAME
-    data = load_record(path, "night")
-    stated = (data.pop("outcome"), data.pop("exit_status"))
-    data["cells"] = tuple(_cell(decode(cell)) for cell in data["cells"])
-    data["pages"] = tuple(_page(page) for page in data["pages"])
-    data["resumed"] = tuple(data.get("resumed", ()))
-    night = Night(**data | {"seconds": decode(data["seconds"])})
-    if (night.outcome.value, night.exit_status) != stated:
+    stored = load_record(path, StoredNight)
+    night = stored.night
+    if (night.outcome, night.exit_status) != (stored.outcome, stored.exit_status):
         raise RecordError(
             "the outcome of the nightly run does not follow from its cells",
             place=path,
             expected=f"{night.outcome}, exit status {night.exit_status}",
-            found=f"{stated[0]}, exit status {stated[1]}",
+            found=f"{stored.outcome}, exit status {stored.exit_status}",
         )
     return night
-
-
-def _cell(data: Mapping[str, Any]) -> CellRecord:
-    fields = dict(data) | {"cell": CellId(**data["cell"]), "outcome": Outcome(data["outcome"])}
-    return CellRecord(**fields | {"causes": tuple(data["causes"]), "lines": tuple(data["lines"])})
-
-
-def _page(data: Mapping[str, Any]) -> PageRecord:
-    return PageRecord(**dict(data) | {"outcome": Outcome(data["outcome"]), "causes": tuple(data["causes"])})
 
 
 def remember(folder: Path, records: Iterable[CellRecord], *, resumed: bool) -> None:
@@ -164,8 +151,7 @@ def remember(folder: Path, records: Iterable[CellRecord], *, resumed: bool) -> N
     """
     path = folder.parent / HISTORY
     verdicts = [(r, store.load_verdict(folder / r.verdict)) for r in records if r.verdict]
-    entries = [store.history_entry(folder.name, v) | {"outcome": r.outcome.value} for r, v in verdicts]
-    there = [entry for entry in store.load_history(path) if entry["run_id"] == folder.name] if resumed else []
-    known = {(str(entry["cell"]), entry["control"], entry["created_at"]) for entry in there}
-    new = [e for e in entries if (str(e["cell"]), e["control"], e["created_at"]) not in known]
-    store.append_history(new, path)
+    entries = [replace(store.history_entry(folder.name, v), outcome=r.outcome) for r, v in verdicts]
+    there = [entry for entry in store.load_history(path) if entry.run_id == folder.name] if resumed else []
+    known = {(entry.cell, entry.control, entry.created_at) for entry in there}
+    store.append_history([e for e in entries if (e.cell, e.control, e.created_at) not in known], path)

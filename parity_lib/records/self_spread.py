@@ -7,20 +7,18 @@ another way to run it, or against its own F32 twin. Of each only numbers per pos
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
-from parity_lib.base.errors import RecordError, TraceMismatchError
-from parity_lib.base.json_text import decode, encode
+from parity_lib.base.errors import TraceMismatchError
 from parity_lib.base.names import Kind
+from parity_lib.base.record import Count, NotEmpty, Record, Sha256
 from parity_lib.records.traces import F32, I32
 
-SCHEMA = "parity/spread/1"
 STRICT = "strict"
 DEFAULT, FLASH_F16, DEFAULT_DECODE, OTHER_BUILD = "default", "flash_f16", "default_decode", "other_build"
 VARIANTS = (DEFAULT, FLASH_F16, DEFAULT_DECODE, OTHER_BUILD)
@@ -32,28 +30,14 @@ TWIN = "twin"
 alone. No part of the self-spread: limits are derived from it."""
 
 Flags = npt.NDArray[np.bool_]
-_DTYPES: Mapping[str, str] = {
-    "rows": "<i4",
-    "rms": "<f4",
-    "std": "<f4",
-    "mean": "<f4",
-    "delta": "<f4",
-    "kl": "<f4",
-    "pair_sigma": "<f4",
-    "top1_equal": "|b1",
-    "top5_equal": "|b1",
-    "prompt_idx": "<i4",
-    "token_idx": "<i4",
-}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Variant:
+class Variant(Record, frozen=True, eq=False):
     """One pair of runs of the reference, by position. delta = the other run minus the one it is compared with."""
 
-    name: str  # of VARIANTS, or TWIN
-    against: str  # what it is compared with: STRICT or DEFAULT
-    asked: int  # positions that it had to give; fewer rows make T5 incomplete
+    name: NotEmpty  # of VARIANTS, or TWIN
+    against: NotEmpty  # what it is compared with: STRICT or DEFAULT
+    asked: Count  # positions that it had to give; fewer rows make T5 incomplete
     same_as: str  # an earlier variant, or what it is compared with, if all its bits are the same; else empty
     run: Mapping[str, Any]  # settings as read back, environment, weight buffers, threads, ISA target: proof that it ran
     rows: I32  # (m,): which positions of the record
@@ -67,8 +51,10 @@ class Variant:
     top5_equal: Flags  # (m,) as a set
 
     def __post_init__(self) -> None:
-        for name in _arrays(type(self)):
+        for name in self.__struct_fields__:
             array = getattr(self, name)
+            if not isinstance(array, np.ndarray):
+                continue
             if array.shape != self.rows.shape:
                 raise TraceMismatchError(
                     "the arrays of a spread differ in length",
@@ -94,22 +80,20 @@ class Displaced(NamedTuple):
     kind: Kind
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SelfSpread:
+class SelfSpread(Record, frozen=True, eq=False, tag_field="schema", tag="parity/spread/1"):
     """All that was measured of the reference against itself, for one file, one set of fed tokens and one machine."""
 
-    model_sha256: str
-    prompts_sha256: str  # of the prompts file
-    isa: str
-    machine_class: str
-    commit: str  # of llama.cpp
+    model_sha256: Sha256
+    prompts_sha256: Sha256  # of the prompts file
+    isa: NotEmpty
+    machine_class: NotEmpty
+    commit: NotEmpty  # of llama.cpp
     prompt_idx: I32  # (n,): every position that the cell expects, in fed order
     token_idx: I32  # (n,)
     variants: tuple[Variant, ...]  # in order of VARIANTS
     absent: Mapping[str, str]  # variant -> why it was not run
     twin: Variant
     displaced: tuple[Displaced, ...] = ()
-    schema: str = SCHEMA
 
     def __len__(self) -> int:
         return len(self.prompt_idx)
@@ -127,38 +111,6 @@ class SelfSpread:
         """Return one variant, or None if it was not run."""
         return next((v for v in self.variants if v.name == name), None)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON object; ``from_json`` gives back a record with the same bits."""
-        return {
-            **{f.name: encode(getattr(self, f.name)) for f in fields(self) if f.name not in _PACKED},
-            "prompt_idx": _pack(self.prompt_idx),
-            "token_idx": _pack(self.token_idx),
-            "variants": [_variant_to_json(v) for v in self.variants],
-            "twin": _variant_to_json(self.twin),
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> SelfSpread:
-        """Return the record of ``to_json``.
-
-        Raises:
-            RecordError: another version, a field missing or unknown, or an array that is not of its type.
-        """
-        _same_fields(cls, data, "spread")
-        if data["schema"] != SCHEMA:
-            raise RecordError("a spread of another version", expected=SCHEMA, found=data["schema"])
-        values = dict(data) | {
-            "prompt_idx": _unpack(data, "prompt_idx"),
-            "token_idx": _unpack(data, "token_idx"),
-            "variants": tuple(_variant_from_json(v) for v in data["variants"]),
-            "twin": _variant_from_json(data["twin"]),
-            "displaced": tuple(Displaced(int(p), int(t), Kind(kind)) for p, t, kind in data["displaced"]),
-        }
-        return cls(**values)
-
-
-_PACKED = ("prompt_idx", "token_idx", "variants", "twin")
-
 
 def with_copies_marked(variants: tuple[Variant, ...], digests: Mapping[str, bytes]) -> tuple[Variant, ...]:
     """Return the variants with ``same_as`` set: the name of the variant whose rows it equals bit by bit, or "".
@@ -174,35 +126,3 @@ def with_copies_marked(variants: tuple[Variant, ...], digests: Mapping[str, byte
         same_as = "" if earlier == variant.name else earlier
         marked.append(replace(variant, same_as=same_as if np.any(variant.rms != 0) else variant.against))
     return tuple(marked)
-
-
-def _arrays(cls: type) -> list[str]:
-    return [f.name for f in fields(cls) if f.name in _DTYPES]
-
-
-def _variant_to_json(variant: Variant) -> dict[str, Any]:
-    arrays = {name: _pack(getattr(variant, name)) for name in _arrays(Variant)}
-    return {f.name: encode(getattr(variant, f.name)) for f in fields(variant) if f.name not in arrays} | arrays
-
-
-def _variant_from_json(data: Mapping[str, Any]) -> Variant:
-    _same_fields(Variant, data, "variant of a spread")
-    plain = {f.name: decode(data[f.name]) for f in fields(Variant) if f.name not in _DTYPES}
-    return Variant(**plain, **{name: _unpack(data, name) for name in _arrays(Variant)})
-
-
-def _same_fields(cls: type, data: Mapping[str, Any], place: str) -> None:
-    names = {f.name for f in fields(cls)}
-    if set(data) != names:
-        raise RecordError("has other fields", place=place, expected=sorted(names), found=sorted(data))
-
-
-def _pack(array: npt.NDArray[Any]) -> str:
-    return base64.b64encode(array.tobytes()).decode()
-
-
-def _unpack(data: Mapping[str, Any], name: str) -> Any:  # noqa: ANN401 - an array of the type that the name has
-    try:
-        return np.frombuffer(base64.b64decode(data[name], validate=True), _DTYPES[name]).copy()
-    except (TypeError, ValueError) as error:
-        raise RecordError("is no array of its type", place=name, expected=_DTYPES[name], found=error) from error

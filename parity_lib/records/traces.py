@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from parity_lib.base.errors import RecordError, TraceMismatchError
-from parity_lib.base.json_text import decode
+from parity_lib.base.errors import TraceMismatchError
 from parity_lib.base.names import TOP_STORED
+from parity_lib.base.record import Count, NotEmpty, Record
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -44,11 +44,10 @@ PAIR_ARRAYS = (
 """The arrays of a ``PairTrace`` beside those of its two sides."""
 
 
-@dataclass(frozen=True, slots=True)
-class RunInfo:
+class RunInfo(Record, frozen=True):
     """Which engine produced a trace, and how. ``isa_requested`` and ``isa_observed`` can differ (T7 compares them)."""
 
-    engine: str  # "llama.cpp" or "burn"
+    engine: NotEmpty  # "llama.cpp" or "burn"
     version: str
     commit: str
     build: Mapping[str, Any]  # the build receipt: flags, compiler, hashes of what was built
@@ -58,7 +57,7 @@ class RunInfo:
     isa_requested: str
     isa_observed: str  # "unproven" until a dispatch proof says otherwise
     isa_evidence: Mapping[str, Any]
-    n_threads: int
+    n_threads: Count
     kv_type: str
     compute: str
     stack: str
@@ -68,19 +67,7 @@ class RunInfo:
     fault: str | None  # a seeded fault, or None
     started_at: str  # UTC, ISO 8601
     seconds: float
-    peak_rss_bytes: int
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> RunInfo:
-        """Return the record of a JSON object, as ``base.json_text.encode`` wrote it.
-
-        Raises:
-            RecordError: a field is missing, or there is one that this version does not know.
-        """
-        names = {f.name for f in fields(cls)}
-        if set(data) != names:
-            raise RecordError("run info has other fields", expected=sorted(names), found=sorted(data))
-        return cls(**decode(dict(data)))
+    peak_rss_bytes: Count
 
 
 @dataclass(frozen=True, slots=True, eq=False)

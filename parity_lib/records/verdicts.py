@@ -5,28 +5,26 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from parity_lib.base.errors import ParityFailure
-from parity_lib.base.json_text import decode, encode
-from parity_lib.base.names import Kind, LedgerClass, Outcome, Rung
+from parity_lib.base.names import Compute, Kind, LedgerClass, Outcome, Rung
+from parity_lib.base.record import Count, NotEmpty, Record
 from parity_lib.records.traces import RunInfo
 
-SCHEMA = "parity/verdict/1"
-
-TopK = tuple[tuple[int, float], ...]  # (token id, logit), logit descending, ties by lower id
+TopK = tuple[tuple[Count, float], ...]  # (token id, logit), logit descending, ties by lower id
 
 
-@dataclass(frozen=True, slots=True)
-class CellId:
+class CellId(Record, frozen=True):
     """The identity of a cell: model, quant, ISA target, stack, compute policy."""
 
-    model: str
-    quant: str
-    isa: str
-    stack: str
-    compute: str
+    model: NotEmpty
+    quant: NotEmpty
+    isa: NotEmpty
+    stack: NotEmpty
+    compute: Annotated[str, Meta(pattern=f"^({'|'.join(Compute)})$")]
 
     @property
     def key(self) -> str:
@@ -41,20 +39,19 @@ class CellId:
         return f"model={self.model} quant={self.quant} isa={self.isa} stack={self.stack} compute={self.compute}"
 
 
-@dataclass(frozen=True, slots=True)
-class Divergence:
+class Divergence(Record, frozen=True):
     """One place where the candidate left the reference."""
 
     rung: Rung
     kind: Kind
     limit: float  # in the unit of delta; 0.0 where equality is asked for
-    prompt_idx: int | None = None  # None where the divergence has no position (a tensor)
+    prompt_idx: Count | None = None  # None where the divergence has no position (a tensor)
     token_idx: int | None = None
     where: str | None = None  # tensor or site
     top5_burn: TopK = ()
     top5_llamacpp: TopK = ()
     delta: float | None = None  # candidate minus reference at delta_id, logits (or ULP for a tensor)
-    delta_id: int | None = None
+    delta_id: Count | None = None
     ledger: LedgerClass | None = None
     note: str = ""
 
@@ -79,29 +76,18 @@ class Divergence:
             parts.append(f"note={json.dumps(self.note, ensure_ascii=False)}")
         return " ".join(parts)
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Divergence:
-        """Return the record of a JSON object that matches the schema of a divergence."""
-        values = decode(dict(data))
-        values["rung"], values["kind"] = Rung(values["rung"]), Kind(values["kind"])
-        values["ledger"] = None if values["ledger"] is None else LedgerClass(values["ledger"])
-        for name in ("top5_burn", "top5_llamacpp"):
-            values[name] = tuple((token, logit) for token, logit in values[name])
-        return cls(**values)
-
 
 def _top(top: TopK) -> str:
     return "[" + ",".join(f"({token},{logit:.4f})" for token, logit in top) + "]"
 
 
-@dataclass(frozen=True, slots=True)
-class RungResult:
+class RungResult(Record, frozen=True):
     """One rung: how much was expected, how much was compared, the worst case against its limit."""
 
     rung: Rung
     outcome: Outcome
-    expected: int
-    compared: int
+    expected: Count
+    compared: Count
     worst: float | None  # None where the rung is exact and equal
     limit: float | None  # None where the rung is exact
     unit: str  # "logits", "rms/std", "ULP", "pins", ...
@@ -116,15 +102,8 @@ class RungResult:
             return None
         return self.limit / self.worst
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> RungResult:
-        """Return the record of a JSON object that matches the schema of a rung."""
-        values = decode(dict(data))
-        return cls(**{**values, "rung": Rung(values["rung"]), "outcome": Outcome(values["outcome"])})
 
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(Record, frozen=True, tag_field="schema", tag="parity/verdict/1"):
     """The record of one cell. ``outcome`` is derived once, by ``conclude``, and stored."""
 
     cell: CellId
@@ -135,12 +114,11 @@ class Verdict:
     provisional: bool  # a limit was measured, but not yet from the kernel baseline
     unpinned: bool  # file or prompts are the user's own
     causes: tuple[str, ...] = ()  # why it is INCOMPLETE, one sentence each
-    literal: Mapping[str, Any] = field(default_factory=dict)  # T5 numbers, statistics, ledger counts
-    pins: Mapping[str, Any] = field(default_factory=dict)  # hash of prompts, plan, tolerances
+    literal: Mapping[str, Any] = {}  # T5 numbers, statistics, ledger counts
+    pins: Mapping[str, Any] = {}  # hash of prompts, plan, tolerances
     control: bool = False
     created_at: str = ""
     seconds: float = 0.0
-    schema: str = SCHEMA
 
     def rung(self, rung: Rung) -> RungResult | None:
         """Return the result of one rung, or None if the cell did not run it."""
@@ -167,31 +145,6 @@ class Verdict:
         shown = "\n".join(lines[:5])
         more = f"\n... and {len(lines) - 5} more lines" if len(lines) > 5 else ""
         raise ParityFailure(f"{self.outcome}: {self.cell}\n{shown}{more}")
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON object of ``verdict.json``; ``from_json`` gives back an equal record."""
-        data = encode(self)
-        assert isinstance(data, dict)
-        return data
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Verdict:
-        """Return the record of a JSON object that matches the schema of a verdict."""
-        values = dict(data)
-        return cls(
-            **{
-                **values,
-                "cell": CellId(**values["cell"]),
-                "outcome": Outcome(values["outcome"]),
-                "rungs": tuple(RungResult.from_json(rung) for rung in values["rungs"]),
-                "divergences": tuple(Divergence.from_json(item) for item in values["divergences"]),
-                "runs": {name: RunInfo.from_json(run) for name, run in values["runs"].items()},
-                "causes": tuple(values["causes"]),
-                "literal": decode(values["literal"]),
-                "pins": decode(values["pins"]),
-                "seconds": decode(values["seconds"]),
-            }
-        )
 
     def contradictions(self) -> list[str]:
         """Return what in this record denies its own outcome, one sentence each; empty for a sound record.

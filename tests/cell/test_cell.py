@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from parity_lib.base.errors import EngineError, PinError, RecordError, UsageError, WorkerDied
 from parity_lib.base.names import Outcome, Rung
@@ -189,7 +190,7 @@ def test_engine_that_is_not_the_pinned_one_is_named(
     }
     assert t0_pins.judge_all(cell, files, runs).outcome is Outcome.PARITY
     name = list(runs)[side]
-    rung = t0_pins.judge_all(cell, files, {**runs, name: replace(runs[name], **change)})
+    rung = t0_pins.judge_all(cell, files, {**runs, name: structs.replace(runs[name], **change)})
     assert rung.outcome is Outcome.INCOMPLETE
     assert named in rung.note
 
@@ -229,7 +230,7 @@ def test_only_a_cell_with_a_fault_may_run_the_library_with_faults(captured: Capt
         runs = {
             t0_pins.REFERENCE: captured.reference.rows.run,
             t0_pins.TWIN: captured.twin.run,
-            t0_pins.CANDIDATE: replace(run, build=build),
+            t0_pins.CANDIDATE: structs.replace(run, build=build),
         }
         return t0_pins.judge_all(asked, steps.check_pins(cell), runs)
 
@@ -283,7 +284,7 @@ def test_cell_in_bf16_reports_end_to_end_and_is_held_to_itself(captured: Capture
 
 
 def test_cell_in_bf16_without_its_twin_is_incomplete(captured: Captured) -> None:
-    cell = replace(captured.cell, id=replace(captured.cell.id, compute="bf16"))
+    cell = replace(captured.cell, id=structs.replace(captured.cell.id, compute="bf16"))
     verdict = captured.judged(cell=cell, spread=None).verdict
     assert verdict.outcome is Outcome.INCOMPLETE
     assert verdict.causes == ("T4 twin: did not run",)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from parity_lib.base.json_text import encode
 from parity_lib.base.names import Outcome, Rung
@@ -69,8 +70,8 @@ MEASURED = ("cache", "seconds", "isa")  # anew in each run
 
 def plain(verdict: Verdict) -> dict[str, Any]:
     """Return what two runs of one cell must agree in: all but times and the counts of sampled instructions."""
-    rungs = tuple(replace(rung, note="") if rung.rung is Rung.T7 else rung for rung in verdict.rungs)
-    data = replace(verdict, created_at="", seconds=0.0, runs={}, rungs=rungs).to_json()
+    rungs = tuple(structs.replace(rung, note="") if rung.rung is Rung.T7 else rung for rung in verdict.rungs)
+    data = encode(structs.replace(verdict, created_at="", seconds=0.0, runs={}, rungs=rungs))
     data["literal"] = {name: value for name, value in data["literal"].items() if name not in MEASURED}
     return data
 

@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from parity_lib.base.errors import EngineError
+from parity_lib.base.json_text import dump_line
 from parity_lib.base.names import Kind, Outcome, Settings
+from parity_lib.base.record import decode_record
 from parity_lib.cell import rows as logits
 from parity_lib.cell import steps
 from parity_lib.cell import t5_spread as module
@@ -86,8 +89,8 @@ def test_the_record_covers_every_position_and_survives_a_file(captured: Captured
     assert [Position(*p) for p in zip(spread.prompt_idx, spread.token_idx, strict=True)] == list(expected(captured))
     for variant in (*spread.variants, spread.twin):
         assert len(variant) == variant.asked == len(spread)
-    again = SelfSpread.from_json(json.loads(json.dumps(spread.to_json())))
-    assert again.to_json() == spread.to_json()
+    again = decode_record(json.loads(dump_line(spread)), SelfSpread, "here")
+    assert dump_line(again) == dump_line(spread)
 
 
 def test_the_spread_is_that_of_a_sound_reference(captured: Captured) -> None:
@@ -128,7 +131,7 @@ def test_a_variant_that_did_not_run_as_it_is_called_is_refused(repacked: Capture
     default = module.WAYS[0]
     with pytest.raises(EngineError, match="did not run as the variant is called"):
         module._prove(cell, default, reference.rows.run)  # strict rows, said to be those of the defaults
-    repack = replace(reference.rows.run, isa_evidence={"weight_buffers_mib": {"CPU": 1.0, "CPU_REPACK": 2.0}})
+    repack = structs.replace(reference.rows.run, isa_evidence={"weight_buffers_mib": {"CPU": 1.0, "CPU_REPACK": 2.0}})
     module._prove(cell, default, repack)
     with pytest.raises(EngineError, match="outside of CPU_REPACK"):
         module._prove(cell, module.WAYS[1], repack)

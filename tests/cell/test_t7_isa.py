@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from msgspec import structs
 
 from parity_lib.base.errors import PinError, RecordError
 from parity_lib.base.json_text import encode
@@ -85,21 +86,21 @@ def test_what_was_kept_is_not_believed_where_it_saw_too_little(
 def test_unproven_is_a_not_run_unless_the_cell_requires_it(proved: Proved, required: bool, outcome: Outcome) -> None:
     cell = replace(proved.cell, request=replace(proved.cell.request, require_isa=required))
     unseen = {"samples": encode(Evidence(BURN, "teacher-forced pass", cell.id.isa, None, "no sampler here"))}
-    candidate = replace(proved.candidate, run=replace(proved.candidate.run, isa_evidence=unseen))
+    candidate = replace(proved.candidate, run=structs.replace(proved.candidate.run, isa_evidence=unseen))
     finding = steps.prove_isa(cell, proved.reference, candidate)
     assert (finding.rung.outcome, finding.divergences) == (outcome, ())
     assert "no sampler here" in finding.rung.note
 
 
 def test_a_run_that_says_nothing_of_its_instructions_is_refused(proved: Proved) -> None:
-    candidate = replace(proved.candidate, run=replace(proved.candidate.run, isa_evidence={}))
+    candidate = replace(proved.candidate, run=structs.replace(proved.candidate.run, isa_evidence={}))
     with pytest.raises(RecordError, match="says nothing of its instructions"):
         t7_isa.candidate_evidence(candidate.run.isa_evidence)
 
 
 def test_a_polyfill_in_a_cell_is_a_divergence(proved: Proved) -> None:
     claim = t7_isa.candidate_evidence(proved.candidate.run.isa_evidence)
-    enough = replace(claim, requested="amx", sampled=proofs_of(proved.finding.literal)[0].evidence.sampled)
+    enough = structs.replace(claim, requested="amx", sampled=proofs_of(proved.finding.literal)[0].evidence.sampled)
     finding = t7_isa.prove_isa(proved.cell, proved.reference, enough)
     assert finding.rung.outcome is Outcome.DIVERGED
     [divergence] = finding.divergences
@@ -110,7 +111,7 @@ def test_strict_settings_of_the_amx_target_are_asked_for_what_they_can_run(
     proved: Proved, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "missing_flags", lambda *_: [])  # a CPU that has everything
-    cell = replace(proved.cell, id=replace(proved.cell.id, isa="amx"))
+    cell = replace(proved.cell, id=structs.replace(proved.cell.id, isa="amx"))
     claims = dict.fromkeys((str(Settings.STRICT), str(Settings.DEFAULT)))
     kept = {name: encode(Evidence(LLAMA_CPP, f"{name} settings", "amx", None, "-")) for name in claims}
     strict, deployed = t7_isa._asked(cell, reference_cache.Kept(kept))

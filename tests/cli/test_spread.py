@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,8 +9,8 @@ from click.testing import CliRunner
 
 from parity_lib.base.toml_table import fixture_path
 from parity_lib.cli.app import cli, main
-from parity_lib.records.self_spread import SelfSpread
 from parity_lib.records.self_spread_pins import load_spreads
+from parity_lib.records.store import load_spread
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +27,7 @@ def test_it_measures_prints_and_leaves_the_record(tmp_path: Path) -> None:
     assert (pin.model, pin.quant) == ("synthetic-llama", "Q8_0")
     assert "20 positions" in pin.source
     assert "parity spread synthetic-llama Q8_0 --prompts" in pin.source
-    record = SelfSpread.from_json(json.loads((tmp_path / "spread.json").read_text()))
+    record = load_spread(tmp_path)
     assert record.model_sha256 == pin.model_sha256
     for name in ("default ", "flash_f16 ", "default_decode ", "twin ", "rms: twin", "displaced: "):
         assert name in result.stderr

@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from parity_lib.base.errors import FixtureError, RecordError
-from parity_lib.base.files import load_record, save_record
 from parity_lib.base.names import Kind, Outcome, Rung
+from parity_lib.base.record import load_record, save_record
 from parity_lib.base.toml_table import fixture_path
 from parity_lib.faults.judge import Drill, Kill, KillMatrix, judge_kill, load_drills
 from parity_lib.faults.names import known_faults
@@ -98,7 +99,7 @@ def test_blind_spots_belong_to_the_models_that_they_name(tmp_path: Path) -> None
         return {drill.fault for drill in load_drills(cell, PLACES, table) if drill.blind}
 
     assert "eps_x10@blk.12" in blind(CELL)
-    assert blind(replace(CELL, model="synthetic-llama")) == set()
+    assert blind(structs.replace(CELL, model="synthetic-llama")) == set()
     assert not set(TEN) & blind(CELL)
     assert not any(drill.blind for drill in load_drills(CELL, PLACES))  # none is known today
 
@@ -149,10 +150,10 @@ def test_matrix_counts_names_and_comes_back(tmp_path: Path) -> None:
     assert [kill.fault for kill in record.survivors] == ["a", "b"]
     assert [kill.fault for kill in record.problems] == ["b"]
     assert record.caught() == {Rung.T0: 0, Rung.T4: 1}
-    path = save_record(record.to_json(), tmp_path / "kills.json", "kills")
-    assert KillMatrix.from_json(load_record(path, "kills")) == record
+    path = save_record(record, tmp_path / "kills.json")
+    assert load_record(path, KillMatrix) == record
 
 
 def test_a_matrix_without_a_fault_is_no_record(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="kills"):
-        save_record(matrix().to_json(), tmp_path / "kills.json", "kills")
+        save_record(matrix(), tmp_path / "kills.json")

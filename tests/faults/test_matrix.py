@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from parity_lib.base.errors import EngineError, UsageError
-from parity_lib.base.files import load_record
 from parity_lib.base.names import Outcome, Rung
+from parity_lib.base.record import load_record
 from parity_lib.cell import open_engines, steps
 from parity_lib.cell.climbed import attempt
 from parity_lib.cell.steps import Cell, CellRequest, Failed
@@ -93,14 +93,14 @@ def test_engine_faults_change_rows_and_name_their_place(qwen2: tuple[KillMatrix,
 
 def test_records_of_every_fault_stay_and_no_rows(qwen2: tuple[KillMatrix, Path, list[Kill]]) -> None:
     matrix, folder, _ = qwen2
-    assert KillMatrix.from_json(load_record(folder / KILLS, "kills")) == matrix
+    assert load_record(folder / KILLS, KillMatrix) == matrix
     assert store.load_verdict(folder).outcome is Outcome.PARITY
     for kill in matrix.kills:
         verdict = store.load_verdict(folder / FOLDER / kill.fault)
         assert verdict.outcome is kill.outcome
         assert verdict.unpinned
         lines = [
-            record["line"] for record in store.load_divergences(folder / FOLDER / kill.fault / "divergences.jsonl")
+            record.greppable for record in store.load_divergences(folder / FOLDER / kill.fault / "divergences.jsonl")
         ]
         assert bool(lines) == bool(kill.caught_by)
     assert not list(folder.rglob(".spool"))
@@ -185,8 +185,8 @@ def test_command_prints_a_table_and_an_unexpected_survivor_is_one(
     assert run(tmp_path, "--faults", str(own), "--only", "swap*") == 0
     text = capsys.readouterr().out
     assert "survivors: none; known blind spots: none" in text
-    left = load_record(tmp_path / "out" / KILLS, "kills")
-    assert [kill["fault"] for kill in left["kills"]] == ["swap_gate_up"]
+    left = load_record(tmp_path / "out" / KILLS, KillMatrix)
+    assert [kill.fault for kill in left.kills] == ["swap_gate_up"]
     assert [path.name for path in (tmp_path / "out" / FOLDER).iterdir()] == ["swap_gate_up"]
 
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from parity_lib.base.errors import EngineError, ModelFileError, UsageError
-from parity_lib.base.files import load_record
+from parity_lib.base.record import load_record
 from parity_lib.cell.request import open_cell
 from parity_lib.cli.app import main
 from parity_lib.faults import file_edits
 from parity_lib.faults.op_faults import TRIALS, run_place_drills
-from parity_lib.faults.op_judge import EDITS, Trial
+from parity_lib.faults.op_judge import EDITS, Trial, TrialTable
 from parity_lib.model_file.facts import read_tensors
 from parity_lib.models.synthetic import Shape, build
 
@@ -48,7 +48,7 @@ def test_every_drill_names_its_op_in_the_architecture_with_biases(tmp_path: Path
     assert table.n_positions >= 48
     assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
     assert not cell.spools.exists()
-    assert load_record(cell.out_dir / TRIALS, "place_trials") == table.to_json()
+    assert load_record(cell.out_dir / TRIALS, TrialTable) == table
 
 
 def test_every_bias_of_a_llama_file_is_named_by_its_own_sum(tmp_path: Path) -> None:

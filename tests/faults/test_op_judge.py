@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from parity_lib.base.errors import FixtureError
+from parity_lib.base.json_text import encode
 from parity_lib.engines import sites
 from parity_lib.faults.op_judge import (
     BIAS,
@@ -85,7 +86,7 @@ def test_every_layer_and_nineteen_of_twenty_ops_make_a_good_table() -> None:
     assert not table(*[right] * 18, near, near).is_good
     assert not table(*[right] * 99, far).is_good
     assert not table().is_good
-    assert table(right, near).to_json()["trials"][1]["named"] == "ffn_up-1"
+    assert encode(table(right, near))["trials"][1]["named"] == "ffn_up-1"
     assert share_of(()) == float("inf")
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 import math
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from parity_lib.base.errors import EngineError
 from parity_lib.judge import self_spread as module

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from parity_lib.base.errors import FixtureError
 from parity_lib.base.names import Kind, Outcome, Rung
@@ -155,7 +156,7 @@ def test_warning_of_the_tokenizer_stands_in_the_note_and_changes_no_outcome() ->
     sound = pair(SAME)
     warned = replace(sound, facts={**sound.facts, "warning": "no family is named"})
     plain = judge_tokens(sound, NOTHING_LISTED)[0]
-    assert judge_tokens(warned, NOTHING_LISTED)[0] == replace(plain, note=f"{plain.note}; no family is named")
+    assert judge_tokens(warned, NOTHING_LISTED)[0] == structs.replace(plain, note=f"{plain.note}; no family is named")
 
 
 def test_joined_rungs_add_up_and_keep_the_worst_outcome() -> None:

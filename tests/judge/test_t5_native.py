@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from parity_lib.base.json_text import dump_line
 from parity_lib.base.names import Kind, LedgerClass, Outcome, Rung
@@ -122,7 +123,7 @@ def test_more_ties_than_margins_predict_are_not_explained(native: Any, pin: Spre
             rows[row, second] = rows[row, first] - np.float32(0.5)
         native.candidate[row, [first, second]] = native.reference[row, [second, first]]
     spread = native.spread
-    rung, divergences, _ = judge_native(native.pair, native.positions, replace(spread, displaced=()), None)
+    rung, divergences, _ = judge_native(native.pair, native.positions, structs.replace(spread, displaced=()), None)
     assert rung.outcome is Outcome.DIVERGED
     top1 = [d for d in divergences if d.kind is Kind.TOP1]
     assert len(top1) == 240
@@ -211,7 +212,7 @@ def test_the_accused_is_named_only_where_the_twin_is_green(native: Any, pin: Spr
     assert rung.note.startswith(ACCUSED)
     assert all(d.note.startswith(ACCUSED) for d in told)
     assert len(told) == len(divergences)
-    red = replace(green, outcome=Outcome.DIVERGED)
+    red = structs.replace(green, outcome=Outcome.DIVERGED)
     assert accuse_reference(red, native_rung, divergences) == (native_rung, divergences)
 
 
@@ -250,7 +251,7 @@ def test_a_reference_that_is_not_finite_diverges_without_a_limit(native: Any) ->
     words = "llama.cpp's values are first not finite at ffn_out-1"
     assert with_site(lost, words).note.endswith(words)
     assert words in name_site(rung, words, divergences).note
-    assert with_site(replace(lost, kind=Kind.RMS), words).note == lost.note
+    assert with_site(structs.replace(lost, kind=Kind.RMS), words).note == lost.note
 
 
 def test_a_way_to_run_the_reference_that_is_not_finite_diverges(native: Any, pin: SpreadPin) -> None:
@@ -293,15 +294,17 @@ def test_nothing_compared_is_incomplete(native: Any, pin: SpreadPin) -> None:
 
 def test_a_variant_with_a_not_run_is_incomplete(native: Any, pin: SpreadPin) -> None:
     spread = native.spread
-    short = replace(spread.variants[1], asked=241)
-    spread = replace(spread, variants=(spread.variants[0], short, spread.variants[2]))
+    short = structs.replace(spread.variants[1], asked=241)
+    spread = structs.replace(spread, variants=(spread.variants[0], short, spread.variants[2]))
     rung, _, _ = judge_native(native.pair, native.positions, spread, pin)
     assert rung.outcome is Outcome.INCOMPLETE
     assert "flash_f16: 240 of 241 positions" in rung.note
 
 
 def test_a_pinned_variant_that_was_not_run_is_incomplete(native: Any, pin: SpreadPin) -> None:
-    spread = replace(native.spread, variants=native.spread.variants[:2], absent={DEFAULT_DECODE: "no short prompt"})
+    spread = structs.replace(
+        native.spread, variants=native.spread.variants[:2], absent={DEFAULT_DECODE: "no short prompt"}
+    )
     rung, _, _ = judge_native(native.pair, native.positions, spread, pin)
     assert rung.outcome is Outcome.INCOMPLETE
     assert "no short prompt" in rung.note
@@ -309,7 +312,7 @@ def test_a_pinned_variant_that_was_not_run_is_incomplete(native: Any, pin: Sprea
 
 @pytest.mark.parametrize("name", ["model_sha256", "isa", "machine_class"])
 def test_a_spread_of_something_else_is_incomplete(native: Any, pin: SpreadPin, name: str) -> None:
-    rung, _, _ = judge_native(native.pair, native.positions, replace(native.spread, **{name: "other"}), pin)
+    rung, _, _ = judge_native(native.pair, native.positions, structs.replace(native.spread, **{name: "other"}), pin)
     assert rung.outcome is Outcome.INCOMPLETE
     assert "other instead of" in rung.note
 
@@ -318,7 +321,7 @@ def test_a_spread_of_other_positions_is_incomplete(native: Any, pin: SpreadPin) 
     move(native, PLACE, 1.5)  # a flip for which there is no sigma: nothing can be said of it
     spread = native.spread
     rung, divergences, _ = judge_native(
-        native.pair, native.positions, replace(spread, token_idx=spread.token_idx + 1), pin
+        native.pair, native.positions, structs.replace(spread, token_idx=spread.token_idx + 1), pin
     )
     assert (rung.outcome, rung.compared, divergences) == (Outcome.INCOMPLETE, 0, [])
     assert "not those that the cell expects" in rung.note
@@ -355,5 +358,5 @@ def test_without_a_pin_a_broken_candidate_still_fails(native: Any) -> None:
 
 
 def test_what_limits_are_made_of_holds_no_candidate() -> None:
-    names = {f.name for f in fields(SelfSpread)} | {f.name for f in fields(SpreadPin)}
+    names = set(SelfSpread.__struct_fields__) | {f.name for f in fields(SpreadPin)}
     assert not {name for name in names if "candidate" in name or "burn" in name}

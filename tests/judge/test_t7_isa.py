@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from parity_lib.base.errors import RecordError
 from parity_lib.base.json_text import encode
 from parity_lib.base.names import Kind, Outcome, Rung
+from parity_lib.base.record import decode_record
 from parity_lib.judge.t7_isa import judge_isa, prove, side_word, words
 from parity_lib.numerics.isa_samples import MIN_PRODUCTS, summarise, target_of
 from parity_lib.records.isa_evidence import BURN, LLAMA_CPP, UNPROVEN, Buffer, Evidence, Kernel
@@ -177,7 +178,7 @@ def test_a_not_run_leaves_the_other_rungs_their_outcome() -> None:
 
 def test_a_recorded_polyfill_is_refused() -> None:
     """Recorded on a machine without AMX: both engines asked for AMX, and what ran beneath was AVX-512."""
-    recorded = [Evidence.from_json(entry) for entry in json.loads(RECORDED.read_text())["evidence"]]
+    recorded = [decode_record(entry, Evidence, RECORDED) for entry in json.loads(RECORDED.read_text())["evidence"]]
     assert [(e.engine, e.requested) for e in recorded] == [(BURN, "amx"), (BURN, "amx"), (LLAMA_CPP, "amx")]
     rung, divergences = judge_isa([prove(e) for e in recorded], expected=3, required=False)
     assert (rung.outcome, len(divergences)) == (Outcome.DIVERGED, 3)
@@ -188,6 +189,6 @@ def test_a_recorded_polyfill_is_refused() -> None:
 
 def test_evidence_survives_its_record() -> None:
     evidence = of_llama("amx", (TILE, 12), (DOT, 60), buffers=(AMX,), features={"AMX_INT8": 1})
-    assert Evidence.from_json(json.loads(json.dumps(encode(evidence)))) == evidence
-    with pytest.raises(RecordError, match="no evidence of instructions"):
-        Evidence.from_json({"engine": "burn"})
+    assert decode_record(json.loads(json.dumps(encode(evidence))), Evidence, "here") == evidence
+    with pytest.raises(RecordError, match=r"is no Evidence.*missing required field `run`"):
+        decode_record({"engine": "burn"}, Evidence, "here")

@@ -79,7 +79,7 @@ def test_night_at_parity_is_zero_and_leaves_everything(books: Path) -> None:
     assert (folder / "night.log").read_text() == text
     assert (folder / "divergences.jsonl").read_text() == ""
     assert not list(folder.glob("cells/.*"))
-    assert [entry["run_id"] for entry in store.load_history(folder.parent / "history.jsonl")] == [folder.name]
+    assert [entry.run_id for entry in store.load_history(folder.parent / "history.jsonl")] == [folder.name]
     assert (not_run.outcome, not_run.good, not_run.folder) == (Outcome.NOT_RUN, True, "")
     assert "not staged" in not_run.causes[0]
     assert any(line.startswith("NOT_RUN model=llama-3-8b quant=Q4_K_M") for line in text.splitlines())
@@ -108,7 +108,7 @@ def test_divergence_is_one_with_a_greppable_line_everywhere(mixed: tuple[Night, 
     line = next(line for line in text.splitlines() if line.startswith("DIVERGED model=synthetic-llama quant=Q8_0"))
     assert "prompt_idx=3 token_idx=17 kind=TOP1" in line
     assert line in (folder / "night.log").read_text().splitlines()
-    assert store.load_divergences(folder / "divergences.jsonl")[0]["line"] == line
+    assert store.load_divergences(folder / "divergences.jsonl")[0].greppable == line
     assert "drill-down" in (folder / record.cells[0].folder / "diverging.ipynb").read_text()
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from parity_lib.base.json_text import encode
 from parity_lib.base.names import Kind, LedgerClass, Outcome, Rung
+from parity_lib.base.record import decode_record
 from parity_lib.judge.power import power_statement, text_numbers
 from parity_lib.judge.t1_known_differences import load_differences
 from parity_lib.judge.t1_tokens import BytesResult, TextResult, TokenizerPair, judge_tokens
@@ -107,7 +107,7 @@ def make_verdict() -> Callable[..., Verdict]:
             created_at="2026-11-23T02:10:44Z",
             seconds=96.0,
         )
-        return dataclasses.replace(verdict, **changes)
+        return structs.replace(verdict, **changes)
 
     return make
 
@@ -168,7 +168,7 @@ def cell_record(
         seconds=62.0 if ran else 0.0,
         peak_rss_bytes=812_000_000 if ran else 0,
     )
-    return dataclasses.replace(record, **changes)
+    return structs.replace(record, **changes)
 
 
 @pytest.fixture(scope="session")
@@ -261,7 +261,7 @@ def replayed_ops(factor: float) -> Replayed:
 def recorded_evidence() -> list[Evidence]:
     """Return what real runs showed on a machine with AVX-512; each claims to be AMX."""
     path = Path(__file__).parents[1] / "fixtures" / "polyfill.json"
-    return [Evidence.from_json(entry) for entry in json.loads(path.read_text())["evidence"]]
+    return [decode_record(entry, Evidence, path) for entry in json.loads(path.read_text())["evidence"]]
 
 
 OPS_TOLD = {"prompt_idx": 0, "settings": "strict", "passes": [20, 1], "weights_in": {"CPU_Mapped": 7}}
@@ -282,7 +282,7 @@ def full_verdict(make_verdict: Callable[..., Verdict]) -> Callable[..., Verdict]
         t5 = judge_native(noisy(5, 0.09 if red else 0.02), expected, self_spread(), None)
         t6 = judge_self(rows, wanted, again)
         ops = replayed_ops(1.001 if red else 1.0)
-        proofs = [prove(replace(evidence, requested="avx512")) for evidence in recorded_evidence()[1:]]
+        proofs = [prove(structs.replace(evidence, requested="avx512")) for evidence in recorded_evidence()[1:]]
         sequences = [list(range(prompt + generated - 1)) for prompt, generated in LENGTHS]
         sequences[2] = [n % 40 for n in sequences[2]]
         text = text_numbers(sequences, [prompt for prompt, _ in LENGTHS])
@@ -301,7 +301,7 @@ def full_verdict(make_verdict: Callable[..., Verdict]) -> Callable[..., Verdict]
         found = [r for r in base.rungs if r.rung is not Rung.T5]
         t7 = judge_isa(proofs, expected=2, required=False)[0]
         own = tuple(sorted((*found, t1[0], judge_ops([ops])[0], t5[0], t6[0], t7), key=lambda r: r.rung.value))
-        return dataclasses.replace(
+        return structs.replace(
             base,
             outcome=Outcome.DIVERGED if red else Outcome.PARITY,
             rungs=own,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
+from msgspec import structs
 
 from parity_lib.base.names import Rung
 from parity_lib.judge.align import align
@@ -54,7 +54,7 @@ def run_info(engine: str, **changes: object) -> RunInfo:
         seconds=48.2 if llama else 21.7,
         peak_rss_bytes=812_000_000,
     )
-    return dataclasses.replace(info, **changes)
+    return structs.replace(info, **changes)
 
 
 def band_set(limit: float = 2e-5) -> BandSet:

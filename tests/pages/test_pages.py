@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import json
 import re
 import types
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from parity_lib import pages
 from parity_lib.base.names import Outcome
@@ -67,7 +67,7 @@ def red_cell(
     """The page of a cell in which everything went wrong that can."""
     broken = full_verdict(red=True)
     t4 = next(rung for rung in red_verdict.rungs if rung.rung == "T4")
-    verdict = dataclasses.replace(
+    verdict = structs.replace(
         broken,
         rungs=tuple(t4 if rung.rung == "T4" else rung for rung in broken.rungs),
         divergences=(*broken.divergences, *red_verdict.divergences),
@@ -91,11 +91,11 @@ def old_cell(make_verdict: Callable[..., Verdict], two_prompts: PairTrace, bands
 def night_page(night: Night, full_verdict: Callable[..., Verdict], tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("nights") / night.run_id
     for record in night.cells[:3]:
-        verdict = dataclasses.replace(full_verdict(), cell=record.cell)
+        verdict = structs.replace(full_verdict(), cell=record.cell)
         store.save_verdict(verdict, folder / record.folder)
-        runs = {n: dataclasses.replace(run, machine_class=night.machine_class) for n, run in verdict.runs.items()}
+        runs = {n: structs.replace(run, machine_class=night.machine_class) for n, run in verdict.runs.items()}
         for run_id in ("20261122T020000Z-5e1c0a1b", night.run_id):
-            entry = store.history_entry(run_id, dataclasses.replace(verdict, runs=runs))
+            entry = store.history_entry(run_id, structs.replace(verdict, runs=runs))
             store.append_history([entry], folder.parent / "history.jsonl")
     return looked("06_night", {"show": pages, "night": night, "run_dir": str(folder)})
 
@@ -175,10 +175,8 @@ def test_a_cell_of_another_arithmetic_claims_no_equality(
     make_verdict: Callable[..., Verdict], two_prompts: PairTrace, bands: BandSet, words: Words
 ) -> None:
     base = make_verdict()
-    told = tuple(
-        dataclasses.replace(r, outcome=Outcome.REPORTED, limit=None) if r.rung == "T4" else r for r in base.rungs
-    )
-    verdict = dataclasses.replace(base, cell=dataclasses.replace(base.cell, compute="bf16"), rungs=told)
+    told = tuple(structs.replace(r, outcome=Outcome.REPORTED, limit=None) if r.rung == "T4" else r for r in base.rungs)
+    verdict = structs.replace(base, cell=structs.replace(base.cell, compute="bf16"), rungs=told)
     top = cell_page(verdict, two_prompts, bands, words)
     top = top[: top.index("<h2")]
     assert "PARITY at rungs T0, T2; T4, T5 reported, not gated" in top

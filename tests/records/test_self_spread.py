@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from parity_lib.base.errors import RecordError, TraceMismatchError
-from parity_lib.base.json_text import dump_line
+from parity_lib.base.json_text import dump_line, encode
 from parity_lib.base.names import Kind
+from parity_lib.base.record import decode_record
 from parity_lib.records.self_spread import (
     DEFAULT,
     DEFAULT_DECODE,
@@ -54,9 +55,9 @@ def spread() -> SelfSpread:
 
 def test_the_round_trip_gives_the_same_bits() -> None:
     first = spread()
-    text = dump_line(first.to_json())
-    second = SelfSpread.from_json(json.loads(text))
-    assert dump_line(second.to_json()) == text
+    text = dump_line(first)
+    second = decode_record(json.loads(text), SelfSpread, "here")
+    assert dump_line(second) == text
     assert second.displaced == first.displaced
     assert second.twin.delta.tobytes() == first.twin.delta.tobytes()
     assert second.variants[0].run == first.variants[0].run
@@ -74,28 +75,28 @@ def test_a_record_is_small() -> None:
     large = variant(DEFAULT, rows=np.arange(n, dtype=np.int32), asked=n, **arrays)
     assert len(dump_line({"v": [large.rms, large.kl]})) > 0
     whole = SelfSpread("", "", "", "", "", large.rows, large.rows, (large,) * 3, {}, large)
-    assert len(dump_line(whole.to_json())) < 700_000
+    assert len(dump_line(whole)) < 700_000
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"schema": "parity/spread/0"}, "another version"),
-        ({"prompt_idx": "not base64!"}, "no array"),
-        ({"prompt_idx": "AAA="}, "no array"),
-        ({"more": 1}, "other fields"),
+        ({"schema": "parity/spread/0"}, "another schema; expected parity/spread/1; found parity/spread/0"),
+        ({"prompt_idx": "not base64!"}, r"at \$.prompt_idx: is no SelfSpread; expected an array"),
+        ({"prompt_idx": "AAA="}, "expected an array"),
+        ({"more": 1}, "unknown field `more`"),
     ],
 )
 def test_another_record_is_refused(change: dict[str, object], words: str) -> None:
     with pytest.raises(RecordError, match=words):
-        SelfSpread.from_json(spread().to_json() | change)
+        decode_record(encode(spread()) | change, SelfSpread, "here")
 
 
 def test_a_variant_with_an_unknown_or_missing_field_is_refused() -> None:
-    data = spread().to_json()
+    data = encode(spread())
     del data["twin"]["rms"]
-    with pytest.raises(RecordError, match="other fields"):
-        SelfSpread.from_json(data)
+    with pytest.raises(RecordError, match=r"at \$.twin: is no SelfSpread.*missing required field `rms`"):
+        decode_record(data, SelfSpread, "here")
 
 
 def test_arrays_of_another_length_are_refused() -> None:

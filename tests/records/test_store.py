@@ -7,12 +7,12 @@ import math
 import tomllib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from parity_lib.base.errors import RecordError
 from parity_lib.base.files import check_schema
@@ -122,13 +122,13 @@ def test_each_line_has_the_users_tuple_by_its_own_names(tmp_path: Path) -> None:
     store.append_divergences(verdict(), path)
     store.append_divergences(verdict(control=True), path)
     records = store.load_divergences(path)
-    assert [record["control"] for record in records] == [False, False, True, True]
-    tuple_ = {key: records[0][key] for key in ("model", "quant", "prompt_idx", "token_idx", "delta")}
+    assert [record.control for record in records] == [False, False, True, True]
+    tuple_ = {key: getattr(records[0], key) for key in ("model", "quant", "prompt_idx", "token_idx", "delta")}
     assert tuple_ == {"model": "smollm2-135m", "quant": "Q8_0", "prompt_idx": 3, "token_idx": -17, "delta": 0.0677}
-    assert records[0]["top5_llamacpp"] == [[578, 18.2230], [791, 18.1554]]
-    assert math.isnan(records[0]["top5_burn"][1][1])
-    assert records[0]["line"] == verdict().lines()[0]
-    assert records[2]["line"].startswith("CONTROL model=")
+    assert records[0].top5_llamacpp == ((578, 18.2230), (791, 18.1554))
+    assert math.isnan(records[0].top5_burn[1][1])
+    assert records[0].greppable == verdict().lines()[0]
+    assert records[2].greppable.startswith("CONTROL model=")
     assert "你好" in path.read_text("utf-8")
 
 
@@ -148,19 +148,19 @@ def test_history_grows_by_a_line_a_cell_a_night(tmp_path: Path) -> None:
     for night in ("20261122T0200Z-ab", "20261123T0200Z-ab"):
         store.append_history([store.history_entry(night, verdict(o)) for o in (Outcome.PARITY, Outcome.DIVERGED)], path)
     lines = store.load_history(path)
-    assert [(line["run_id"][:8], line["outcome"]) for line in lines] == [
+    assert [(line.run_id[:8], line.outcome) for line in lines] == [
         ("20261122", "PARITY"),
         ("20261122", "DIVERGED"),
         ("20261123", "PARITY"),
         ("20261123", "DIVERGED"),
     ]
     green, red = lines[0], lines[1]
-    assert green["worst_margin"] == pytest.approx(2.0)
-    assert green["kl_mean"] == 2.8e-3
-    assert green["machine_class"] == "x86_64-4"
-    assert green["peak_rss_bytes"] == 9_000
-    assert red["flips"] == {"top1": 1, "top5_set": 1}
-    assert red["rungs"]["T4"] == {"outcome": "DIVERGED", "worst": 0.0677, "limit": 0.0002, "unit": "logits"}
+    assert green.worst_margin == pytest.approx(2.0)
+    assert green.kl_mean == 2.8e-3
+    assert green.machine_class == "x86_64-4"
+    assert green.peak_rss_bytes == 9_000
+    assert red.flips == store.FlipCounts(1, 1)
+    assert red.rungs[Rung.T4] == store.RungHistory(Outcome.DIVERGED, 0.0677, 0.0002, "logits")
 
 
 def test_nights_that_end_at_once_lose_no_line_of_each_other(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_nights_that_end_at_once_lose_no_line_of_each_other(tmp_path: Path) -> N
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(night, range(8)))
-    names = [line["run_id"] for line in store.load_history(path)]
+    names = [line.run_id for line in store.load_history(path)]
     assert {name: names.count(name) for name in names} == {f"night-{number}": 30 for number in range(8)}
     in_threes = zip(names[::3], names[1::3], names[2::3], strict=True)
     assert all(len(set(three)) == 1 for three in in_threes)  # what a night appends at once stays together
@@ -182,7 +182,7 @@ def test_history_of_a_cell_that_never_ran(tmp_path: Path) -> None:
     empty = verdict(Outcome.INCOMPLETE, rungs=(), runs={}, literal={}, causes=("killed",))
     store.append_history([store.history_entry("r", empty)], tmp_path / "h.jsonl")
     (line,) = store.load_history(tmp_path / "h.jsonl")
-    assert (line["worst_margin"], line["kl_mean"], line["rungs"]) == (None, None, {})
+    assert (line.worst_margin, line.kl_mean, line.rungs) == (None, None, {})
 
 
 # --- traces
@@ -266,7 +266,7 @@ def edit(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
         (lambda p: p.with_suffix(".json").unlink(), "cannot be read"),
         (edit(lambda m: m.update(sha256="00" * 32)), "manifest was changed"),
         (edit(lambda m: m["runs"]["candidate"].update(host="elsewhere")), "manifest was changed"),
-        (edit(lambda m: m.update(schema="parity/trace/2")), "does not match the schema"),
+        (edit(lambda m: m.update(schema="parity/trace/2")), "of another schema; expected parity/trace/1"),
         (edit(lambda m: m.pop("n_vocab")), "n_vocab"),
         (edit(lambda m: m.update(file="other.npz")), "manifest was changed"),
     ],

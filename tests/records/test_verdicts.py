@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from parity_lib.base.errors import ParityFailure, RecordError
 from parity_lib.base.json_text import encode
 from parity_lib.base.names import Kind, LedgerClass, Outcome, Rung
+from parity_lib.base.record import decode_record
 from parity_lib.records.traces import RunInfo
 from parity_lib.records.verdicts import CellId, Divergence, RungResult, Verdict, conclude, margin_words
 from tests.run_info import run_info
@@ -156,8 +157,8 @@ def test_a_rung_is_found_by_its_name() -> None:
     ],
 )
 def test_json_gives_back_an_equal_record(made: Verdict) -> None:
-    text = json.dumps(made.to_json(), allow_nan=False)
-    back = Verdict.from_json(json.loads(text))
+    text = json.dumps(encode(made), allow_nan=False)
+    back = decode_record(json.loads(text), Verdict, "here")
     assert encode(back) == encode(made)  # NaN is not equal to itself, its JSON is
     assert back.lines() == made.lines()
     assert [type(r.rung) for r in back.rungs] == [Rung] * len(made.rungs)
@@ -166,11 +167,11 @@ def test_json_gives_back_an_equal_record(made: Verdict) -> None:
 
 def test_run_info_with_another_field_is_refused() -> None:
     data = encode(RUN)
-    with pytest.raises(RecordError, match="other fields"):
-        RunInfo.from_json(data | {"gpu": "none"})
+    with pytest.raises(RecordError, match="unknown field `gpu`"):
+        decode_record(data | {"gpu": "none"}, RunInfo, "here")
     del data["fault"]
-    with pytest.raises(RecordError, match="other fields"):
-        RunInfo.from_json(data)
+    with pytest.raises(RecordError, match="missing required field `fault`"):
+        decode_record(data, RunInfo, "here")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 from parity_lib.pages.kit.fragment import Column, Fragment, details, plain_table, table
@@ -36,7 +35,7 @@ def run_table(verdict: Verdict) -> Fragment:
     if not runs:
         text = "No engine ran: the cell ended before one was started."
         return Fragment(html=f"<p>{text}</p>", plain=text)
-    names = [f.name for f in fields(RunInfo) if f.name not in _NESTED]
+    names = [name for name in RunInfo.__struct_fields__ if name not in _NESTED]
     values = [[_label(name), *(_value(run, name) for run in runs.values())] for name in names]
     html, plain = _compare(runs, values, [name in _ALWAYS for name in names])
     for name in _NESTED:

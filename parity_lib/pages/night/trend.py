@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from parity_lib.base.json_text import decode
 from parity_lib.base.names import Outcome
 from parity_lib.pages.kit.figures import Gallery, Palette, picture, plain_decades
 from parity_lib.pages.kit.fragment import Fragment, Picture
@@ -15,6 +14,7 @@ from parity_lib.pages.kit.text import number
 from parity_lib.pages.night.find import RUNS
 from parity_lib.records import store
 from parity_lib.records.night_record import HISTORY, Night
+from parity_lib.records.store import HistoryEntry
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,12 +23,11 @@ if TYPE_CHECKING:
 NIGHTS = 30
 _INCHES = (3.75, 3.4)
 _NOISE = {"margin": 1.1, "KL": 1.1, "minutes": 1.5}  # factors; a larger change is a step
-Entry = Mapping[str, Any]
-_ROWS: tuple[tuple[str, Callable[[Entry], float | None]], ...] = (
-    ("margin", lambda entry: entry["worst_margin"]),
-    ("KL", lambda entry: entry["kl_mean"]),
-    ("flips", lambda entry: float(sum(entry["flips"].values()))),
-    ("minutes", lambda entry: entry["seconds"] / 60),
+_ROWS: tuple[tuple[str, Callable[[HistoryEntry], float | None]], ...] = (
+    ("margin", lambda entry: entry.worst_margin),
+    ("KL", lambda entry: entry.kl_mean),
+    ("flips", lambda entry: float(entry.flips.top1 + entry.flips.top5_set)),
+    ("minutes", lambda entry: entry.seconds / 60),
 )
 
 
@@ -43,21 +42,21 @@ def trend(night: Night | None, run_dir: str | Path = "") -> Gallery | Fragment:
         RecordError: the history cannot be read.
     """
     path = (Path(run_dir).resolve().parent if run_dir else RUNS) / HISTORY
-    entries = [decode(entry) for entry in store.load_history(path)] if path.is_file() else []
+    entries = store.load_history(path) if path.is_file() else []
     groups = _by_cell(night, entries) if night is not None else []
     if not groups:
         text = f"No trend yet: {HISTORY} keeps no earlier night of these cells on this class of machine."
         return Fragment(html=f"<p>{text}</p>", plain=text)
     caption = (
         f"Up to {NIGHTS} nights, oldest at the left, tonight filled; all of machine class "
-        f"{entries[-1]['machine_class'] if night is None else night.machine_class}. Margin: limit over worst, "
+        f"{entries[-1].machine_class if night is None else night.machine_class}. Margin: limit over worst, "
         "above 1 is inside. KL: llama.cpp to burn, mean, nats. Flips: top-1 and top-5 set. Triangle: diverged. "
         "Dotted line: a step starts (margin or KL by a tenth, minutes by half, flips at all; one night alone is none)."
     )
     return Gallery(tuple(_panel(group) for group in groups), caption)
 
 
-def _by_cell(night: Night, entries: Sequence[Entry]) -> list[list[Entry]]:
+def _by_cell(night: Night, entries: Sequence[HistoryEntry]) -> list[list[HistoryEntry]]:
     """Return the entries of each cell of tonight, oldest first, where there is more than tonight's own."""
     cells = {str(record.cell): record.cell for record in night.cells if not record.control}
     groups = []
@@ -65,46 +64,46 @@ def _by_cell(night: Night, entries: Sequence[Entry]) -> list[list[Entry]]:
         own = [
             entry
             for entry in entries
-            if entry["cell"] == {name: getattr(cell, name) for name in cell.__slots__}
-            and not entry["control"]
-            and entry["machine_class"] == night.machine_class
-            and entry["run_id"] <= night.run_id  # a run id starts with its UTC time
+            if entry.cell == cell
+            and not entry.control
+            and entry.machine_class == night.machine_class
+            and entry.run_id <= night.run_id  # a run id starts with its UTC time
         ]
         if len(own) > 1:
             groups.append(own[-NIGHTS:])
     return groups
 
 
-def _panel(group: Sequence[Entry]) -> Picture:
-    cell, last = group[-1]["cell"], group[-1]
+def _panel(group: Sequence[HistoryEntry]) -> Picture:
+    cell, last = group[-1].cell, group[-1]
 
     def draw(figure: Figure, ink: Palette) -> None:
         axes = figure.subplots(len(_ROWS), 1, sharex=True)
-        axes[0].set_title(f"{cell['model']} {cell['quant']}")
+        axes[0].set_title(f"{cell.model} {cell.quant}")
         for place, (label, read) in enumerate(_ROWS):
             _row(axes[place], label, [read(entry) for entry in group], group, ink)
         figure.align_ylabels()
-        axes[-1].set_xticks([0, len(group) - 1], [group[0]["created_at"][5:10], last["created_at"][5:10]])
+        axes[-1].set_xticks([0, len(group) - 1], [group[0].created_at[5:10], last.created_at[5:10]])
 
-    margin = last["worst_margin"]
+    margin = last.worst_margin
     alt = (
-        f"{cell['model']} {cell['quant']} over {len(group)} nights: {sum(_red(entry) for entry in group)} diverged; "
-        f"tonight {last['outcome']}, margin {number(margin) if margin is not None else 'without a number'}."
+        f"{cell.model} {cell.quant} over {len(group)} nights: {sum(_red(entry) for entry in group)} diverged; "
+        f"tonight {last.outcome}, margin {number(margin) if margin is not None else 'without a number'}."
         + _step_words(group)
     )
     return picture(draw, inches=_INCHES, alt=alt)
 
 
-def _step_words(group: Sequence[Entry]) -> str:
+def _step_words(group: Sequence[HistoryEntry]) -> str:
     days = [
-        f"{label} from {group[i]['created_at'][5:10]}"
+        f"{label} from {group[i].created_at[5:10]}"
         for label, read in _ROWS
         for i in _steps(label, [read(entry) for entry in group])
     ]
     return f" Steps: {', '.join(days)}." if days else ""
 
 
-def _row(axes: Axes, label: str, values: Sequence[float | None], group: Sequence[Entry], ink: Palette) -> None:
+def _row(axes: Axes, label: str, values: Sequence[float | None], group: Sequence[HistoryEntry], ink: Palette) -> None:
     points = [(i, v) for i, v in enumerate(values) if v is not None and math.isfinite(v)]
     high = max((v for _, v in points), default=1.0)
     if label == "margin":
@@ -151,5 +150,5 @@ def _differs(label: str, before: float, value: float) -> bool:
     return max(before, value) / min(before, value) > _NOISE[label]
 
 
-def _red(entry: Entry) -> bool:
-    return str(entry["outcome"]) == Outcome.DIVERGED.value
+def _red(entry: HistoryEntry) -> bool:
+    return entry.outcome is Outcome.DIVERGED

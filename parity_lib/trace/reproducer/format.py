@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import structs
 
 from parity_lib.base.errors import RecordError
 from parity_lib.base.files import load_record, read_bytes, replacing, save_record, write_atomic
@@ -140,7 +141,7 @@ def _manifest(reproducer: Reproducer, files: Mapping[str, bytes]) -> dict[str, A
         "created_at": reproducer.created_at,
         "architecture": reproducer.architecture,
         "machine_class": reproducer.machine_class,
-        "cell": asdict(reproducer.cell),
+        "cell": structs.asdict(reproducer.cell),
         "at": asdict(reproducer.at),
         "step": reproducer.step,
         "limit": asdict(reproducer.limit),

@@ -6,10 +6,11 @@ import platform
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from parity_lib.base.names import Compute
 from parity_lib.cell.open_engines import open_burn

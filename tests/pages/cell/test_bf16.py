@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import pytest
+from msgspec import structs
 
 from parity_lib.judge.align import align
 from parity_lib.judge.literal import literal_report
@@ -25,8 +25,8 @@ def bf16_verdict(make_verdict: Callable[..., Verdict]) -> Verdict:
         for name, seed, size in (("band", 1, 0.02), ("candidate", 2, 0.021), ("plain_f32", 3, 0.02))
     }
     base = make_verdict()
-    cell = dataclasses.replace(base.cell, compute="bf16")
-    return dataclasses.replace(base, cell=cell, literal={**base.literal, "bf16": told})
+    cell = structs.replace(base.cell, compute="bf16")
+    return structs.replace(base, cell=cell, literal={**base.literal, "bf16": told})
 
 
 def test_three_distances_over_both_kinds_of_positions(bf16_verdict: Verdict) -> None:
@@ -56,6 +56,6 @@ def test_the_section_says_that_no_gate_stands(bf16_verdict: Verdict) -> None:
 def test_a_cell_of_another_arithmetic_has_none(make_verdict: Callable[..., Verdict], bf16_verdict: Verdict) -> None:
     assert bf16_table(make_verdict()).plain == bf16_words(make_verdict()) == ""
     for strange in ({}, 3, {"band": {"all": 3}}):
-        odd = dataclasses.replace(bf16_verdict, literal={"bf16": strange})
+        odd = structs.replace(bf16_verdict, literal={"bf16": strange})
         assert bf16_words(odd) == ""
         assert bf16_table(odd).plain

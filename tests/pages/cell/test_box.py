@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import pytest
+from msgspec import structs
 
 from parity_lib.base.names import Kind, Outcome, Rung
 from parity_lib.judge.first_divergence import self_broken
@@ -36,8 +36,8 @@ def test_green_box_says_how_far_inside_and_what_was_compared(make_verdict: MakeV
 
 def test_what_restricts_a_verdict_stands_in_the_headline(make_verdict: MakeVerdict) -> None:
     verdict = make_verdict(unpinned=True)
-    faulty = dataclasses.replace(verdict.runs["candidate"], fault="eps_x10@blk.12", build={"library": "with faults"})
-    verdict = dataclasses.replace(verdict, runs={**verdict.runs, "candidate": faulty})
+    faulty = structs.replace(verdict.runs["candidate"], fault="eps_x10@blk.12", build={"library": "with faults"})
+    verdict = structs.replace(verdict, runs={**verdict.runs, "candidate": faulty})
     marks = verdict_box(verdict).plain.splitlines()[2]
     assert marks == (
         "crates.io burn, not the fork · seeded fault: eps_x10@blk.12, library with faults · provisional limits · "
@@ -96,7 +96,7 @@ def test_a_relation_of_burn_to_itself_is_named_where_nothing_else_broke(make_ver
 @pytest.mark.parametrize("stack", ["overlay", "spine"])
 def test_the_fork_is_never_taken_for_crates_io(make_verdict: MakeVerdict, stack: str) -> None:
     verdict = make_verdict()
-    verdict = dataclasses.replace(verdict, cell=dataclasses.replace(verdict.cell, stack=stack))
+    verdict = structs.replace(verdict, cell=structs.replace(verdict.cell, stack=stack))
     assert f"the fork, stack {stack}" in verdict_box(verdict).plain
     assert "not the fork" not in verdict_box(verdict).plain
 

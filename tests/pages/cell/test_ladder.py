@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable
+
+from msgspec import structs
 
 from parity_lib.base.names import Outcome, Rung
 from parity_lib.pages.cell.ladder import rung_table
@@ -37,8 +38,8 @@ def test_rungs_that_did_not_run_are_named(make_verdict: MakeVerdict) -> None:
 def test_a_long_source_is_folded_and_says_everything_once(make_verdict: MakeVerdict) -> None:
     verdict = make_verdict()
     common = "llama.cpp 0c1e570 strict on the F32 twin, against float64 numpy; 2026-11-23; parity bands smollm2-135m"
-    rungs = tuple(dataclasses.replace(r, source=f"8 x 1e-6; {common}; 8 x 2e-6; {common}") for r in verdict.rungs)
-    html = rung_table(dataclasses.replace(verdict, rungs=rungs)).html
+    rungs = tuple(structs.replace(r, source=f"8 x 1e-6; {common}; 8 x 2e-6; {common}") for r in verdict.rungs)
+    html = rung_table(structs.replace(verdict, rungs=rungs)).html
     assert f"<details><summary>limit from</summary>8 x 1e-6; {common}; 8 x 2e-6</details>" in html
 
 

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import pytest
+from msgspec import structs
 
 from parity_lib.base.names import Kind, Outcome, Rung
 from parity_lib.pages.cell.power import NO_POWER, control_words, power_words, share
@@ -14,8 +14,8 @@ MakeVerdict = Callable[..., Verdict]
 
 def control(make_verdict: MakeVerdict, outcome: Outcome, **changes: object) -> Verdict:
     verdict = make_verdict(outcome, control=True, **changes)
-    seeded = dataclasses.replace(verdict.runs["candidate"], fault="eps_x10@blk.12")
-    return dataclasses.replace(verdict, runs={**verdict.runs, "candidate": seeded})
+    seeded = structs.replace(verdict.runs["candidate"], fault="eps_x10@blk.12")
+    return structs.replace(verdict, runs={**verdict.runs, "candidate": seeded})
 
 
 @pytest.mark.parametrize("literal", [{}, {"power": 3}, {"power": {"positions": 5}}, {"power": {"positions": "5"}}])

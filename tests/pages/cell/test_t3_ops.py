@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from parity_lib.base.json_text import decode, dump_line
 from parity_lib.judge.t3_ops import Replayed, kinds

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from parity_lib.base.errors import FixtureError
 from parity_lib.pages.cell.t5_literal import literal_table, load_expectations
@@ -30,7 +30,7 @@ def test_measured_numbers_stand_beside_the_expected_ones(make_verdict: MakeVerdi
 
 def test_a_model_without_expectation_gets_none(make_verdict: MakeVerdict) -> None:
     verdict = make_verdict()
-    verdict = dataclasses.replace(verdict, cell=dataclasses.replace(verdict.cell, model="mine"))
+    verdict = structs.replace(verdict, cell=structs.replace(verdict.cell, model="mine"))
     assert rows(verdict)["top-1 equal"] == ["97.1 %", "97.1 %"]
     assert "No expectation is recorded" in literal_table(verdict).plain
 

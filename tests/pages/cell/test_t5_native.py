@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
+
+from msgspec import structs
 
 from parity_lib.base.names import Rung
 from parity_lib.pages.cell.t5_native import native_section
@@ -48,7 +49,7 @@ def test_tonights_spread_stands_beside_the_pinned_one_and_what_is_off_is_marked(
     pinned = {"machine_class": "x", "rms": spread["pooled"]["rms"], "kl": spread["pooled"]["kl"] * 2}
     for provisional, n_bad in ((False, 1), (True, 0)):
         literal = {**verdict.literal, "spread": {**spread, "pinned": pinned, "provisional": provisional}}
-        shown = native_section(dataclasses.replace(verdict, literal=literal))
+        shown = native_section(structs.replace(verdict, literal=literal))
         rows = section(shown.plain, "Is llama.cpp what it was?")
         assert rows[1].split()[-1] == "+0.0%"
         assert rows[2].split()[-1] == "-50.0%"
@@ -70,7 +71,7 @@ def test_both_ledgers_stand_side_by_side_and_flips_are_folded(
     full_verdict: FullVerdict, red_verdict: Verdict, words: Words
 ) -> None:
     verdict = full_verdict()
-    both = dataclasses.replace(verdict, literal={**verdict.literal, "ledger": red_verdict.literal["ledger"]})
+    both = structs.replace(verdict, literal={**verdict.literal, "ledger": red_verdict.literal["ledger"]})
     rows = section(native_section(both, words).plain, "Ledger of flips")
     assert [row.split()[0] for row in rows[1:5]] == ["T4", "T4", "T5", "T5"]
     n_flips = len(verdict.literal["native_ledger"]["flips"])
@@ -90,4 +91,4 @@ def test_a_record_of_another_shape_never_breaks_the_page(full_verdict: FullVerdi
     verdict = full_verdict()
     for strange in (3, [], {"ratios": 3, "variants": [], "pinned": "x"}, {"ratios": {"rms": None}}):
         literal = {**verdict.literal, "spread": strange, "native_ledger": strange}
-        assert "not in this record" in native_section(dataclasses.replace(verdict, literal=literal)).plain
+        assert "not in this record" in native_section(structs.replace(verdict, literal=literal)).plain

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
+
+from msgspec import structs
 
 from parity_lib.judge.t6_self import RELATIONS
 from parity_lib.pages.cell.t6_self import self_table
@@ -31,7 +32,7 @@ def test_rows_that_were_not_made_are_no_equality(full_verdict: FullVerdict) -> N
     verdict = full_verdict()
     counts = {**verdict.literal["self"]["relations"]["alone"], "compared": 30, "equal": 30}
     literal = {**verdict.literal, "self": {"relations": {"alone": counts}}}
-    shown = self_table(dataclasses.replace(verdict, literal=literal))
+    shown = self_table(structs.replace(verdict, literal=literal))
     assert "! not complete" in shown.plain
     assert 'class="bad"' in shown.html
 
@@ -40,7 +41,7 @@ def test_llama_cpps_own_relations_are_shown_beside(full_verdict: FullVerdict) ->
     verdict = full_verdict()
     own = {"threads, strict": {"compared": 155, "equal": 155}, "defaults": {"compared": 176, "equal": 44}}
     literal = {**verdict.literal, "self": {**verdict.literal["self"], "reference": own}}
-    lines = self_table(dataclasses.replace(verdict, literal=literal)).plain.splitlines()
+    lines = self_table(structs.replace(verdict, literal=literal)).plain.splitlines()
     assert lines[-2].split() == ["threads,", "strict", "155", "0", "bit-equal"]
     assert lines[-1].split() == ["defaults", "176", "132", "25.0", "%", "bit-equal"]
 

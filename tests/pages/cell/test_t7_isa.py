@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from parity_lib.base.json_text import encode
 from parity_lib.base.names import Outcome, Rung
+from parity_lib.base.record import decode_record
 from parity_lib.judge.t7_isa import judge_isa, prove
 from parity_lib.pages.cell.ladder import SECTIONS
 from parity_lib.pages.cell.t7_isa import isa_table
@@ -23,7 +24,7 @@ MakeVerdict = Callable[..., Verdict]
 @pytest.fixture(scope="module")
 def recorded() -> list[Evidence]:
     """Real evidence of a machine without AMX; each claims to be AMX."""
-    return [Evidence.from_json(entry) for entry in json.loads(RECORDED.read_text())["evidence"]]
+    return [decode_record(entry, Evidence, RECORDED) for entry in json.loads(RECORDED.read_text())["evidence"]]
 
 
 def verdict_of(make_verdict: MakeVerdict, evidence: list[Evidence], target: str) -> Verdict:
@@ -67,7 +68,7 @@ def test_a_record_without_proofs_says_so(make_verdict: MakeVerdict) -> None:
     broken = replace(
         broken, literal={"isa": {"proofs": [{"evidence": {}, "observed": "", "proven": True, "reason": ""}]}}
     )
-    assert "no evidence of instructions" in isa_table(broken).plain
+    assert "is no IsaProof" in isa_table(broken).plain
 
 
 def test_the_rung_leads_to_the_table_and_the_night_says_what_was_seen(

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from parity_lib.base.errors import RecordError
 from parity_lib.pages.night import find as module
@@ -44,14 +44,14 @@ def test_costs_sum_to_the_night(night: Night) -> None:
 
 
 def test_cells_side_by_side_take_more_seconds_than_the_night_and_leave_no_rest(night: Night) -> None:
-    plain = cost_table(dataclasses.replace(night, seconds=200.0)).plain
+    plain = cost_table(structs.replace(night, seconds=200.0)).plain
     assert "start-up" not in plain
     assert "the whole night" in plain
 
 
 def test_a_night_that_is_not_of_one_piece_says_so(night: Night) -> None:
-    kept = dataclasses.replace(night.cells[0], kept=True)
-    resumed = dataclasses.replace(
+    kept = structs.replace(night.cells[0], kept=True)
+    resumed = structs.replace(
         night, cells=(kept, *night.cells[1:]), resumed=("2026-11-23T04:15:00+00:00",), interrupted=True
     )
     marks = night_header(resumed).plain.splitlines()[1]
@@ -84,7 +84,7 @@ def test_the_newest_night_is_opened_and_a_named_one_must_exist(
     monkeypatch.setattr(module, "RUNS", tmp_path)
     for run_id in ("20261121T020000Z-5e1c0a1b", "20261123T020000Z-5e1c0a1b"):
         (tmp_path / run_id).mkdir()
-        dataclasses.replace(night, run_id=run_id).save(tmp_path / run_id)
+        structs.replace(night, run_id=run_id).save(tmp_path / run_id)
     newest = open_night()
     assert newest is not None
     assert newest.run_id == "20261123T020000Z-5e1c0a1b"

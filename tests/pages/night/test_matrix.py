@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+
+from msgspec import structs
 
 from parity_lib.base.names import Outcome
 from parity_lib.pages.night.matrix import brief, night_matrix
@@ -21,11 +22,11 @@ def test_matrix_orders_quants_by_bits(night: Night) -> None:
 
 def test_other_arithmetic_and_controls_stand_apart(night: Night) -> None:
     lines = night_matrix(night).plain.splitlines()
-    bf16 = dataclasses.replace(night.cells[0], cell=dataclasses.replace(night.cells[0].cell, compute="bf16"))
+    bf16 = structs.replace(night.cells[0], cell=structs.replace(night.cells[0].cell, compute="bf16"))
     assert lines[3].split() == ["synthetic-llama", "–", "–", "ok", "–"]
     assert lines[5] == "apart: synthetic-llama Q8_0: DIVERGED, as expected 1,000x over at T4 (overlay)"
     assert lines[6].endswith("control · eps_x10@blk.12: caught 10,000x over at T4")
-    more = night_matrix(dataclasses.replace(night, cells=(*night.cells, bf16)))
+    more = night_matrix(structs.replace(night, cells=(*night.cells, bf16)))
     assert "apart: smollm2-135m Q4_1: ok 4.5x, logits reported, not gated (bf16)" in more.plain.splitlines()
     grid, apart = more.html.split("Apart, of another arithmetic")
     assert "(bf16)" not in grid
@@ -48,13 +49,13 @@ def test_a_green_square_names_the_rung_that_is_nearest_to_its_limit(
     night: Night, make_verdict: Callable[..., Verdict], tmp_path: Path
 ) -> None:
     record = night.cells[0]
-    store.save_verdict(dataclasses.replace(make_verdict(), cell=record.cell), tmp_path / record.folder)
+    store.save_verdict(structs.replace(make_verdict(), cell=record.cell), tmp_path / record.folder)
     line = night_matrix(night, tmp_path).plain.splitlines()[1]
     assert "ok 4.5x at T4" in line
     assert line.rstrip().endswith("ok 2.2x")  # its record is not there
 
 
 def test_a_lost_expectation_is_no_plain_ok(night: Night) -> None:
-    gone = dataclasses.replace(night.cells[5], outcome=Outcome.PARITY, good=False, causes=("it is gone",))
-    text = night_matrix(dataclasses.replace(night, cells=(gone,))).plain
+    gone = structs.replace(night.cells[5], outcome=Outcome.PARITY, good=False, causes=("it is gone",))
+    text = night_matrix(structs.replace(night, cells=(gone,))).plain
     assert "ok, a divergence was expected" in text

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from parity_lib.base.names import Outcome
 from parity_lib.pages.night.sure import sure_table
@@ -17,7 +17,7 @@ from parity_lib.records.verdicts import Verdict
 def run_dir(night: Night, full_verdict: Callable[..., Verdict], tmp_path: Path) -> Path:
     """A night's folder with the record of its first cell."""
     record = night.cells[0]
-    store.save_verdict(dataclasses.replace(full_verdict(), cell=record.cell), tmp_path / record.folder)
+    store.save_verdict(structs.replace(full_verdict(), cell=record.cell), tmp_path / record.folder)
     return tmp_path
 
 
@@ -41,9 +41,9 @@ def test_controls_are_told_with_their_rung_and_a_missed_one_in_capitals(night: N
     assert "Red controls: 1 of 1 caught. synthetic-llama Q8_0 with eps_x10@blk.12: caught at T4." in (
         sure_table(night, tmp_path).plain
     )
-    missed = dataclasses.replace(night.cells[-1], outcome=Outcome.INVALID, good=False)
-    assert ": MISSED." in sure_table(dataclasses.replace(night, cells=(missed,)), tmp_path).plain
-    none = dataclasses.replace(night, cells=night.cells[:1])
+    missed = structs.replace(night.cells[-1], outcome=Outcome.INVALID, good=False)
+    assert ": MISSED." in sure_table(structs.replace(night, cells=(missed,)), tmp_path).plain
+    none = structs.replace(night, cells=night.cells[:1])
     assert "nothing shows that this night would have seen a fault" in sure_table(none, tmp_path).plain
 
 

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from parity_lib.base.errors import RecordError
 from parity_lib.base.names import Outcome
@@ -22,12 +22,12 @@ def run_dir(night: Night, tmp_path: Path, make_verdict: Callable[..., Verdict]) 
     for day in range(19, 24):
         green, red = make_verdict(), make_verdict(Outcome.DIVERGED)
         verdict = red if day == 23 else green
-        runs = {name: dataclasses.replace(run, machine_class=night.machine_class) for name, run in verdict.runs.items()}
+        runs = {name: structs.replace(run, machine_class=night.machine_class) for name, run in verdict.runs.items()}
         run_id = f"202611{day}T020000Z-5e1c0a1b"
-        tonight = dataclasses.replace(verdict, runs=runs, created_at=f"2026-11-{day}T02:10:44+00:00")
+        tonight = structs.replace(verdict, runs=runs, created_at=f"2026-11-{day}T02:10:44+00:00")
         entries.append(store.history_entry(run_id, tonight))
         entries.append(store.history_entry(run_id, verdict))  # another class of machine
-        entries.append(store.history_entry(run_id, dataclasses.replace(tonight, control=True)))
+        entries.append(store.history_entry(run_id, structs.replace(tonight, control=True)))
     store.append_history(entries, tmp_path / HISTORY)
     return tmp_path / night.run_id
 
@@ -45,8 +45,8 @@ def test_each_cell_of_tonight_with_a_past_gets_a_picture(night: Night, run_dir: 
 
 
 def test_other_machines_and_later_nights_are_no_past(night: Night, run_dir: Path) -> None:
-    elsewhere = dataclasses.replace(night, machine_class="another")
-    early = dataclasses.replace(night, run_id="20261119T020000Z-5e1c0a1b")
+    elsewhere = structs.replace(night, machine_class="another")
+    early = structs.replace(night, run_id="20261119T020000Z-5e1c0a1b")
     for alone in (elsewhere, early):
         shown = trend(alone, run_dir)
         assert isinstance(shown, Fragment)
