@@ -39,7 +39,7 @@ TOLD = (
 
 
 def capture_plain(cell: Cell, reference: Reference) -> Rows:
-    """Let burn score the cell's tokens in f32, for comparison with its own ``bf16``."""
+    """Score the cell's tokens with burn in f32, for comparison with burn in ``bf16``."""
     with open_burn(cell, compute=str(Compute.F32), fault=None) as engine:
         return score(cell, engine, reference, "plain-f32", "burn scores in f32")
 
@@ -79,7 +79,7 @@ def report_bf16(
         limit=None,
         unit="rms/std",
         worst_where="pooled, against llama.cpp on the BF16 twin",
-        source="literal, no gate: end to end no number tells bf16 from f32; T3 judges the policy",
+        source="literal, no gate: no end-to-end number separates bf16 from f32; T3 judges the policy",
         note="; ".join(causes) or f"the BF16 band is {band:.3g}",
     )
     return rung, told, pair

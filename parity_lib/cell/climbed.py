@@ -55,7 +55,7 @@ Found = Union[R, Failed, None]  # noqa: UP007 - an alias with a parameter; None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Climbed:
-    """The result of each step of a cell, or its failure. A step that was not run is None, and leaves its rung out."""
+    """The result of each step of a cell, or its failure. None for a step that was not run: its rung is left out."""
 
     pins: Found[tuple[PinCheck, ...]]  # T0, of the files; if they failed, no other step was run
     tokens: Found[Finding] = None  # T1; None also for a file without a vocabulary

@@ -93,7 +93,7 @@ def conclude(cell: Cell, climbed: Climbed) -> Judgement:
 
 
 def _judgement(verdict: Verdict, climbed: Climbed, twin: Found[_Paired], native: Found[_Paired]) -> Judgement:
-    """Return the verdict with what it stands on, and with the text of the ids that a reader of it meets."""
+    """Return the verdict with its traces and limits, and with the text of the token ids that they name."""
     ours = twin.pair if isinstance(twin, _Paired) else None
     theirs = native.pair if isinstance(native, _Paired) else None
     text = climbed.reference.token_text if isinstance(climbed.reference, Reference) else {}
@@ -109,7 +109,7 @@ def _judgement(verdict: Verdict, climbed: Climbed, twin: Found[_Paired], native:
 
 
 def _rungs(cell: Cell, climbed: Climbed, judged: Mapping[Rung, Found[Finding]]) -> tuple[RungResult, ...]:
-    """Return each rung that was judged or has failed; a failure of several rungs is told in full at the lowest."""
+    """Return each rung that was judged or failed; a failure that hits several rungs is explained at the lowest."""
     rungs: list[RungResult] = []
     told: dict[Failed, Rung] = {}
     for rung, found in judged.items():
@@ -128,14 +128,14 @@ def lost_rung(rung: Rung, note: str, expected: int = 0) -> RungResult:
 
 
 def _n_expected(cell: Cell, climbed: Climbed, rung: Rung) -> int:
-    """Return how many positions a rung had to compare, where that is known."""
+    """Return how many positions a rung had to compare, or 0 if unknown."""
     if rung in (Rung.T4, Rung.T5) and isinstance(climbed.reference, Reference):
         return len(positions(cell, climbed.reference))
     return 0
 
 
 def _runs(climbed: Climbed) -> dict[str, RunInfo]:
-    """Return who made the rows, of the sides that delivered some."""
+    """Return the run info of each side that delivered rows."""
     runs = {}
     if isinstance(climbed.reference, Reference):
         runs["reference"] = _observed(climbed.reference.rows.run, climbed.isa, LLAMA_CPP)
@@ -221,7 +221,7 @@ def report_deployed(cell: Cell, reference: Reference, candidate: Rows) -> _Paire
 
 
 def positions(cell: Cell, reference: Reference) -> tuple[Position, ...]:
-    """Return every position that the cell must score: from the prompts and what was asked for, not what came back."""
+    """Return every position that the cell must score, from prompts and request, not from the rows that came back."""
     return expected_positions(reference.prompt_lengths, [prompt.n_tokens for prompt in cell.suite.prompts])
 
 

@@ -23,7 +23,7 @@ from parity_lib.records.tolerances import Band, dump_tolerances, load_tolerances
 def measure_spread(
     model: str, quant: str, *, out_dir: Path, isa: str = "host", prompts: str = "", n_threads: int = 0
 ) -> tuple[SelfSpread, SpreadPin]:
-    """Let llama.cpp generate, score its twin and score the same tokens in each other way; return both records."""
+    """Measure llama.cpp's self-spread on a cell: generate, score the twin and each variant; return spread and pin."""
     cell = steps.open_cell(model=model, quant=quant, isa=isa, prompts=prompts, n_threads=n_threads, out_dir=out_dir)
     try:
         steps.check_pins(cell)

@@ -1,4 +1,4 @@
-"""What a model file says of itself, judged without a forward pass: its pins, its tokens, its weights."""
+"""Judges a model file without a forward pass: pins (T0), tokens (T1), weights (T2)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from parity_lib.tokenizers.metadata import read_metadata
 
 @dataclass(frozen=True, slots=True)
 class TensorNumbers:
-    """One tensor of a file: what the header says, and the size of its numbers, in float64."""
+    """One tensor of a file: its header entry, and statistics of its values in float64."""
 
     name: str
     type: str
@@ -40,7 +40,7 @@ class TensorNumbers:
 
     @property
     def layer(self) -> int | None:
-        """Return the number of the layer that it belongs to; None for embedding, output and the like."""
+        """Return the number of its layer; None for tensors outside of the layers, such as embedding and output."""
         first, _, rest = self.name.partition(".")
         number = rest.partition(".")[0]
         return int(number) if first == "blk" and number.isdecimal() else None
@@ -53,14 +53,14 @@ class TensorNumbers:
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """How one prompt is cut: ids with the bytes that each stands for."""
+    """How one prompt is cut into tokens: ids, and the bytes of each."""
 
     name: str
     tokens: tuple[tuple[int, bytes], ...]
 
 
 def check_file(cell: Cell) -> Verdict:
-    """Return the verdict over a model file's pins, tokens and weights; a rung whose step fails leaves the others."""
+    """Return the verdict over a model file's pins, tokens and weights; a failed step costs its own rung only."""
     pins = attempt(cell, check_pins)
     if isinstance(pins, Failed):
         return incomplete(cell, str(pins))

@@ -17,7 +17,7 @@ REQUIRED = (Rung.T0, Rung.T1, Rung.T2, Rung.T3, Rung.T4, Rung.T5, Rung.T6, Rung.
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Judgement:
-    """The verdict, and what it stands on; None where that could not be had."""
+    """The verdict, with the traces and limits that it was judged by; None for what could not be computed."""
 
     verdict: Verdict
     twin: PairTrace | None = None

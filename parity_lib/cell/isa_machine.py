@@ -1,4 +1,4 @@
-"""Prove every target that this machine can run, on a small model, for `parity isa prove` and the machine's page."""
+"""Samples every ISA target of this machine on a small model, for `parity isa prove` and the machine's page."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROWS, SEQUENCES = 64, 4  # of what is fed; which tokens does not matter
 
 
 def prove_machine(pins: Pins, targets: tuple[str, ...] = (), n_threads: int = 2) -> list[IsaProof]:
-    """Return a proof for each engine on each ISA target, or why there is none.
+    """Return the T7 result of each engine on each ISA target, or why there is none.
 
     Args:
         pins: with the ISA targets of the reference and the stacks of the candidate.
@@ -57,7 +57,7 @@ def _target(pins: Pins, target: str, path: Path, n_threads: int) -> Iterator[Isa
 
 
 def _guarded(engine: str, target: str, side: Callable[[], Side], take: Callable[[], Evidence]) -> IsaProof:
-    """Return the proof of an engine on a target; nothing is run where it cannot run the target here."""
+    """Return the T7 result of an engine on a target, without running it if this machine lacks the target."""
     try:
         lacks = side().lacks
         if lacks:

@@ -1,4 +1,4 @@
-"""Let both engines score the same tokens on two targets of one machine, and split their deltas by engine and target."""
+"""Score the same tokens by both engines on two ISA targets of one machine; split the deltas by engine and target."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which token is traced, which rows of its prompt are looked at for that, and in which passes they are fed."""
+"""Chooses the token to trace, the rows of its prompt to observe, and the passes that feed them."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ WORDS_FILE = "words.json"
 
 
 def prompt_tokens(suite: PromptSuite, facts: ModelFacts, reference: Worker) -> list[list[int]]:
-    """Return the ids of each prompt: special tokens as the file's metadata says, nothing parsed out of the text.
+    """Return the ids of each prompt: BOS and EOS as the file's metadata says; special tokens in the text stay text.
 
     A file without a vocabulary gets ids made from the text, see :func:`made_up_tokens`.
 
@@ -45,7 +45,7 @@ def prompt_tokens(suite: PromptSuite, facts: ModelFacts, reference: Worker) -> l
 
 
 def token_text(facts: ModelFacts, reference: Worker, n_vocab: int) -> dict[int, bytes]:
-    """Return the bytes of every token, or nothing for a file without a vocabulary."""
+    """Return the bytes of every token by id; empty for a file without a vocabulary."""
     if facts.tokenizer == NO_TOKENIZER:
         return {}
     return dict(enumerate(reference.call("token_bytes", list(range(n_vocab)))))

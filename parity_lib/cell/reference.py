@@ -1,4 +1,4 @@
-"""What the reference adds to a cell: what it generates and what it scores on the F32 twin, from the cache if it can be.
+"""The reference's part of a cell: generated tokens and scored rows, on the file and its twins; cached.
 
 Everything that can change a bit of it is part of the key: files, prompts, llama.cpp and its build receipt, the target,
 the machine class, settings, threads, and the source files that run it (``key_sources``).
@@ -54,10 +54,10 @@ class Reference:
 
 
 def generate(cell: Cell) -> Reference:
-    """Let llama.cpp generate greedily from the file as it is, strict settings, and keep the rows it saw.
+    """Generate greedily with llama.cpp from the deployed file, strict settings, and keep the logit rows.
 
     Raises:
-        EngineError: a prompt does not fit; or rows computed again are not those that are kept.
+        EngineError: a prompt does not fit; or recomputed rows differ from the cached ones.
     """
     kept = through_cache(cell, "reference", {}, lambda: _generated(cell))
     assert kept.rows is not None, "a reference is kept with its rows"
@@ -84,10 +84,10 @@ def _generated(cell: Cell) -> Kept:
 
 
 def score_twin(cell: Cell, reference: Reference) -> Rows:
-    """Let llama.cpp score the same tokens on the F32 twin, strict settings.
+    """Score the same tokens with llama.cpp on the F32 twin, strict settings.
 
     Raises:
-        EngineError: rows computed again are not those that are kept.
+        EngineError: recomputed rows differ from the cached ones.
     """
 
     def make() -> Kept:
@@ -100,7 +100,7 @@ def score_twin(cell: Cell, reference: Reference) -> Rows:
 
 
 def score_bf16_twin(cell: Cell, reference: Reference) -> Rows:
-    """Let llama.cpp score the same tokens on the BF16 twin. Raises as ``score_twin``."""
+    """Score the same tokens with llama.cpp on the BF16 twin. Raises as ``score_twin``."""
     twin = ensure_twin(cell.model_path, cell.pins, kind="BF16")
     fields = {"twin_sha256": sha256_file(twin), **fed(reference)}
     kept = through_cache(cell, "bf16twin", fields, lambda: Kept({}, capture_bf16_twin(cell, reference)))
@@ -109,7 +109,7 @@ def score_bf16_twin(cell: Cell, reference: Reference) -> Rows:
 
 
 def score(cell: Cell, engine: Worker, reference: Reference, name: str, step: str) -> Rows:
-    """Let an engine score what the reference was fed; the rows lie in the cell's spools under ``name``."""
+    """Score the tokens that the reference was fed with an engine; the rows go to the cell's spool ``name``."""
     spool = cell.spools / f"{name}.f32"
     sequences = reference.sequences
     counts = engine.call("score", sequences, spool, progress=cell.progress.step(step))
@@ -118,7 +118,7 @@ def score(cell: Cell, engine: Worker, reference: Reference, name: str, step: str
 
 
 def fed(reference: Reference) -> dict[str, str]:
-    """Return what ties a result to the tokens that were fed and to the rows that the reference saw."""
+    """Return the hashes of the fed tokens and of the reference's rows, for the cache key of a result."""
     return {
         "sequences_sha256": hashlib.sha256(dump_line(reference.sequences).encode()).hexdigest(),
         "reference_sha256": hashlib.sha256(reference.rows.digests.tobytes()).hexdigest(),
@@ -128,7 +128,7 @@ def fed(reference: Reference) -> dict[str, str]:
 def through_cache(
     cell: Cell, part: str, fields: Mapping[str, Any], make: Callable[[], Kept], *, again: bool = True
 ) -> Kept:
-    """Return what is kept, or make it and keep it; the cell's diary says which.
+    """Return a result from the cache, or compute and cache it; the cell's diary records which.
 
     Args:
         cell: the cell. ``fresh`` in its request makes it in any case and holds it to what is kept.
@@ -189,7 +189,7 @@ def _fields(cell: Cell, part: str) -> dict[str, Any]:
 
 
 def capture_bf16_twin(cell: Cell, reference: Reference) -> Rows:
-    """Let llama.cpp score the cell's tokens on the BF16 twin of the file, strict settings."""
+    """Score the cell's tokens with llama.cpp on the BF16 twin of the file, strict settings."""
     path = ensure_twin(cell.model_path, cell.pins, kind="BF16")
     with open_llama(cell, path) as engine:
         return score(cell, engine, reference, "bf16-twin", "llama.cpp scores the BF16 twin")

@@ -47,7 +47,7 @@ class Kept:
     rows: Rows | None = None
 
     def differences(self, other: Kept) -> list[str]:
-        """Return in what another computation of the same differs from this one, one sentence each; bit by bit."""
+        """Compare a recomputation bit by bit; return one sentence for each difference."""
         found = [f"other {name}" for name in self.data if dump_line(self.data[name]) != dump_line(other.data.get(name))]
         if self.rows is None or other.rows is None:
             return found
@@ -74,12 +74,12 @@ class Slot:
     notes: list[str] = field(default_factory=list)
 
     def load(self, rows_at: Path) -> Kept | None:
-        """Return what is kept here, its rows linked to ``rows_at``; None where there is nothing or it does not hold.
+        """Return the cached result, its rows linked to ``rows_at``; None if there is none or it is damaged.
 
         Every row is hashed and compared with the digest that was stored beside it.
 
         Raises:
-            EngineError: there is no room for the rows at ``rows_at``, which is not the entry's fault: it stays.
+            EngineError: there is no room for the rows at ``rows_at``; the entry stays.
         """
         if not self.folder.exists():
             return None
@@ -91,12 +91,12 @@ class Slot:
             self.notes.append(f"the cached {self.fields['part']} was refused, removed and computed again: {error}")
             shutil.rmtree(self.folder, ignore_errors=True)
             return None
-        with contextlib.suppress(OSError):  # a lost time of use costs an early removal, nothing else
+        with contextlib.suppress(OSError):  # without an access time the entry may be evicted early
             os.utime(self.folder / RECORD)
         return kept
 
     def store(self, kept: Kept) -> None:
-        """Keep a result; where that is not possible, say so and go on: the cell does not need it."""
+        """Cache a result; if that is not possible, add a note: the cell does not depend on it."""
         try:
             record = json.dumps(_record(kept, self.fields)) + "\n"
             size = len(record) + (0 if kept.rows is None else kept.rows.spool.stat().st_size)
@@ -115,7 +115,7 @@ class Slot:
             self.notes.append(f"the {self.fields['part']} was not cached: {reason}")
 
     def refute(self) -> None:
-        """Take an entry out that a second computation contradicts. Its record stays beside the cache, without rows."""
+        """Remove an entry that a recomputation contradicts; keep its record, without rows, beside the cache."""
         with contextlib.suppress(OSError):
             aside = self.folder.parent / REFUTED
             aside.mkdir(exist_ok=True)
@@ -125,11 +125,11 @@ class Slot:
 
 @contextlib.contextmanager
 def open_slot(fields: Mapping[str, Any], notes: list[str]) -> Iterator[Slot | None]:
-    """Hold the slot of these fields: a second process waits, and finds the result. None where nothing can be kept.
+    """Lock the cache slot of these fields: a second process waits, then finds the result. None without a usable cache.
 
     Args:
         fields: everything that can change the result; ``part`` names what it is, in lower-case letters and digits.
-        notes: gets a sentence where nothing can be kept.
+        notes: gets a sentence if the cache cannot be used.
 
     Raises:
         UsageError: the limit in the environment is no number.
@@ -214,13 +214,13 @@ def _load(folder: Path, fields: Mapping[str, Any], rows_at: Path) -> Kept:
 
 
 def _bring(source: Path, rows_at: Path) -> None:
-    """Put the rows where the cell wants them. Raises ``EngineError`` where nothing more can be written there."""
+    """Link the cached rows to ``rows_at``. Raises ``EngineError`` if the disk there is full."""
     try:
         rows_at.parent.mkdir(parents=True, exist_ok=True)
         rows_at.unlink(missing_ok=True)
         _link(source, rows_at)
     except OSError as error:
-        with contextlib.suppress(OSError):  # half of the rows would keep a full disk full
+        with contextlib.suppress(OSError):  # remove the partial file, so that a full disk recovers
             rows_at.unlink(missing_ok=True)
         if error.errno not in NO_ROOM:
             raise
@@ -234,7 +234,7 @@ def _bring(source: Path, rows_at: Path) -> None:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Give a file a second name, so that its removal under the first one harms nobody; a copy on another disk."""
+    """Hard-link a file, so that it survives the removal of ``source``; copy it if it is on another disk."""
     try:
         os.link(source, target)
     except OSError:
@@ -242,7 +242,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _size(folder: Path) -> int:
-    """Return the bytes of an entry; none of one that another process has just removed."""
+    """Return the size of an entry in bytes; 0 if another process has just removed it."""
     try:
         return sum(path.stat().st_size for path in folder.iterdir())
     except OSError:
@@ -252,7 +252,7 @@ def _size(folder: Path) -> int:
 def _make_room(newest: Path, limit: float) -> None:
     """Remove the entries that were not used for longest until all fit and the disk has room; never the newest one.
 
-    Who uses a removed entry has its rows under a name of its own and goes on.
+    A cell that uses a removed entry keeps its own link to the rows.
     """
     entries = [path for path in newest.parent.iterdir() if ENTRY.fullmatch(path.name) and path.is_dir()]
     used: dict[Path, float] = {}

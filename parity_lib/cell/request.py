@@ -43,20 +43,20 @@ class CellRequest:
     stack: str = "crates-io"
     compute: str = "f32"
     prompts: str = ""  # path of a prompts file of the user's own
-    candidate_file: str = ""  # another file for the candidate, for drills
+    candidate_file: str = ""  # another file for the candidate, for red controls
     fault: str = ""  # seeded into the candidate
-    control: bool = False  # a red control of a night: its lines say CONTROL
+    control: bool = False  # a red control of a nightly run: its lines say CONTROL
     fresh: bool = False  # compute the reference although it is cached, and hold it to the cached bits
     full: bool = False  # rungs T3 and T6 on every prompt
-    day: int = 0  # which prompt is replayed op by op beside the first; a night counts its days
-    require_isa: bool = False  # an unproven ISA target makes the cell incomplete; else its rung is a hole
+    day: int = 0  # which prompt is replayed op by op beside the first; a nightly run passes its date
+    require_isa: bool = False  # an unproven ISA target makes the cell incomplete; else T7 is NOT_RUN
     out_dir: str | Path = "reports/scratch"
     n_threads: int = 0  # 0: every core that this process may use
 
 
 @dataclass(slots=True)
 class Diary:
-    """What a cell notes while it runs; it ends in the verdict."""
+    """Notes of a cell while it runs: cache, timings; they are stored in the verdict."""
 
     seconds: dict[str, float] = field(default_factory=dict)  # of each step
     cache: dict[str, str] = field(default_factory=dict)  # part of the reference -> computed, cached, ...
@@ -91,7 +91,7 @@ class Cell:
 
     @property
     def sides(self) -> Sides:
-        """Return the ISA target that each engine runs; the cell's own is what was asked for."""
+        """Return the ISA target that each engine runs; the cell is named by the requested one."""
         return targets.sides(self.pins, self.id.stack, self.id.isa)
 
     @property
@@ -154,7 +154,7 @@ def open_cell(request: CellRequest | None = None, /, **wishes: Wish) -> Cell:
 
 
 def _model(request: CellRequest, pins: Pins) -> tuple[ModelPin | None, Path]:
-    """Return (pin, path) of a pinned model, or (None, path) of the user's own file."""
+    """Return (pin, path) of a pinned model, or (None, path) of an unpinned file."""
     path = Path(request.model)
     if path.suffix == ".gguf" or path.is_file():
         if request.quant and path.is_file() and read_facts(path).quant != request.quant:
@@ -193,14 +193,14 @@ def take(folder: Path) -> None:
 
 
 def let_go(folder: Path) -> None:
-    """Let another process write into the folder; does nothing where it is not held."""
+    """Release the lock of the cell's folder, if it is held."""
     file = _held.pop(folder.resolve() / LOCK, None)
     if file is not None:
         file.close()
 
 
 def _hold(folder: Path) -> None:
-    """Lock the folder for this process. A notebook that opens its cell again holds it already."""
+    """Lock the folder for this process, unless it holds it already (a notebook may open its cell again)."""
     path = folder.resolve() / LOCK
     mine = _held.get(path)
     if mine is not None and path.exists() and os.path.samestat(os.fstat(mine.fileno()), path.stat()):

@@ -42,7 +42,7 @@ class Rows:
 
 
 def fed_sequences(prompts: Sequences, generated: Sequences) -> list[list[int]]:
-    """Return what every engine is fed: each prompt and its generated tokens but the last, which nothing follows."""
+    """Return the sequences that every engine is fed: each prompt and its generated tokens without the last one."""
     return [[*prompt, *tokens[:-1]] for prompt, tokens in zip(prompts, generated, strict=True)]
 
 

@@ -67,7 +67,7 @@ def check_pins(cell: Cell) -> tuple[PinCheck, ...]:
     wrong = [str(check) for check in checks if not check.ok]
     if wrong:
         raise PinError(
-            "a pin does not hold, so nothing was judged",
+            "a pin does not match, so no rung was judged",
             place="; ".join(wrong),
             next_step="parity models verify; parity doctor",
         )
@@ -98,12 +98,12 @@ def compare_weights(cell: Cell) -> Finding:
 
 
 def capture_reference(cell: Cell) -> Reference:
-    """Let llama.cpp generate greedily from the file as it is, strict settings, or take what it did from the cache."""
+    """Generate greedily with llama.cpp from the deployed file, strict settings, or load the result from the cache."""
     return generate(cell)
 
 
 def capture_twin(cell: Cell, reference: Reference) -> Rows:
-    """Let llama.cpp score the same tokens on the F32 twin, strict settings, or take what it did from the cache."""
+    """Score the same tokens with llama.cpp on the F32 twin, strict settings, or load the rows from the cache."""
     return score_twin(cell, reference)
 
 
@@ -115,7 +115,7 @@ def derive_bands(cell: Cell, reference: Reference, twin: Rows) -> BandSet:
 
 
 def capture_spread(cell: Cell, reference: Reference, twin: Rows | None = None) -> SelfSpread | Bf16Rows:
-    """Let llama.cpp run the file in its other ways, or take what it showed from the cache: what T5 is measured by.
+    """Measure llama.cpp's self-spread, the unit of T5: run its variants, or load the result from the cache.
 
     A cell in bf16 gets the rows that it is reported against instead: llama.cpp's on the BF16 twin, and burn's in f32.
 
@@ -130,18 +130,18 @@ def capture_spread(cell: Cell, reference: Reference, twin: Rows | None = None) -
 
 
 def capture_candidate(cell: Cell, reference: Reference) -> Rows:
-    """Let burn score the same tokens on the file as it is, all prompts as rows of one pass, sampled for T7."""
+    """Score the same tokens with burn on the deployed file, all prompts in one pass, with sampling for T7."""
     with open_burn(cell, sampled=True) as engine:
         return score(cell, engine, reference, "candidate", "burn scores")
 
 
 def replay_ops(cell: Cell, reference: Reference) -> Finding:
-    """Let burn run each op of llama.cpp's graph on llama.cpp's own inputs, prefill and decode, and compare (T3)."""
+    """Run each op of llama.cpp's graph with burn on llama.cpp's own inputs, prefill and decode, and compare (T3)."""
     return replay_cell(cell, reference)
 
 
 def check_self(cell: Cell, reference: Reference, candidate: Rows) -> Finding:
-    """Let burn make rows again on its other ways to them, and compare them bit by bit (T6).
+    """Recompute rows with burn on its other paths (decode, restored state, ..) and compare them bit by bit (T6).
 
     The same relations of llama.cpp are measured once for each reference, and reported beside.
     """
@@ -163,7 +163,7 @@ def check_self(cell: Cell, reference: Reference, candidate: Rows) -> Finding:
 
 
 def prove_isa(cell: Cell, reference: Reference, candidate: Rows) -> Finding:
-    """Say which instructions made the rows, and whether they are those that were asked for (T7).
+    """Judge from samples whether the instructions that ran are the requested ones (T7).
 
     The candidate was sampled while it scored. A small model is done before enough was seen; then it scores again.
     """
@@ -193,7 +193,7 @@ def climb(cell: Cell) -> Climbed:
 
 
 def climb_candidate(cell: Cell, climbed: Climbed) -> Climbed:
-    """Run the steps that let the candidate run what the reference was fed; return all steps with the new results.
+    """Run the candidate's steps on the reference's tokens; return all steps, with the new results.
 
     Args:
         cell: the cell; a fault in its request is seeded into the candidate.
@@ -228,7 +228,7 @@ def save(cell: Cell, judgement: Judgement) -> Verdict:
 
 
 def _write(cell: Cell, judgement: Judgement) -> None:
-    """Write the records of a cell; what was not judged has none. The verdict is written after what it stands on."""
+    """Write the records of the judged steps of a cell, the verdict last."""
     for name, pair in (("twin.npz", judgement.twin), ("native.npz", judgement.native)):
         if pair is not None:
             store.save_pair(pair, cell.out_dir / name)

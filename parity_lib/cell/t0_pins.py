@@ -1,4 +1,4 @@
-"""What rung T0 looks at in a cell: the files before any engine starts, each engine once it has said what it is."""
+"""The capture of rung T0: checks of the files before any engine starts, and of each engine's own report."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ PACKAGES = ("gguf", "numpy", "tokenizers", "papermill")  # what the verdict of a
 
 
 def file_checks(cell: Cell) -> tuple[PinCheck, ...]:
-    """Return the checks of the cell's files. A file of the user's own is pinned by what it was when it was opened."""
+    """Return the checks of the cell's files. An unpinned file is held to its hash when it was opened."""
     model, twin = sha256_file(cell.model_path), sha256_file(cell.twin_path)
     own = bool(cell.request.prompts)
     prompts = check_equal("prompts", cell.suite.sha256 if own else cell.pins.prompts_sha256, cell.suite.sha256)
@@ -99,9 +99,9 @@ def _package(name: str, pinned: str) -> PinCheck:
 
 
 def _made_here(name: str, pin: FilePin | None, found: str) -> PinCheck:
-    """Check a digest. What was made on a machine class without a pin is known by the receipt of its making only.
+    """Check a digest. On a machine class without a pin, a made file has only its receipt.
 
-    ``models.ensure`` has compared it with that receipt; here the record says that nobody pinned it.
+    ``models.ensure`` has compared it with that receipt; here the check names the missing pin.
     """
     if pin is None or (not pin.sha256 and machine_class() not in pin.made and not pin.accepts(found)):
         return PinCheck(name, f"as made on {machine_class()}, which has no pin", found, ok=True)
@@ -109,7 +109,7 @@ def _made_here(name: str, pin: FilePin | None, found: str) -> PinCheck:
 
 
 def judge_all(cell: Cell, files: Sequence[PinCheck], runs: Mapping[str, RunInfo]) -> RungResult:
-    """Return T0's result over the files and what each engine that ran said about itself.
+    """Return T0's result over the files and the run info of each engine.
 
     Args:
         cell: the cell.

@@ -38,7 +38,7 @@ PROMPTS, CASES = "prompts", "cases"
 def compare_tokens_of(
     path: Path, facts: ModelFacts, texts: Sequence[tuple[str, str]], reference: Worker, progress: Progress
 ) -> tuple[RungResult, list[Divergence], dict[str, Any]]:
-    """Tokenise the prompts and the generated texts with both, compare the bytes of every token, and judge.
+    """Tokenise prompts and generated texts with both tokenizers, compare the bytes of every token, and judge.
 
     Args:
         path: the model file whose metadata the second tokenizer is built from.
@@ -71,7 +71,7 @@ def compare_tokens_of(
 def compare_vocabulary_cases(
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[RungResult, list[Divergence], dict[str, Any]]:
-    """Tokenise llama.cpp's own vocabulary cases with both, hold both to the expected ids, and judge.
+    """Tokenise llama.cpp's own vocabulary cases with both tokenizers, compare with the expected ids, and judge.
 
     These belong to the build of llama.cpp and to no model: each vocabulary is a file of its own, without weights, and
     one of them without cases. The generated texts and all tokens' bytes are compared for each of them too.
@@ -124,7 +124,7 @@ def own_names(built: BuiltTokenizer) -> list[str]:
 def tokenise_all(
     built: BuiltTokenizer, texts: Sequence[Text], known: KnownDifferences, reference: Worker, progress: Progress
 ) -> list[TextResult]:
-    """Tokenise each text with both; where they differ, try the rules of llama.cpp that are listed for its class."""
+    """Tokenise each text with both tokenizers; where they differ, try llama.cpp's listed rules for its class."""
     others: dict[str, BuiltTokenizer] = {}
     results = []
     for done, text in enumerate(texts, start=1):

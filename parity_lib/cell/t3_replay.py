@@ -54,7 +54,7 @@ class Excerpt:
 
     @property
     def watched(self) -> tuple[int, ...]:
-        """Return the rows of each pass that is looked at."""
+        """Return the number of rows of each observed pass."""
         return self.passes[self.n_fills :]
 
 
@@ -62,7 +62,7 @@ def replay_cell(cell: Cell, reference: Reference) -> Finding:
     """Replay the chosen prompts of a cell, and judge every op (T3).
 
     Raises:
-        EngineError: an engine refused or died, the two have other sites, or weights were not where they were asked for.
+        EngineError: an engine refused or died, the two have other sites, or weights were not in the requested buffers.
     """
     numbers = chosen(len(reference.prompts), cell.request.day, full=cell.request.full)
     lost = first_non_finite(reference)
@@ -113,7 +113,7 @@ def excerpt(cell: Cell, reference: Reference, number: int) -> Excerpt:
 
 
 def replay(cell: Cell, excerpts: Sequence[Excerpt], settings: Settings) -> list[Replayed]:
-    """Let llama.cpp run each excerpt with a look at every node, and lead burn through what it had; one file at a time.
+    """Capture each excerpt with llama.cpp, every node observed, and replay it with burn; one capture on disk at a time.
 
     In bf16 the reference runs the BF16 twin, and in other policies the file as it is, with burn emulating the
     reference's quantiser of activations.
@@ -156,7 +156,7 @@ def check_buffers(folder: Path, settings: Settings) -> Counter[str]:
     found = Counter(NodeFile(folder).weights_in)
     if (settings is Settings.REPACKED) == (set(found) <= PLAIN_BUFFERS):
         raise EngineError(
-            "the reference's weights do not lie where they were asked for",
+            "the reference's weights are not in the requested buffers",
             place=f"settings {settings}",
             expected="some re-ordered for kernels of their own" if settings is Settings.REPACKED else "as in the file",
             found=dict(found),

@@ -54,7 +54,7 @@ FEW_FIRST = 8
 """With fewer first rows than this, their limits are at least those of the later rows: of a few rows all may be exact by
 luck, and a first row is not nearer to float64 than a later one."""
 SENSITIVE = 10.0
-"""A position whose error is so many times the median is sensitive: there the model itself enlarges whatever rounding
+"""A position whose error is so many times the median is sensitive: there the model itself amplifies the rounding that
 it is given. It gets a limit of its own, since one such position in thousands would set the limit of all of them."""
 AMPLIFIED = 30.0
 """The same, seen from the other side: one rounding error may happen to be small where another is large. So the
@@ -219,7 +219,7 @@ def measure(
     *,
     command: str,
 ) -> list[Band]:
-    """Let the float64 oracle score the same tokens on the F32 twin, and derive the bands."""
+    """Score the same tokens with the float64 oracle on the F32 twin, and derive the bands."""
     spool = cell.spools / "oracle.f32"
     asked = {"path": str(cell.twin_path), "n_threads": cell.n_threads, "angles": WALKED}
     with Worker("oracle", asked, log=cell.log("oracle")) as oracle:
@@ -277,7 +277,7 @@ def refuse_unsound(pair: PairTrace, place: str) -> None:
 
 
 def _with_f16_cache(cell: Cell, sequences: Sequence[Sequence[int]], lengths: Sequence[int]) -> Rows:
-    """Let llama.cpp score the same tokens on the F32 twin with keys and values in F16."""
+    """Score the same tokens with llama.cpp on the F32 twin, with keys and values in F16."""
     settings, spool = Settings.FLASH_F16, cell.spools / "rough.f32"
     with open_llama(cell, cell.twin_path, settings) as engine:
         counts = engine.call("score", sequences, spool, progress=cell.progress.step("llama.cpp, F16 cache, scores"))
@@ -286,7 +286,7 @@ def _with_f16_cache(cell: Cell, sequences: Sequence[Sequence[int]], lengths: Seq
 
 
 def save_bands(bands: BandSet, folder: Path) -> Path:
-    """Write the limits that a verdict stands on beside it, so that its traces can be judged again."""
+    """Write the limits of a verdict beside it, so that its traces can be judged again."""
     path = folder / BANDS_FILE
     own = [band for band in bands.table.bands if band.key[:3] == (bands.model, bands.quant, bands.rung.value)]
     write_atomic(path, dump_tolerances(own).encode())

@@ -106,7 +106,7 @@ def capture_spread(cell: Cell, reference: Reference, twin: Rows | None = None) -
 def _variants(
     cell: Cell, reference: Reference, ways: Sequence[_Way], expected: tuple[Position, ...]
 ) -> tuple[Variant, ...]:
-    """Run each way and compare its rows; they go as soon as nothing is compared with them any more."""
+    """Run each variant and compare its rows; delete them as soon as no other variant needs them."""
     runs: dict[str, Rows] = {STRICT: reference.rows}
     found: list[Variant] = []
     digests: dict[str, bytes] = {}
@@ -139,12 +139,12 @@ def _ways(cell: Cell, reference: Reference) -> tuple[list[_Way], dict[str, str]]
 
 
 def _score(cell: Cell, reference: Reference, way: _Way, path: str) -> Rows:
-    """Return the rows of one way; a prompt that does not take part has none."""
+    """Return the rows of one variant; a prompt that does not take part has no row."""
     sequences = reference.sequences
     takes = [not way.longest or len(sequence) <= way.longest for sequence in sequences]
     spool = cell.spools / f"spread-{way.name}.f32"
     spool.parent.mkdir(parents=True, exist_ok=True)
-    # Asleep: threads that wait spinning change no bit, and cost everything on a machine that does something else.
+    # Passive wait: spinning threads change no bits but slow a busy machine badly.
     env = {**ASLEEP, **way.env}
     with open_llama(cell, Path(path), way.settings, isa=way.isa, env=env) as engine:
         fed = [sequence for sequence, takes_part in zip(sequences, takes, strict=True) if takes_part]
@@ -170,7 +170,7 @@ def _measured(
 
 
 def _proof(run: RunInfo, way: _Way) -> dict[str, Any]:
-    """Return what says that the variant ran as it is called."""
+    """Return the evidence that the variant ran with the settings of its name."""
     return {
         "settings": run.settings["name"],
         **{name: run.settings[name] for name in ("flash_attn", "type_k", "type_v")},

@@ -1,4 +1,4 @@
-"""Make the candidate's rows again in every other way, and hold them to the teacher-forced pass: the capture of T6.
+"""The capture of T6: recompute the candidate's rows on every other path and compare with the teacher-forced pass.
 
 Again for all rows would be three more teacher-forced passes and a decode. A part is enough: what a relation finds does
 not depend on which row it is: another number of rows in a product, another place among them, keys that are grouped in
@@ -93,7 +93,7 @@ def make_plan(lengths: Sequence[int], n_threads: int, *, day: int = 0, full: boo
 
 
 def _span(length: int, day: int) -> tuple[int, int]:
-    """Return the rows of one prompt to decode: around an end of a block of keys, or its last ones if it has none."""
+    """Return the rows of one prompt to decode: around the end of a block of keys, else its last ones."""
     n_ends = (length - DECODED // 2) // KEY_BLOCK
     if n_ends > 0 and length > PASS_ROWS:
         n_ends -= day % n_ends
@@ -102,7 +102,7 @@ def _span(length: int, day: int) -> tuple[int, int]:
 
 
 def _few(by_length: Sequence[int], lengths: Sequence[int], limit: int, *, at_least: int) -> list[int]:
-    """Return the shortest prompts whose rows stay below ``limit`` together, and ``at_least`` so many."""
+    """Return the shortest prompts with at most ``limit`` rows in all, but ``at_least`` so many prompts."""
     chosen: list[int] = []
     for i in by_length:
         if len(chosen) >= at_least and sum(lengths[j] for j in chosen) + lengths[i] > limit:
@@ -119,7 +119,7 @@ def rows_again(
     folder: Path,
     progress: Progress,
 ) -> Found:
-    """Let the candidate make the rows of a plan, and return their digests.
+    """Compute the rows of a plan with the candidate, and return their digests.
 
     Args:
         burn: the candidate, as it scored.

@@ -1,4 +1,4 @@
-"""Prove which instructions made a cell's rows: the capture of rung T7.
+"""The capture of rung T7: samples which instructions computed a cell's rows.
 
 The candidate's own teacher-forced pass was sampled while it made the rows that are judged. The reference's rows may
 come from the cache; its evidence is taken once on the same file, build, settings and machine class, and kept with them.
@@ -34,7 +34,7 @@ SECONDS = 4.0  # of CPU time for sampled passes of the reference
 
 
 def prove_isa(cell: Cell, reference: Reference, burn: Evidence) -> Finding:
-    """Return rung T7 of a cell: what each engine was asked for, what was seen, and what that proves; each side apart.
+    """Return rung T7 of a cell: for each engine the requested target, the samples, and their judgement.
 
     Args:
         cell: the cell.
@@ -55,7 +55,7 @@ def prove_isa(cell: Cell, reference: Reference, burn: Evidence) -> Finding:
 
 
 def _beside(evidence: Evidence, cell: Cell, side: Side) -> Evidence:
-    """Return an engine's evidence with the reason why it was asked for less than the cell, if it was."""
+    """Return an engine's evidence, with the reason if it was asked for a narrower target than the cell."""
     words = f"{cell.id.isa} is not possible for {evidence.engine} here, which ran {side.isa}: {side.lacks}"
     return replace(evidence, impossible=words if side.lacks else "")
 
@@ -68,7 +68,7 @@ def candidate_evidence(isa_evidence: Mapping[str, Any]) -> Evidence:
     """
     found = isa_evidence.get("samples")
     if not isinstance(found, Mapping):
-        raise RecordError("the candidate's run says nothing of its instructions", expected="samples", found=found)
+        raise RecordError("the candidate's run has no samples of its instructions", expected="samples", found=found)
     return decode_record(found, Evidence, "isa_evidence.samples")
 
 

@@ -61,7 +61,7 @@ def machine_class(cpuinfo: Path = CPUINFO) -> str:
 
 
 def host() -> str:
-    """Return the name of this host, as a reader of a report months later will know it."""
+    """Return the name of this host, or "unnamed"."""
     return platform.node() or "unnamed"
 
 

@@ -104,7 +104,7 @@ class NodeFile:
         return node
 
     def left(self, batch: int, seen: Sequence[str]) -> list[str]:
-        """Return the sites of a pass that nobody asked for."""
+        """Return the sites of a pass that are not in ``seen``, sorted."""
         return sorted(site for number, site in self._nodes if number == batch and site not in set(seen))
 
     def is_whole(self, site: str) -> bool:

@@ -1,4 +1,4 @@
-"""One op by itself: its inputs, its weight rows, and a model of one block in which everything else is zero.
+"""One op to be recomputed: inputs, weight rows, and a model file of one block in which all other weights are zero.
 
 The candidate computes the op where it always does, inside of its own forward pass, with its cache, positions, scale and
 wiring; the zeros around it cost nothing. Sizes that the op does not feel are as small as they may be.
@@ -156,7 +156,7 @@ def write_model(op: OneOp, path: Path) -> Path:
 
 
 def _add_scaling(writer: gguf.GGUFWriter, scaling: RopeScaling) -> None:
-    """Write what says how RoPE is stretched, where it is."""
+    """Write the metadata of RoPE's scaling, if there is any."""
     if scaling.kind != "none":
         writer.add_rope_scaling_type(gguf.RopeScalingType(scaling.kind))
         writer.add_rope_scaling_factor(scaling.factor)

@@ -1,4 +1,4 @@
-"""Note where the program counters of this process stand while an engine works; see ``burn_gguf/src/sampler.rs``."""
+"""Samples the program counters of this process while an engine works; see ``burn_gguf/src/sampler.rs``."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from parity_lib.records.isa_evidence import Kernel, Sampled
 
 Extension = Any  # the module burn_gguf, whose sampler sees every library of the process
 
-SLICE = 0.25  # seconds of CPU time between two looks
-ABSENT = "the extension was built without its sampler, or not for Linux: nothing could be looked at"
+SLICE = 0.25  # seconds of CPU time between two evaluations of the samples
+ABSENT = "the extension was built without its sampler, or not for Linux, so program counters cannot be sampled"
 
 
 @dataclass(slots=True)
@@ -39,7 +39,7 @@ class Watch:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Sample while the block runs; where that is not possible it runs all the same, and ``absent`` says so."""
+        """Sample while the block runs; if sampling is not possible, set ``absent`` to the reason and run it anyway."""
         if not hasattr(self.extension, "sampling_start"):
             self.absent = ABSENT
             yield
@@ -56,7 +56,7 @@ class Watch:
             self._take(json.loads(self.extension.sampling_stop()))
 
     def repeat(self, run: Callable[[], object], enough: Callable[[Sampled], bool], seconds: float) -> None:
-        """Run something again and again until enough was seen or the CPU time is over; at least once.
+        """Call ``run`` at least once, until the samples are enough or the CPU time is over.
 
         Samples come by CPU time: on a busy machine a second of the clock may bring none. They are looked up once in
         SLICE seconds, because a run may be shorter than looking up what it showed.
@@ -74,7 +74,7 @@ class Watch:
                 return
 
     def seen(self) -> Sampled | None:
-        """Return what all runs showed, or None if none was sampled."""
+        """Return the summary of all samples, or None if no run was sampled."""
         if self.absent:
             return None
         return summarise(self.n, self.lost, [replace(place, n=n) for place, n in self.places.items()], self.own)

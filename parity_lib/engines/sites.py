@@ -1,4 +1,4 @@
-"""The sites where both engines can be looked at: one table, each site with the node of llama.cpp's graph beside it.
+"""The table of sites at which both engines are observed, each with its node in llama.cpp's graph.
 
 Names of nodes and ops are those of the pinned commit (``src/models/llama.cpp``, ``qwen2.cpp`` and ``llama-graph.cpp``
 there); a node that is missing or new is an error, never a guess.
@@ -90,7 +90,7 @@ def table(name: str) -> Site:
 
 
 def producer(site: str, n_layer: int) -> str:
-    """Return the full name of the one site whose value a norm, or a product with a weight, reads."""
+    """Return the full name of the site that a norm, or a product with a weight, takes as its input."""
     block = split(site)[1]
     [name] = table(site).inputs
     if name.startswith("l_out of"):
@@ -114,7 +114,7 @@ def is_cached(site: str) -> bool:
 
 
 def of_node(name: str, op: str, source: str) -> str | None:
-    """Return the full name of the site that a node of the reference's graph is, or None for one that is no site.
+    """Return the full name of the site of a node of the reference's graph, or None for a node without a site.
 
     Args:
         name: the node's name, ``Qcur-7``; some nodes of qwen2 are called ``node_1234``.
@@ -132,7 +132,7 @@ def of_node(name: str, op: str, source: str) -> str | None:
 
 
 def summed(product: str, block: int, biases: Collection[str]) -> str:
-    """Return the full name of the site that holds a product after its bias, or the product's where it has none.
+    """Return the full name of the site of a product after its bias is added, or of the product if it has no bias.
 
     Args:
         product: name of the product's site, ``ffn_gate`` or ``Qcur.MUL_MAT``.

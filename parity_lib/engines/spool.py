@@ -95,7 +95,7 @@ def checked(sequences: Sequence[Sequence[int]], limit: int, n_vocab: int, name: 
     """
     if not sequences:
         raise EngineError(
-            "there is nothing to feed",
+            "no sequence was given",
             place=name,
             expected="at least one sequence",
             found="none",

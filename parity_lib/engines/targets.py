@@ -1,6 +1,6 @@
-"""Which ISA target each engine runs here: the widest that it has and that was asked for, each side by itself.
+"""Chooses the ISA target that each engine runs: the widest that it has and that was asked for.
 
-A cell is asked for one target, and that word is its identity. What a side cannot run is a result of rung T7 and keeps
+A cell asks for one target, and is named by it. A target that a side cannot run is a result of rung T7 and keeps
 no other rung from being judged: on `amx`, llama.cpp on tiles is compared with whatever burn has.
 """
 
@@ -48,7 +48,7 @@ def sides(pins: Pins, stack: str, isa: str, cpuinfo: Path = machine.CPUINFO) -> 
 
     Raises:
         UsageError: the stack or the target is unknown.
-        PinError: neither engine can run the target here, so that nothing would be learnt about it.
+        PinError: neither engine can run the target here.
     """
     found = Sides(reference_side(pins.llama_cpp, isa, cpuinfo), candidate_side(pins.stack(stack), isa, cpuinfo))
     if found.reference.lacks and found.candidate.lacks:

@@ -34,10 +34,10 @@ def fits(edit: str, kind: str) -> bool:
 
 @contextlib.contextmanager
 def edited(path: Path, tensor: Tensor, edit: str, row: int) -> Iterator[None]:
-    """Change one row of a tensor in a file, and put the old bytes back at the end.
+    """Change one row of a tensor in a file inside a ``with`` block, and restore its bytes at the end.
 
     Args:
-        path: a copy; nobody else may read it meanwhile.
+        path: a copy; no other reader may use it meanwhile.
         tensor: of the file.
         edit: one of ``place_drills.EDITS``.
         row: of the tensor; the number of a value where it is a vector.
@@ -55,7 +55,7 @@ def edited(path: Path, tensor: Tensor, edit: str, row: int) -> Iterator[None]:
     file[kept.start : kept.stop] = _changed(before, edit, tensor.type)
     try:
         if np.array_equal(file[kept.start : kept.stop], before):
-            raise ModelFileError("an edit changed nothing", place=f"{tensor.name} row {row}", found=edit)
+            raise ModelFileError("an edit changed no byte", place=f"{tensor.name} row {row}", found=edit)
         file.flush()
         yield
     finally:

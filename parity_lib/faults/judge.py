@@ -73,7 +73,7 @@ class Kill(Record, frozen=True):
 
     @property
     def survived(self) -> bool:
-        """Return whether nothing saw the fault."""
+        """Return whether no rung caught the fault."""
         return self.outcome is Outcome.PARITY
 
     @property
@@ -100,7 +100,7 @@ class KillMatrix(Record, frozen=True, tag_field="schema", tag="parity/kills/1"):
 
     @property
     def survivors(self) -> tuple[Kill, ...]:
-        """Return the faults that nothing saw, known blind spots among them."""
+        """Return the faults that no rung caught, known blind spots included."""
         return tuple(kill for kill in self.kills if kill.survived)
 
     @property
@@ -114,7 +114,7 @@ class KillMatrix(Record, frozen=True, tag_field="schema", tag="parity/kills/1"):
 
 
 def load_drills(cell: CellId, names: Mapping[str, object], path: Path | None = None) -> tuple[Drill, ...]:
-    """Return every drill of ``fixtures/faults.toml``, named for one model.
+    """Return every fault of ``fixtures/faults.toml`` with its expected end, named for one model.
 
     Args:
         cell: which known blind spots count.
@@ -134,7 +134,7 @@ def load_drills(cell: CellId, names: Mapping[str, object], path: Path | None = N
     mute = [drill.fault for drill in drills if not drill.words]
     if twice or mute or not drills:
         raise FixtureError(
-            "the list of faults does not say what has to be seen",
+            "the list of faults lacks the expected end of a fault",
             place=path,
             expected="each fault once, with the words that its line must contain",
             found=f"twice: {', '.join(twice) or 'none'}; without words: {', '.join(mute) or 'none'}",

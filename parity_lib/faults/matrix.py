@@ -1,4 +1,4 @@
-"""Seed every known fault into the candidate of one cell, and hold how each ends against how it has to end.
+"""Seed every known fault into the candidate of one cell, and compare how each run ends with its expected end.
 
 The reference is captured once. A fault then costs one start of the candidate, one teacher-forced pass, one judgement.
 """
@@ -48,7 +48,7 @@ class Baseline:
 
     @property
     def verdict(self) -> Verdict:
-        """Return the verdict of the cell without a fault; nothing is shown by a fault unless it is PARITY."""
+        """Return the verdict of the cell without a fault; a fault shows something only if it is PARITY."""
         return self.judgement.verdict
 
 
@@ -120,7 +120,7 @@ def seed_faults(baseline: Baseline, say: Say) -> KillMatrix:
 
 
 def _drills(cell: Cell, prompts: tuple[tuple[int, ...], ...], faults: Path | None) -> tuple[Drill, ...]:
-    """Return the drills by the names of this model; positions are known once the prompts are tokenised."""
+    """Return the faults to seed, with this model's names; positions need the tokenised prompts."""
     last = len(cell.suite.prompts) - 1
     places = {
         "block": 2 * cell.facts.n_layer // 5,
@@ -132,13 +132,13 @@ def _drills(cell: Cell, prompts: tuple[tuple[int, ...], ...], faults: Path | Non
 
 
 def _chosen(drills: tuple[Drill, ...], cell: Cell, only: str) -> tuple[tuple[Drill, ...], dict[str, str]]:
-    """Return the drills that fit the model and match ``only``, and of those that match the ones that do not fit."""
+    """Return the faults that match ``only`` and fit the model, and those that match but do not fit, with the reason."""
     named = [(drill.fault, drill) for drill in drills]
     return choose(only, named, "fault that fits this model", cell.id, lambda drill: _misfit(drill, cell))
 
 
 def _misfit(drill: Drill, cell: Cell) -> str:
-    """Return why a fault does not fit the model or its prompts; nothing if it does."""
+    """Return why a fault does not fit the model or its prompts; "" if it fits."""
     if drill.needs_bias and not cell.facts.has_qkv_bias:
         return "the model's projections have no biases"
     if drill.fault == "stale_trace=prompt" and len(cell.suite) < 2:
@@ -171,7 +171,7 @@ def _seed(baseline: Baseline, drill: Drill) -> Kill:
 
 
 def _rows_changed(sound: Judgement, faulty: Judgement) -> int | None:
-    """Return how many rows of the candidate have other bits; None where the two are not of the same positions."""
+    """Return how many rows of the candidate have other bits; None if the positions differ."""
     if sound.twin is None or faulty.twin is None:
         return None
     ours, theirs = sound.twin.candidate.row_sha256, faulty.twin.candidate.row_sha256

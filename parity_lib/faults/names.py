@@ -1,4 +1,4 @@
-"""Refuse a fault that the candidate does not know, before anything runs: the list is the library's own."""
+"""Refuse an unknown fault before any engine runs; the list comes from the library with faults."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FORM = re.compile(r"(?P<name>[a-z0-9_]+)(?:(?P<optional>\[)?(?P<sign>[@=])(?P<c
 
 
 def known_faults() -> dict[str, str]:
-    """Return every fault that the candidate can seed, as it is written, and what it does.
+    """Return every fault that the candidate can seed, by its written form, with its description.
 
     The receipt of the library with faults has them: all stacks are built from the same sources.
 
@@ -29,7 +29,7 @@ def known_faults() -> dict[str, str]:
 
 
 def check_fault(fault: str, forms: Iterable[str], place: str) -> None:
-    """Refuse a fault that has none of the forms; whether a model has the block it names is the engine's to say.
+    """Refuse a fault of an unknown form; the engine checks whether the model has the block that it names.
 
     Raises:
         UsageError: the fault is unknown, or its value is none.
@@ -67,7 +67,7 @@ def _pattern(form: str) -> re.Pattern[str]:
     """Return what a form allows: ``eps_x10@blk.N|all``, ``softmax_scale[=X]``, ``dropped_bias=q|k|v``, ``die``."""
     parts = _FORM.fullmatch(form)
     if parts is None:
-        raise EngineError("the extension lists a fault in a form that nobody reads", place=form)
+        raise EngineError("the extension lists a fault in an unknown form", place=form)
     name = re.escape(parts["name"])
     if parts["sign"] is None:
         return re.compile(name)

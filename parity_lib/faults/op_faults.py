@@ -43,7 +43,7 @@ Say = Callable[[Trial], None]
 
 
 def run_place_drills(cell: Cell, say: Say, only: str = "", path: Path | None = None) -> TrialTable:
-    """Seed every drill that fits the model; write and return the table.
+    """Seed every fault of one op that fits the model; write and return the table.
 
     Args:
         cell: the model; its own fault must be empty.
@@ -64,7 +64,7 @@ def run_place_drills(cell: Cell, say: Say, only: str = "", path: Path | None = N
         if not share_of(sound) <= 1:
             worst = max(sound, key=lambda error: error.share)
             raise EngineError(
-                "without a fault an op is over its limit, so none was seeded", place=worst.site, found=worst.share
+                "an op is over its limit without a fault, so no fault was seeded", place=worst.site, found=worst.share
             )
         trials = []
         for drill in drills:
@@ -88,7 +88,7 @@ def run_place_drills(cell: Cell, say: Say, only: str = "", path: Path | None = N
 
 
 def _capture(cell: Cell, folder: Path) -> list[int]:
-    """Let llama.cpp run a sequence of 48 to 64 tokens: a prefill, then two decodes; return its tokens."""
+    """Capture a sequence of 48 to 64 tokens with llama.cpp, a prefill and two decodes; return its tokens."""
     with open_llama(cell, kind="llama_taps") as engine:
         longest = max(prompt_tokens(cell.suite, cell.facts, engine), key=len)
         tokens = (longest * FEWEST)[: max(FEWEST, min(MOST, len(longest)))]
@@ -118,7 +118,7 @@ def _misfit(cell: Cell, drill: PlaceDrill) -> str:
 
 
 def _block(cell: Cell, drill: PlaceDrill) -> tuple[int, str]:
-    """Return the block of a drill, and why there is none that it fits: the first from its depth on, around the end."""
+    """Return the first block from a fault's depth on (then from block 0) that it fits, and "" or why there is none."""
     n_layer = cell.facts.n_layer
     start = drill.block(n_layer)
     if not drill.tensor:
@@ -138,7 +138,7 @@ def _stored(cell: Cell, tensor: str) -> str:
 def _seed(cell: Cell, drill: PlaceDrill, nodes: Path, copy: Path, tokens: Sequence[int]) -> Trial:
     began = time.monotonic()
     name, site, tensor = drill.at(_block(cell, drill)[0])
-    sites.table(site)  # a site that does not exist would be a miss of nobody's
+    sites.table(site)  # raises for a site that does not exist
     if not tensor:
         errors = _replay(cell, cell.model_path, nodes, name)
     else:

@@ -1,4 +1,4 @@
-"""Drills for rung T3: faults of one op each, the op that has to be named, and the op that was."""
+"""Red controls of rung T3: faults of one op each, the op that has to be named, and the op that was named."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class PlaceDrill:
 
 
 class Trial(Record, frozen=True):
-    """What became of one drill."""
+    """The result of one fault of one op."""
 
     fault: NotEmpty
     what: NotEmpty
@@ -74,7 +74,7 @@ class Trial(Record, frozen=True):
 
 
 class TrialTable(Record, frozen=True, tag_field="schema", tag="parity/place_trials/1"):
-    """Every drill of one cell, after its file without a fault was found inside of every limit."""
+    """All faults of one op of one cell; without a fault every op was inside its limits."""
 
     cell: CellId
     n_positions: Positive
@@ -88,12 +88,12 @@ class TrialTable(Record, frozen=True, tag_field="schema", tag="parity/place_tria
 
     @property
     def layers_named(self) -> int:
-        """Return how many drills were named to the layer."""
+        """Return for how many faults the replay named the right layer."""
         return sum(trial.is_layer for trial in self.trials)
 
     @property
     def ops_named(self) -> int:
-        """Return how many drills were named to the op."""
+        """Return for how many faults the replay named the right op."""
         return sum(trial.is_op for trial in self.trials)
 
     @property
@@ -125,7 +125,7 @@ def judge_trial(fault: str, what: str, at: str, expected: str, errors: Sequence[
 
 
 def load_place_drills(path: Path | None = None) -> tuple[PlaceDrill, ...]:
-    """Return every drill of ``fixtures/place_drills.toml``, or of another list.
+    """Return every fault of ``fixtures/place_drills.toml``, or of another list.
 
     Raises:
         FixtureError: the list cannot be read, is empty, or a drill contradicts itself.
@@ -164,5 +164,5 @@ def _layer(site: str) -> str:
 
 
 def share_of(errors: Sequence[OpError]) -> float:
-    """Return how much of its limit the worst op uses up; infinite for none."""
+    """Return which share of its limit the worst op uses; infinite without an op."""
     return max((error.share for error in errors), default=math.inf)

@@ -24,7 +24,7 @@ SPARE_BYTES = 256 << 20  # left free on the disk beside what a file needs
 
 
 def quiet(line: str) -> None:
-    """Say nothing."""
+    """Ignore the message."""
 
 
 def models_dir() -> Path:
@@ -36,7 +36,7 @@ def check_digest(path: Path, pin: FilePin | None, name: str, kind: str, *, fresh
     """Return the file's SHA-256 after finding it pinned, or, where this machine class has no pin, as it was made.
 
     What llama.cpp makes may differ between machine classes. A class without a pin is held to the receipt that
-    was written when the file was made; the pins rung says that nobody pinned it.
+    was written when the file was made; rung T0 then reports "unpinned".
     """
     digest = sha256_file(path, fresh=fresh)
     made_here = pin is None or (kind in BY_LLAMA_CPP and machine_class() not in pin.made)
@@ -48,7 +48,7 @@ def check_digest(path: Path, pin: FilePin | None, name: str, kind: str, *, fresh
         expected=f"SHA-256 {' or '.join(pin.known) if pin else read_receipt(path).get('sha256', 'as in its receipt')}",
         found=f"{digest}, {path.stat().st_size:,} bytes"
         + (f" for {pin.bytes:,}" if pin and pin.bytes != path.stat().st_size else ""),
-        next_step="if nobody changed it on purpose, remove it and run `parity models prepare`",
+        next_step="unless it was changed on purpose, remove it and run `parity models prepare`",
     )
 
 

@@ -1,4 +1,4 @@
-"""Get a pinned model file: fetch, make or find it, prove that it is the pinned one; list what there is."""
+"""Get a pinned model file: fetch, make or find it, and check its hash; list all pinned files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """Where one pinned file stands on this machine."""
+    """Path and state of one pinned file on this machine."""
 
     pin: ModelPin
     path: Path
@@ -125,7 +125,7 @@ def equalities(pins: Pins, *, fresh: bool = False, say: Say = quiet) -> list[tup
 
 
 def list_models(pins: Pins, *, verify: bool = False) -> list[ModelStatus]:
-    """Return where each pinned file stands. ``verify`` reads every byte again instead of trusting the hash memory."""
+    """Return the state of each pinned file. ``verify`` hashes every byte again instead of using remembered hashes."""
     return [_status(pin, pins, verify) for pin in pins.models]
 
 

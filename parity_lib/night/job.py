@@ -124,7 +124,7 @@ def describe_status(status: int | None) -> str:
         name = signal.Signals(-status).name
     except ValueError:
         name = f"signal {-status}"
-    hint = " (if nobody killed it, the machine ran out of memory)" if status == -signal.SIGKILL else ""
+    hint = " (unless it was killed on purpose, the machine ran out of memory)" if status == -signal.SIGKILL else ""
     return f"killed by {name}{hint}"
 
 

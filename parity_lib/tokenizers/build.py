@@ -28,10 +28,10 @@ class Algorithm(Protocol):
     """How a text becomes ids: what differs between byte-level BPE and SentencePiece."""
 
     def ids(self, text: str) -> list[int]:
-        """Return the ids of a text, nothing added."""
+        """Return the ids of a text, without BOS and EOS."""
 
     def bytes_of(self, text: str, kind: int) -> bytes:
-        """Return the bytes that an ordinary token, or one of a byte, stands for."""
+        """Return the bytes of an ordinary token or a byte token."""
 
     def facts(self) -> dict[str, Any]:
         """Return the rules, for the record."""
@@ -55,7 +55,7 @@ class BuiltTokenizer:
         self._algorithm: Algorithm = algorithm(metadata, frozenset(rules))
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text, with BOS and EOS as the file says.
+        """Return the ids of a text, with BOS and EOS if the file asks for them.
 
         Raises:
             EngineError: the text is not valid Unicode.
@@ -66,7 +66,7 @@ class BuiltTokenizer:
         return front + self._algorithm.ids(text) + back
 
     def token_bytes(self) -> list[bytes]:
-        """Return the bytes that each id stands for: control tokens their own name, unused ones nothing."""
+        """Return the bytes of each token: of a control token its name, of an unused token none."""
         named = (*NAMED, USER_DEFINED)
         texts = zip(self.metadata.tokens, self.metadata.types, strict=True)
         return [
@@ -116,7 +116,7 @@ class ByteLevel:
         self._tokenizer = self._build()
 
     def ids(self, text: str) -> list[int]:
-        """Return the ids of a text, nothing added."""
+        """Return the ids of a text, without BOS and EOS."""
         return [token for token in self._tokenizer.encode(text, add_special_tokens=False).ids if token < self._n_tokens]
 
     def bytes_of(self, text: str, kind: int) -> bytes:
@@ -181,7 +181,7 @@ def _without(letter: str, ranges: Sequence[tuple[int, int]]) -> str:
 
 @cache
 def byte_alphabet() -> dict[int, str]:
-    """Return the character that stands for each byte: itself if it is printable in Latin-1, else one from 256 on.
+    """Return the character of each byte in GPT-2's alphabet: Latin-1 where it is printable, else from U+0100 on.
 
     Source: ``bytes_to_unicode`` of GPT-2's encoder.py.
     """
@@ -192,7 +192,7 @@ def byte_alphabet() -> dict[int, str]:
 
 
 def _bytes(text: str, letters: Mapping[int, int]) -> bytes:
-    """Return the bytes of a token's text; a character outside of the alphabet stays what it is, in UTF-8."""
+    """Return the bytes of a token's text; a character outside of the alphabet gives its UTF-8 bytes."""
     try:
         return bytes([letters[ord(letter)] for letter in text])
     except KeyError:

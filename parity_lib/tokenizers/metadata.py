@@ -1,4 +1,4 @@
-"""What a model file says about its tokenizer, read whole and checked; every refusal is a ``ModelFileError``."""
+"""Reads and checks a model file's tokenizer metadata; every refusal is a ``ModelFileError``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _UTF8 = (*range(0xC0), *range(0xC2, 0xF5))  # the bytes that UTF-8 uses
 
 @dataclass(frozen=True, slots=True)
 class TokenizerMetadata:
-    """The tokenizer of one file, as its metadata says it."""
+    """The tokenizer metadata of one file."""
 
     path: Path
     pre: str  # a key of FAMILIES, or SENTENCEPIECE
@@ -153,7 +153,7 @@ def _pair(file: ModelFile, text: str) -> tuple[str, str]:
 
 
 def _added(file: ModelFile, name: str, n_tokens: int, *, default: bool, usual: int | None = None) -> int | None:
-    """Return the id that is added to every text, or None. The file's own word comes before the family's."""
+    """Return the id that is added to every text, or None. The file's metadata overrides the family's default."""
     asked = file.value(f"tokenizer.ggml.add_{name}_token")
     if not (default if asked is None else asked):
         return None

@@ -48,7 +48,7 @@ class SentencePiece:
         self._own = re.compile(f"({longest_first})") if own else None
 
     def ids(self, text: str) -> list[int]:
-        """Return the ids of a text, nothing added."""
+        """Return the ids of a text, without BOS and EOS."""
         found: list[int] = []
         for number, part in enumerate(self._own.split(text) if self._own else [text]):
             if number % 2:
@@ -58,7 +58,7 @@ class SentencePiece:
         return found
 
     def bytes_of(self, text: str, kind: int) -> bytes:
-        """Return the bytes that an ordinary token, or one of a byte, stands for."""
+        """Return the bytes of an ordinary token or a byte token."""
         return bytes.fromhex(text[3:5]) if kind == BYTE else text.replace(SPACE, " ").encode()
 
     def facts(self) -> dict[str, Any]:

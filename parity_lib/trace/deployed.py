@@ -43,7 +43,7 @@ class Native:
 
 
 def trace_native(cell: Cell, place: Place, folder: Path) -> Native:
-    """Lead the candidate through the reference's run of the deployed file; in bf16, of its BF16 twin."""
+    """Replay the reference's run of the deployed file (in bf16: of its BF16 twin) with the candidate."""
     is_bf16 = cell.id.compute == Compute.BF16
     path = ensure_twin(cell.model_path, cell.pins, kind="BF16") if is_bf16 else cell.model_path
     watched = place.passes[len(place.fills) :]
@@ -66,7 +66,7 @@ def trace_native(cell: Cell, place: Place, folder: Path) -> Native:
 
 
 def _end_to_end(cell: Cell, place: Place, path: Path, compute: Compute, folder: Path) -> Layers:
-    """Let the candidate run beside the capture with the reference's rounding, and hold both against the oracle."""
+    """Run the candidate with the reference's rounding, and compare both engines with the oracle."""
     with open_burn(cell, "burn_follow", compute=compute) as engine:
         engine.call("follow", folder, cell.facts.n_head, cell.facts.n_head_kv)
     exact = folder.with_name("rounded")

@@ -1,4 +1,4 @@
-"""The two engines' parts in a trace: llama.cpp with a look at every node, burn led through what it had."""
+"""The engines' runs of a trace: llama.cpp with every node observed, burn replaying llama.cpp's inputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ALWAYS = ("embd", "l_out", "result_norm", "result_output")  # sites of the twin 
 def capture(
     cell: Cell, path: Path, place: Place, batches: Sequence[int], folder: Path, block: int | None = None
 ) -> RunInfo:
-    """Let llama.cpp run the sequence with a look at every node; with ``block``, at that block's nodes only."""
+    """Run the sequence with llama.cpp, observing every node, or with ``block`` that block's nodes only."""
     cell.progress.step("llama.cpp, every node of its graph")
     if block is None:
         watched, always = len(place.fills), list(ALWAYS)
@@ -43,7 +43,7 @@ def replay(cell: Cell, compute: Compute, folder: Path) -> list[OpError]:
 
 
 def arbitrate(cell: Cell, path: Path, place: Place, folder: Path, *, rounded: bool) -> RunInfo:
-    """Let the float64 oracle run the sequence on a file; ``rounded`` as the reference rounds its activations."""
+    """Run the sequence with the float64 oracle on a file; ``rounded``: with the reference's activation rounding."""
     progress = cell.progress.step("the float64 oracle" + (", activations rounded" if rounded else ""))
     asked = {"path": str(path), "n_threads": cell.n_threads, "angles": WALKED, "rounded": rounded}
     with Worker("oracle", asked, log=cell.log("oracle")) as engine:

@@ -1,4 +1,4 @@
-"""Trace one token down to one op: what is wrong by itself, what is carried on, how it adds up to a logit, whose it is.
+"""Trace one token: separate local from inherited error, sum it to the logit, assign it to an engine.
 
 Four looks at the same fed tokens. The native path, led op by op through the reference's values (T3: local error). The
 F32 twin, where the candidate runs beside the reference (total error at each site). The float64 oracle on the same

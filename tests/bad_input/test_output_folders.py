@@ -161,8 +161,8 @@ def test_two_runs_into_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[
         said = capsys.readouterr().err
         clear(said, str(out))
         assert (
-            f"another run writes into this folder; expected a folder that nobody writes into; found process {first.pid}"
-            in said
+            "another run writes into this folder; expected a folder that no other run is writing to; "
+            f"found process {first.pid}" in said
         )
     finally:
         first.send_signal(signal.SIGCONT)

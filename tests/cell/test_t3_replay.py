@@ -82,7 +82,7 @@ def test_weights_that_were_not_reordered_are_no_proof_of_the_reordered_path(
     plain = worker_env(Settings.STRICT)
     monkeypatch.setattr(replaying, "PLAIN_BUFFERS", PLAIN_BUFFERS | {"CPU_REPACK"})
     assert plain == worker_env(Settings.REPACKED)
-    with pytest.raises(EngineError, match="weights do not lie where they were asked for"):
+    with pytest.raises(EngineError, match="weights are not in the requested buffers"):
         replaying.replay(cell, [excerpt(cell, reference, 0)], Settings.REPACKED)
 
 

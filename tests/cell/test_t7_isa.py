@@ -94,7 +94,7 @@ def test_unproven_is_a_not_run_unless_the_cell_requires_it(proved: Proved, requi
 
 def test_a_run_that_says_nothing_of_its_instructions_is_refused(proved: Proved) -> None:
     candidate = replace(proved.candidate, run=structs.replace(proved.candidate.run, isa_evidence={}))
-    with pytest.raises(RecordError, match="says nothing of its instructions"):
+    with pytest.raises(RecordError, match="has no samples of its instructions"):
         t7_isa.candidate_evidence(candidate.run.isa_evidence)
 
 

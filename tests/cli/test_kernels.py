@@ -93,7 +93,7 @@ def test_nothing_re_ordered_is_an_error_where_that_was_the_point(
     model = build("llama", "F16", tmp_path / "model.gguf", Shape(n_layer=2, n_vocab=512))
     words = ["--tokens", "19", "--threads", "1", "--out", str(tmp_path / "out")]
     assert main(["kernels", str(model), *words, "--repacked"]) == 3
-    assert "the reference's weights do not lie where they were asked for" in capsys.readouterr().err
+    assert "the reference's weights are not in the requested buffers" in capsys.readouterr().err
 
 
 @pytest.mark.engine

@@ -111,7 +111,7 @@ FAULT = '[[fault]]\nname = "die"\nwhat = "x"\noutcome = "INCOMPLETE"\nwords = ["
     ("text", "named"),
     [
         ("", "'fault' is missing"),
-        ("fault = []\n", "does not say what has to be seen"),
+        ("fault = []\n", "lacks the expected end"),
         (FAULT + FAULT, "twice: die"),
         (FAULT.replace('["SIGABRT"]', "[]"), "without words: die"),
         (FAULT.replace("die", "drop_row={lost}"), "an unknown place"),

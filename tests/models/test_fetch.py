@@ -53,7 +53,7 @@ def shop(monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
             self.wfile.write(rest[: shop.breaks_after or None])
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Ignore the message."""
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -58,7 +58,7 @@ def library(build: Mapping[str, Any]) -> str:
 
 @cache
 def load(stack: str, *, faults: bool = False) -> tuple[Extension, dict[str, Any]]:
-    """Return the extension of a stack and what it says it was built from; ``receipt`` is the builder's own record.
+    """Import the extension of a stack; return it and its build info, with ``receipt``, the record of the build.
 
     Args:
         stack: its id.

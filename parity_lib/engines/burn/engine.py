@@ -132,7 +132,7 @@ class Burn:
         return counts
 
     def evidence(self) -> Evidence:
-        """Return what is known about the instructions of every pass that ``score`` has made."""
+        """Return the samples of program counters from every pass that ``score`` has made."""
         return burn_isa.evidence(
             self._watch, self._isa, burn_isa.fingerprint(partial(self.op, "linear"), self._facts["policy"])
         )
@@ -244,7 +244,7 @@ class Burn:
         return np.frombuffer(raw, "<f4").reshape(len(tokens), -1)
 
     def op(self, name: str, *args: object, **named: object) -> F32:
-        """Call one op by itself, ``burn_gguf.op_<name>``; arrays go in as float32, a flat float32 array comes out.
+        """Call one op, ``burn_gguf.op_<name>``, with float32 arrays, and return its value as a flat float32 array.
 
         Raises:
             EngineError: there is no such op, or it refuses what it was given.
@@ -270,7 +270,7 @@ class Burn:
         return values
 
     def close(self) -> None:
-        """Free the model. Every other call is refused from now on."""
+        """Free the model. Every later call is refused."""
         self._model = self._file = None
 
     def _load(self, n_threads: int) -> Extension:

@@ -49,7 +49,7 @@ class BurnFollow(Burn):
     """``Burn`` that runs beside a capture of the reference."""
 
     def follow(self, folder: Path, n_head: int, n_head_kv: int) -> Followed:
-        """Run a captured sequence by itself and compare every site at the watched positions.
+        """Run burn's own forward pass on a captured sequence and compare every site at the watched positions.
 
         Leaves ``candidate.l_out.f32``, ``(n_layer, n, n_embd)``, and ``candidate.logits.f32``, ``(n, n_vocab)``, raw
         float32, in the folder.

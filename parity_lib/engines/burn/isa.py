@@ -15,11 +15,11 @@ from parity_lib.records.traces import F32
 OWN = ("burn_gguf",)  # everything that burn is lies in one library
 RUN = "teacher-forced pass"
 TERMS = 32  # of a fingerprint's products
-ENOUGH = 4 * MIN_PRODUCTS  # samples at multiply-adds after which nothing more is run
+ENOUGH = 4 * MIN_PRODUCTS  # samples at multiply-adds after which sampling stops
 
 
 def evidence(watch: Watch | None, requested: Isa, arithmetic: Mapping[str, str]) -> Evidence:
-    """Return what is known of a candidate's passes.
+    """Return the evidence of which instructions a candidate's passes ran.
 
     Args:
         watch: what sampled them, or None if nothing did.
@@ -32,7 +32,7 @@ def evidence(watch: Watch | None, requested: Isa, arithmetic: Mapping[str, str])
 
 
 def fingerprint(linear: Callable[..., F32], policy: str) -> dict[str, str]:
-    """Return what two products of two numbers each tell: whether a product is rounded before it is added, and to what.
+    """Return how burn's products round, from two small ones: fused multiply-add or not, f32 or BF16 operands.
 
     With e = 2^-12, (1 + e)(1 + e) - (1 + 2e) is e^2 in one rounding, and 0 if the product is rounded to float32 first.
     1 times (1 + e) is 1 if the operands are rounded to BF16. AVX2 and AVX-512 give the same bits: they are not told
@@ -63,5 +63,5 @@ def fingerprint(linear: Callable[..., F32], policy: str) -> dict[str, str]:
 
 
 def is_enough(seen: Sampled) -> bool:
-    """Return whether nothing more has to be run to judge a candidate."""
+    """Return whether there are enough samples at multiply-adds to judge a candidate."""
     return sum(seen.products.values()) >= ENOUGH

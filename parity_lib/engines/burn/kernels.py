@@ -1,4 +1,4 @@
-"""Replay a capture with a float64 oracle beside it: how far each engine's op is from what it should be."""
+"""Replay a capture with a float64 oracle: the error of each op of both engines."""
 
 from __future__ import annotations
 

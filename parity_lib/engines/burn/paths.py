@@ -124,7 +124,7 @@ def _step(
     found: list[list[Digests]],
     n_vocab: int,
 ) -> None:
-    """Feed one token to each sequence whose span is not at its end yet; in the first step, to one of them alone."""
+    """Feed one token to each sequence that is not at its end; in the first step one sequence alone, then the rest."""
     alive = [index for index, (start, stop) in enumerate(spans) if start + step < stop]
     rows = [(index, sequences[index][spans[index][0] + step]) for index in alive]
     passes = [rows] if step > 0 else [rows[:1], rows[1:]]

@@ -56,7 +56,7 @@ class BurnReplay(Burn):
         return errors
 
     def _summed(self, site: str, capture: NodeFile, batch: int) -> F64 | None:
-        """Return the sum of (weight x activation)^2 of each value of a product with a weight; None for another op."""
+        """Return the sum of (weight x activation)^2 of each value of a product with a weight; None for any other op."""
         if sites.table(site).op != "MUL_MAT" or not sites.table(site).weight:
             return None
         shapes = {name: shape for name, _, shape in self.tensors()}
@@ -102,7 +102,7 @@ class Walk:
         return np.ascontiguousarray(reference, "<f4").tobytes()
 
     def fill(self, site: str, _shape: list[int], _raw: bytes) -> bytes | None:
-        """Put the reference's keys and values into the candidate's cache, and let everything else be as it is."""
+        """Replace the keys and values in the candidate's cache by the reference's; leave every other site unchanged."""
         if not sites.is_cached(site):
             return None
         return np.ascontiguousarray(self._capture.get(self._batch, site), "<f4").tobytes()
@@ -117,14 +117,14 @@ class Walk:
                 place=f"pass {self._batch}",
                 expected=f"{len(self._expected)} sites, each once",
                 found=f"candidate {len(seen)}; missing {sorted(set(self._expected) - set(seen))[:5]}; "
-                f"of the reference nobody asked for {left[:5]}",
+                f"of the reference not compared {left[:5]}",
             )
         return self._errors
 
     def _inner(self, site: str, whole: F32, candidate: F32) -> F32:
-        """Compare what the mask lets through; return the reference's value in the candidate's padding.
+        """Compare the values that the mask keeps; return the reference's value with the candidate's padding.
 
-        The reference pads keys to a multiple of 256 and leaves anything there, the candidate to one of 32 with zeros.
+        The reference pads keys to a multiple of 256 with arbitrary values, the candidate to one of 32 with zeros.
         """
         n_heads = len(candidate) // self._n_rows
         ours = candidate.reshape(n_heads, self._n_rows, -1)
@@ -149,6 +149,6 @@ class Walk:
 
 
 def as_bf16(values: F32) -> F32:
-    """Round to BF16, to nearest even, as a file of that type holds them."""
+    """Return values rounded to BF16, to nearest even, as float32."""
     rounded: F32 = dequantize(quantize(values, GGMLQuantizationType.BF16), GGMLQuantizationType.BF16)
     return rounded

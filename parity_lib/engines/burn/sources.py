@@ -15,7 +15,7 @@ def manifest(stack: str, native: Path = NATIVE) -> Path:
 
 
 def source_sha256(manifest: Path, native: Path = NATIVE) -> str:
-    """Return the digest that ``burn_gguf/build.rs`` writes into the binary; the recipe stands there.
+    """Return the SHA-256 of the crate's sources, computed as ``burn_gguf/build.rs`` does for the binary.
 
     Args:
         manifest: the folder of the stack's ``Cargo.toml``.
@@ -31,6 +31,6 @@ def source_sha256(manifest: Path, native: Path = NATIVE) -> str:
 
 
 def lock_sha256(manifest: Path) -> str:
-    """Return the SHA-256 of a stack's ``Cargo.lock``, or that there is none."""
+    """Return the SHA-256 of a stack's ``Cargo.lock``, or "no Cargo.lock"."""
     lock = manifest / "Cargo.lock"
     return hashlib.sha256(lock.read_bytes()).hexdigest() if lock.exists() else "no Cargo.lock"

@@ -23,7 +23,7 @@ PANEL = 1 << 22  # weights that are float64 at a time: 32 MB
 
 
 class BurnSplit(Burn):
-    """``Burn`` that can say what the products of a capture are off by, and where that comes from."""
+    """``Burn`` that splits the error of each product of a capture by its causes."""
 
     def split(self, folder: Path, reference: Path, *, progress: Progress) -> list[ProductSplit]:
         """Return the split of every product with a weight, at the last positions of a capture, in its order.

@@ -1,4 +1,4 @@
-"""Where builds of the candidate lie that `make setup` does not install, and what each says about itself.
+"""Finds and loads the builds of the candidate that `parity stack build` made, each with its receipt.
 
 A stack has up to two libraries, each with a receipt: the judged one, and one of the same sources with the cargo
 feature ``faults``, for red controls and drills. ``stacks`` makes them; `make setup` installs the judged one of
@@ -32,7 +32,7 @@ RECIPE = Path(__file__).resolve().parents[2] / "fork" / "patch.py"  # decides wh
 
 @dataclass(frozen=True, slots=True)
 class StackReceipt:
-    """What one build of a stack is. The library beside it has the hash that stands here, or is refused."""
+    """Sources, compiler and hashes of one build of a stack. A library with another hash is refused."""
 
     stack: str
     key: str
@@ -169,7 +169,7 @@ def write(receipt: StackReceipt, path: Path) -> None:
 
 
 def load(stack: str, *, faults: bool = False) -> tuple[Extension, StackReceipt]:
-    """Import the extension of a stack from its folder, and return it with its receipt.
+    """Import the extension of a stack from its folder; return it with its receipt.
 
     For workers: all stacks have one module name, and each brings an allocator whose thread-local memory is reserved
     when it is loaded, so that a process can hold two or three of them and no more. Others ask ``find``.

@@ -263,7 +263,7 @@ class Log:
         self._open = not words.endswith("\n")
 
     def mark(self) -> None:
-        """Forget what was said so far: the next ``text`` starts here."""
+        """Discard the log so far: the next ``text`` starts here."""
         self._lines.clear()
         self._open = False
 
@@ -272,12 +272,12 @@ class Log:
         return "\n".join(line for _, line in self._lines)
 
     def complaints(self) -> str:
-        """Return its warnings and errors, or its last lines if it did not complain, for an error message."""
+        """Return llama.cpp's warnings and errors, or its last lines if it logged none, for an error message."""
         loud = [line for level, line in self._lines if level >= LEVEL_WARN]
         lines = loud or [line for _, line in self._lines]
-        return "\n".join(["llama.cpp says:", *lines[-QUOTED_LINES:]]) if lines else "llama.cpp says nothing"
+        return "\n".join(["llama.cpp's log:", *lines[-QUOTED_LINES:]]) if lines else "llama.cpp logged no message"
 
     def reason(self) -> str:
-        """Return its warnings and errors in one line, the last three, or that it gave none."""
+        """Return llama.cpp's last three warnings and errors in one line, or "it gave no reason"."""
         loud = [" ".join(line.split()) for level, line in self._lines if level >= LEVEL_WARN]
         return "; ".join(loud[-3:]) or "it gave no reason"

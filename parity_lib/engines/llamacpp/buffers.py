@@ -91,7 +91,7 @@ def _buffer_type(base: ctypes.CDLL, cpu: ctypes.CDLL, name: str) -> Pointer:
 
 
 def declare(base: ctypes.CDLL, cpu: ctypes.CDLL) -> None:
-    """Declare what ``Reordered`` calls beyond single ops."""
+    """Declare the C functions that ``Reordered`` calls."""
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
     for library, name, arguments, result in (
         (cpu, "ggml_backend_cpu_reg", [], pointer),

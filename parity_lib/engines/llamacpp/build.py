@@ -78,7 +78,7 @@ def ensure(recipe: Recipe, cache: Path, site: Path, say: Say, *, pip_site: Path 
 
 
 def ensure_wheel(recipe: Recipe, cache: Path, say: Say) -> Path:
-    """Return the recipe's wheel, built if the cache has none; nothing is installed. Raises as ``ensure``."""
+    """Return the recipe's wheel, built if the cache has none, without installing it. Raises as ``ensure``."""
     folder = cache / "wheels" / recipe.key
     with _alone(folder, say):
         return kept_wheel(recipe, folder) or build(recipe, cache, folder, say)
@@ -89,7 +89,7 @@ def _alone(folder: Path, say: Say) -> IO[bytes]:
 
 
 def is_installed(recipe: Recipe, site: Path) -> bool:
-    """Return whether ``site`` holds this recipe's build, library by library as its receipt says."""
+    """Return whether this recipe's build is installed in ``site``, with the library hashes of its receipt."""
     folder = site / LIBRARIES
     try:
         receipt = read_receipt(folder / FILE_NAME)
@@ -99,7 +99,7 @@ def is_installed(recipe: Recipe, site: Path) -> bool:
 
 
 def kept_wheel(recipe: Recipe, folder: Path) -> Path | None:
-    """Return the wheel that ``folder`` keeps, or None if there is none or it is not what its receipt says."""
+    """Return the wheel in ``folder``, or None if there is none or it does not match its receipt."""
     wheels = sorted(folder.glob("*.whl"))
     try:
         receipt = read_receipt(folder / FILE_NAME)
@@ -183,7 +183,7 @@ def fetch_sdist(recipe: Recipe, folder: Path, say: Say) -> Path:
 
 
 def run_pip(words: list[str], log: Path, say: Say, env: Mapping[str, str]) -> None:
-    """Run pip with ``words``, keep all that it says in ``log``, pass on how far a build is.
+    """Run pip with ``words``, write its output to ``log``, and report the progress of a build.
 
     Raises:
         EngineError: pip ended with an error; its last lines and the log's name are in the message.

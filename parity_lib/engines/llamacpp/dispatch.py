@@ -33,7 +33,7 @@ class _Weights:
 
 
 class LlamaDispatch(LlamaCpp):
-    """``LlamaCpp`` that says how it multiplies. Looking changes no bit of the logits."""
+    """``LlamaCpp`` that records buffers, types and samples of its products, without changing a bit of the logits."""
 
     _buffers_of: dict[str, _Weights] | None = None
     _error: Exception | None = None
@@ -53,7 +53,7 @@ class LlamaDispatch(LlamaCpp):
             function.restype, function.argtypes = result, [argument]
 
     def prove_isa(self, sequence: Sequence[int], seconds: float = 2.0) -> Evidence:
-        """Feed a sequence as one batch and its end token by token, and say what ran.
+        """Run a sequence as one batch and its end token by token; return the evidence of which instructions ran.
 
         Args:
             sequence: token ids; its first ``ROWS`` are used, and a shorter one is fed again and again.

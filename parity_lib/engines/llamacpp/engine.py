@@ -152,7 +152,7 @@ class LlamaCpp:
         *,
         progress: Progress = _silent,
     ) -> list[list[int]]:
-        """Continue each prompt greedily, straight past end-of-sequence, and return the generated ids.
+        """Continue each prompt greedily, also past an end-of-sequence token, and return the generated ids.
 
         The spool gets the rows of ``prompt + generated[:-1]``, so ``len(prompt) + n_tokens - 1`` rows a
         prompt, in order. Which logit is largest is decided by ``numerics.metrics.top_k``, as for both engines.
@@ -171,16 +171,16 @@ class LlamaCpp:
         return self._vocabulary.tokenize(text)
 
     def token_bytes(self, ids: Sequence[int]) -> list[bytes]:
-        """Return the bytes that each id stands for; see ``Vocabulary.token_bytes``."""
+        """Return the bytes of each token; see ``Vocabulary.token_bytes``."""
         self._require_open()
         return self._vocabulary.token_bytes(ids)
 
     def quantize(self, src: Path | str, dst: Path | str, ftype: str) -> None:
-        """Write ``dst`` from ``src`` as ``ftype``; nothing of the loaded model is used."""
+        """Quantise the file ``src`` to ``ftype`` and write it to ``dst``; the loaded model is not used."""
         quantize_here(Path(src), Path(dst), ftype, self._n_threads)
 
     def close(self) -> None:
-        """Free the model. Every other call is refused from now on."""
+        """Free the model. Every later call is refused."""
         if self._model is None:
             return
         self._api.llama_free(self._context)
@@ -279,7 +279,7 @@ class LlamaCpp:
         self._require_open()
         if not sequences or len(n_tokens) != len(sequences) or min(n_tokens) < 1:
             raise EngineError(
-                "there is nothing to feed, or no number of tokens for some prompt",
+                "no sequence was given, or a number of tokens is missing",
                 place=self._path.name,
                 expected="at least one sequence, and at least one token for each",
                 found=f"{len(sequences)} sequences, numbers of tokens {list(n_tokens)}",

@@ -66,7 +66,7 @@ def target_folder(pin: LlamaCppPin, isa: str, cache: Path | None = None) -> Path
             "there is no build of llama.cpp for the ISA target",
             place=f"isa {isa}",
             expected=f"{recipe.key} in the cache",
-            found="no such wheel, or one that is not what its receipt says",
+            found="no wheel, or one that does not match its receipt",
             next_step=f"parity isa build {isa} (about 5 minutes on 2 cores, once)",
         )
     try:
@@ -91,7 +91,7 @@ class OtherBuild:
 
 
 def find_other_build(pin: LlamaCppPin, isa: str, cache: Path | None = None) -> OtherBuild | str:
-    """Return a build of another ISA target than ``isa``, or why there is none. Nothing is compiled for it.
+    """Return a build of another ISA target than ``isa`` from the cache, or why there is none; never compile one.
 
     Args:
         pin: of the reference, with all ISA targets.

@@ -1,4 +1,4 @@
-"""One op of ggml's CPU backend by itself: a graph of one op, computed by the kernels that the reference runs.
+"""Computes one op by ggml's CPU backend: a graph of one op, with the kernels that the reference runs.
 
 Declarations are those of ``ggml.h`` and ``ggml-cpu.h`` at the pinned commit; none is bound by the package.
 """
@@ -101,7 +101,7 @@ class _Graph:
         return np.ctypeslib.as_array(ctypes.cast(tensor.data, ctypes.POINTER(ctypes.c_float)), (n,)).copy()
 
     def _reordered(self, op: OneOp) -> F32:
-        """Multiply by a re-ordered weight, in a pass as long as the op's own.
+        """Multiply by a re-ordered weight, in a pass of as many rows as the recorded op's.
 
         These kernels take rows four or sixteen at a time, and those that are left over by other code. The row stands
         in its place; copies of it stand in for the others. A run of several threads deals out channels in other groups

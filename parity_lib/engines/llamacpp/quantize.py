@@ -32,7 +32,7 @@ class Quantizer:
         quantize_here(Path(src), Path(dst), ftype, self._n_threads)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no resource is held."""
 
 
 def quantize_here(src: Path, dst: Path, ftype: str, n_threads: int) -> None:

@@ -39,7 +39,7 @@ class Recipe:
 
     @property
     def key(self) -> str:
-        """Return a name for the folder that keeps the wheel: pip's own cache knows only name and version."""
+        """Return the name of the wheel's cache folder: package, version, ISA target and a digest of the recipe."""
         fields = [self.version, self.sdist_sha256, sorted(self.cmake_args), self.compiler, self.architecture]
         digest = hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:12]
         return f"{PACKAGE}-{self.version}-{self.target}-{digest}"
@@ -92,7 +92,7 @@ def compilers() -> tuple[str, str]:
 
 
 def compiler_version() -> str:
-    """Return the first line of what the C++ compiler says about itself."""
+    """Return the first line of the C++ compiler's ``--version``."""
     command = [*shlex.split(compilers()[1]), "--version"]
     try:
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -1,4 +1,4 @@
-"""How the reference is set up: each of ``Settings`` by field name, and what it says it really took."""
+"""Settings of the reference by field name, and the values that llama.cpp reports it took."""
 
 from __future__ import annotations
 

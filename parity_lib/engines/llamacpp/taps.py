@@ -1,4 +1,4 @@
-"""The reference with a look at every node of its graph: what each op gave, written to a file as it runs."""
+"""Runs the reference with taps: writes the value of every node of its graph to a file."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Node:
 
 
 class LlamaTaps(LlamaCpp):
-    """``LlamaCpp`` that can capture its graph. Looking changes no bit of the logits."""
+    """``LlamaCpp`` that can write the values of its graph's nodes to a file. Taps change no bit of the logits."""
 
     _looks: _Looks | None = None
     _room: F32 | None = None  # kept from capture to capture: its pages are made once
@@ -134,7 +134,7 @@ class LlamaTaps(LlamaCpp):
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What never changes about the node of a site; asked for a thousand times in each pass."""
+    """The constant facts of a site's node, cached because each pass needs them a thousand times."""
 
     site: str
     op: str
@@ -144,14 +144,14 @@ class _Known:
 
 
 class _Looks:
-    """Copies values out of the callback; the first thing that goes wrong is raised after the pass."""
+    """Copies values in the callback; the first error is raised after the pass."""
 
     def __init__(self, writer: ValueWriter, base: ctypes.CDLL, watched: int, always: frozenset[str]) -> None:
         self._writer, self._base, self._watched, self._always = writer, base, watched, always
         self.nodes: list[Node] = []
         self.write_seconds = 0.0
         self._batch, self._n_keys = 0, 0
-        self._asked: tuple[int, _Known | None] = 0, None  # the last node of which the graph asked
+        self._asked: tuple[int, _Known | None] = 0, None  # the last node that the callback asked about
         self._nodes: dict[tuple[bytes, int, bytes], _Known | None] = {}
         self._buffers: dict[int, tuple[str, bool]] = {}  # address -> its name, and whether it is this process's memory
         self._error: Exception | None = None
@@ -161,7 +161,7 @@ class _Looks:
         self._n_keys = -(-n_positions // KEY_PAD) * KEY_PAD
 
     def look(self, address: int, ask: bool) -> bool:
-        """Say whether a node is wanted, or take the node that the last question was about."""
+        """Answer ggml's callback: return whether a node is wanted (``ask``), or copy its value."""
         try:
             tensor = GgmlTensor.from_address(address)
             if ask:

@@ -29,7 +29,7 @@ class Vocabulary:
         self.n_tokens = int(self._api.llama_vocab_n_tokens(self._vocab))
 
     def tokenize(self, text: str) -> list[int]:
-        """Return the ids of ``text``: special tokens added as the file's metadata says, none parsed out of the text.
+        """Return the ids of ``text``, with BOS and EOS as the metadata says; special tokens in the text stay text.
 
         Raises:
             EngineError: the file has no vocabulary, or the text is not valid Unicode.
@@ -59,7 +59,7 @@ class Vocabulary:
         return list(ids[:n])
 
     def token_bytes(self, ids: Sequence[int]) -> list[bytes]:
-        """Return the bytes that each id stands for; a control token gives its own name.
+        """Return the bytes of each token; those of a control token are its name.
 
         Raises:
             EngineError: the file has no vocabulary, or an id is outside of it.
@@ -91,7 +91,7 @@ class Vocabulary:
             raise EngineError(
                 "the model file has no vocabulary",
                 place=self._name,
-                expected="tokenizer.ggml.model other than none",
+                expected="a tokenizer.ggml.model that is not 'none'",
                 found="token ids without text",
                 next_step="give token ids instead of text",
             )
@@ -128,11 +128,11 @@ class LlamaVocabulary:
         return self._open().tokenize(text)
 
     def token_bytes(self, ids: Sequence[int]) -> list[bytes]:
-        """Return the bytes that each id stands for; see ``Vocabulary.token_bytes``."""
+        """Return the bytes of each token; see ``Vocabulary.token_bytes``."""
         return self._open().token_bytes(ids)
 
     def close(self) -> None:
-        """Free the vocabulary. Every other call is refused from now on."""
+        """Free the vocabulary. Every later call is refused."""
         if self._model is not None:
             self._library.api.llama_model_free(self._model)
             self._model = None
@@ -156,7 +156,7 @@ class LlamaVocabulary:
             raise ModelFileError(
                 "llama.cpp cannot load the model file's vocabulary",
                 place=self._path,
-                expected="a whole GGUF file with a vocabulary that llama.cpp knows",
+                expected="a whole GGUF file with a vocabulary that llama.cpp supports",
                 found=log.complaints(),
                 next_step="verify the file's hash, and fetch or make it again",
             )

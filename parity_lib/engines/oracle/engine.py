@@ -182,7 +182,7 @@ class Oracle:
             self._score([sequence], folder / "logits.f64", np.dtype("<f8"), progress, streams)
 
     def close(self) -> None:
-        """Let go of the file. Every other call is refused from now on."""
+        """Close the file. Every later call is refused."""
         self._file = None
 
     def _score(
@@ -259,7 +259,7 @@ class Oracle:
 
     def _check(self, sequences: Sequence[Sequence[int]]) -> None:
         if not sequences:
-            raise EngineError("there is nothing to feed", place="sequences", expected="at least one", found="none")
+            raise EngineError("no sequence was given", place="sequences", expected="at least one", found="none")
         for index, tokens in enumerate(sequences):
             if not 0 < len(tokens) <= self._facts.n_ctx_train:
                 raise EngineError(

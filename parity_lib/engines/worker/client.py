@@ -1,4 +1,4 @@
-"""Run an engine in a process of its own: call it, watch it, and say how it ended."""
+"""Run an engine in a worker process: call it, watch it, and report how it ended."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ POLL_SECONDS = 0.5  # how often a silent worker is checked for being alive
 EXIT_SECONDS = 30.0  # a worker that was asked to end frees its model within this time
 DUMP_SECONDS = 3.0  # time for faulthandler to write every thread's stack before SIGKILL
 TAIL_LINES = 12  # lines of the log that an error message quotes; the whole log is in ``stderr``
-# How C and C++ say why they end the process: ggml's own assertion or abort, assert(3), an exception that nobody caught.
+# How C and C++ say why they end the process: ggml's own assertion or abort, assert(3), an uncaught exception.
 LAST_WORDS = (
     re.compile(r"terminate called after throwing an instance of .*(?:\n  what\(\): .*)?"),
     re.compile(r"[^\s/]+:\d+: .*Assertion .* failed"),
@@ -43,7 +43,7 @@ def environment(n_threads: int, extra: Mapping[str, str] | None = None) -> dict[
     """Return the environment of a worker: the caller's, without any numeric switch, plus fixed ones.
 
     Args:
-        n_threads: what every thread pool in the worker is told.
+        n_threads: size of every thread pool in the worker.
         extra: set last; the only way in for a switch such as ``LLAMA_CPP_LIB_PATH``.
     """
     env = clean_environment()
@@ -238,7 +238,7 @@ class Worker:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(DUMP_SECONDS)
         return self._death(
-            name, f"no answer within {timeout:g} s", "raise the time limit, or see in its stack where the worker stood"
+            name, f"no answer within {timeout:g} s", "raise the time limit, or find in the stack where the worker hung"
         )
 
     def _died(self, name: str) -> WorkerDied:
@@ -247,7 +247,7 @@ class Worker:
         status = self._process.poll()
         hint = "read the worker's complete stderr"
         if status == -signal.SIGKILL:
-            hint += "; if nobody killed it, the machine ran out of memory"
+            hint += "; unless it was killed on purpose, the machine ran out of memory"
         words = describe_status(status)
         return self._death(name, f"the worker died: {words}", hint, words=words)
 
@@ -271,7 +271,7 @@ class Worker:
 
 
 def last_words(log: str) -> str:
-    r"""Return the assertion that native code says it ended on, its file's name and line first; "" where it says none.
+    r"""Return the assertion that native code printed last, with file name and line, or "".
 
     >>> last_words("x\n/src/llama-vocab.cpp:21: GGML_ASSERT(n == m) failed\nFatal Python error: Aborted")
     'llama-vocab.cpp:21: GGML_ASSERT(n == m) failed'

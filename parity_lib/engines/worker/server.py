@@ -47,7 +47,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main(arguments: list[str]) -> int:
-    """Build the engine that the first message names, answer calls until asked to close; return the exit status."""
+    """Build the engine that the first message names, serve calls until ``close``, and return the exit status."""
     fd, parent = int(arguments[0]), int(arguments[1])
     os.set_inheritable(fd, False)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # an abort is wanted as a stack on stderr, not as a core file
@@ -135,7 +135,7 @@ def _call(
 def _answer(
     connection: Connection[Any, Any], place: str, action: Callable[[], Untyped], *, quiet: bool = False
 ) -> Untyped:
-    """Send what ``action`` returns, or what it raises; return it too (None after an error)."""
+    """Send what ``action`` returns, or the error that it raises; return the value (None after an error)."""
     try:
         value = action()
         connection.send(("return", None if quiet else value))

@@ -1,4 +1,4 @@
-"""Derive a model from another one, and prove first that it computes the same: equal F32 logits in llama.cpp."""
+"""Derive a model from another one and check that both give equal F32 logits in llama.cpp."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Equality:
 
 
 def derive(recipe: Recipe, source: Path, target: Path, name: str, llama_cpp: LlamaCppPin) -> Equality:
-    """Write ``target`` from the F32 file ``source`` as the recipe says, proved equal to it.
+    """Write ``target`` from the F32 file ``source`` as the recipe says; return how equal their logits are.
 
     Where the recipe adds biases, which change the model on purpose, the proof is made with zero biases, and the same
     function then writes the file again with the real ones. Nothing is left behind if the proof fails.
@@ -99,7 +99,7 @@ def prove(source: Path, target: Path, step: str, name: str, llama_cpp: LlamaCppP
     derived, _ = _logits(target, tokens, llama_cpp)
     if rows.shape != derived.shape or len(rows) < LEAST_POSITIONS:
         raise ModelFileError(
-            "a derived model has other rows of logits than its source, or there are too few to tell",
+            "a derived model has other rows of logits than its source, or too few to compare",
             place=f"{target}: {step} of {name}",
             expected=f"{rows.shape}, at least {LEAST_POSITIONS} positions",
             found=derived.shape,
@@ -120,7 +120,7 @@ def prove(source: Path, target: Path, step: str, name: str, llama_cpp: LlamaCppP
 
 
 def _logits(path: Path, tokens: list[int] | None, llama_cpp: LlamaCppPin) -> tuple[F32, list[int]]:
-    """Return llama.cpp's rows, ``(positions, n_vocab)``, and the ids that were fed, ``TEXT``'s where None."""
+    """Return llama.cpp's rows, ``(positions, n_vocab)``, and the fed ids (those of ``TEXT`` if None is given)."""
     facts = read_facts(path)
     if tokens is None and facts.tokenizer == NO_TOKENIZER:
         tokens = made_up_tokens(TEXT, facts.n_vocab)

@@ -1,4 +1,4 @@
-"""A failure reproducer: a small folder that holds one op, what it was given and what both engines made of it.
+"""The format of a reproducer: a small folder with one op, its inputs, and the value of both engines.
 
 ``manifest.json`` names every other file with its SHA-256. Nothing in it points outside: no path, no model file, no
 other record. A reproducer is written as a whole or not at all, and read as a whole or refused.
@@ -70,7 +70,7 @@ class Reproducer:
 
 
 def save(reproducer: Reproducer, folder: Path) -> Path:
-    """Write a reproducer as a folder and return it; one that stands there is replaced.
+    """Write a reproducer as a folder, replacing an earlier one, and return the path.
 
     Raises:
         RecordError: it would be larger than ``LARGEST``, or cannot be written.

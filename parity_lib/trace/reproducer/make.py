@@ -35,7 +35,7 @@ _HEAD = "k_head_permuted"  # without a block it is block 0's
 def save_reproducer(
     cell: Cell, nodes: Path, replayed: Replayed, file: Path, compute: Compute, reference: RunInfo, folder: Path
 ) -> Path | None:
-    """Keep the first op of a replay that is over its limit; None if there is none.
+    """Save a reproducer of the first op of a replay that is over its limit; None without such an op.
 
     Args:
         cell: its candidate, fault, ISA target and stack.
@@ -99,7 +99,7 @@ def make_reproducer(
 
 
 def fault_in_block(fault: str, block: int | None) -> str:
-    """Return a seeded fault as the only block of a reduced model takes it; nothing if it is another block's."""
+    """Return a seeded fault renamed for the single block of a reduced model; "" if it is in another block."""
     named = _BLOCK.search(fault)
     if named is None and fault != _HEAD:
         return fault
@@ -108,7 +108,7 @@ def fault_in_block(fault: str, block: int | None) -> str:
 
 
 def reduced_value(cell_log: Path | None, op: OneOp, fault: str, isa: str, stack: str) -> F32:
-    """Return what the candidate makes of a reduced op, in a worker of its own."""
+    """Return the candidate's value of a reduced op, computed in a worker."""
     with tempfile.TemporaryDirectory(prefix="parity-reproducer-") as folder:
         path = write_model(op, Path(folder) / "reduced.gguf")
         asked = {"path": str(path), "isa": isa, "stack": stack, "compute": op.compute, "n_threads": 1}
@@ -170,7 +170,7 @@ def _at(replayed: Replayed, error: OpError, worst: Worst, position: int) -> At:
 
 
 def _versions(run: RunInfo) -> Mapping[str, Any]:
-    """Return what of a run info says which code ran on which file; no host, no path."""
+    """Return the fields of a run info that name the code and the file, without host and path."""
     build = {key: run.build[key] for key in ("source_sha256", "lock_sha256", "crates", "libraries") if key in run.build}
     return {
         "engine": run.engine,

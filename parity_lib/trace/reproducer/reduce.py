@@ -340,7 +340,7 @@ def _tensor_name(source: Source, file: ModelFile, weight: str) -> str:
 
 
 def _weights(source: Source, name: str, rows: Sequence[int], n_out: int, low: int | None = None) -> tuple[Rows, Rows]:
-    """Return rows of both files' weight of a product, to stand from ``rows[0] - low`` on in one of ``n_out`` rows."""
+    """Return rows of a product's weight from both files, put at ``rows[0] - low`` of a weight of ``n_out`` rows."""
     weight = sites.table(name).weight
     low = rows[0] if low is None else low
     places = tuple(row - low for row in rows)

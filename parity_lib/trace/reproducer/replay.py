@@ -1,4 +1,4 @@
-"""Recompute both sides of a failure reproducer, here and now, and say whether they agree."""
+"""Recompute both engines' value of a reproducer on this machine, and judge whether they agree."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from parity_lib.trace.reproducer.make import reduced_value
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Side:
-    """One engine's value of the op, flat: what was recorded, and what it is now."""
+    """One engine's value of the op, flat: recorded and recomputed."""
 
     recorded: F32
     now: F32 | None  # None: it could not be recomputed
@@ -55,14 +55,14 @@ class ReproducerReplay:
 
     @property
     def now(self) -> float | None:
-        """Return the recomputed distance; None where a side is missing."""
+        """Return the recomputed distance; None if a side could not be computed."""
         if self.reference.now is None or self.candidate.now is None:
             return None
         return self.distance(self.reference.now, self.candidate.now)
 
     @property
     def agrees(self) -> bool | None:
-        """Return whether both sides agree now; None where that cannot be said.
+        """Return whether both sides agree now; None if undecided.
 
         A reproducer that never gave the candidate's value again holds the op, but not what went wrong around it: that
         its op agrees says nothing about the run that it was taken from. Where the same llama.cpp does not give its own
@@ -93,7 +93,7 @@ class ReproducerReplay:
 
 
 def replay_reproducer(folder: Path, *, sound: bool = False) -> ReproducerReplay:
-    """Recompute both sides of a reproducer; no model file is needed.
+    """Recompute both sides of a reproducer, without the model file.
 
     Args:
         folder: the reproducer.

@@ -173,7 +173,7 @@ def test_a_library_that_is_not_the_one_asked_for_is_refused(monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("sequences", "words"),
     [
-        ([], "nothing to feed"),
+        ([], "no sequence was given"),
         ([[]], "does not fit the model's context"),
         ([[1], [1] * 4097], "does not fit the model's context"),
         ([[1, 512]], "outside of the vocabulary"),

@@ -165,7 +165,7 @@ def test_prompts_of_many_lengths_are_generated_in_order(one: Worker, tmp_path: P
 @pytest.mark.parametrize(
     ("sequences", "words"),
     [
-        ([], "nothing to feed"),
+        ([], "no sequence was given"),
         ([[1], []], "sequence 1"),
         ([[1, N_VOCAB]], "outside of the vocabulary"),
         ([[-1]], "outside of the vocabulary"),

@@ -24,7 +24,7 @@ def test_warnings_and_errors_are_quoted_before_anything_else(capsys: pytest.Capt
     assert "some information" in log.complaints()
     log.write(1, b"debug\n", None)
     log.write(4, b"invalid magic \xff\n", None)
-    assert log.complaints() == "llama.cpp says:\ninvalid magic \ufffd"
+    assert log.complaints() == "llama.cpp's log:\ninvalid magic \ufffd"
     assert capsys.readouterr().err == "some information\ninvalid magic \ufffd\n"
 
 
@@ -32,6 +32,6 @@ def test_a_mark_forgets_what_was_said_before() -> None:
     log = Log()
     log.write(3, b"an old warning", None)
     log.mark()
-    assert log.complaints() == "llama.cpp says nothing"
+    assert log.complaints() == "llama.cpp logged no message"
     log.write(2, b"new\n", None)
     assert log.text() == "new"

@@ -201,7 +201,7 @@ def test_float32_rows_are_the_float64_rows_rounded_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tokens", "word"),
     [
-        ([], "nothing to feed"),
+        ([], "no sequence was given"),
         ([[1], []], "sequence 1"),
         ([[512]], "0 to 511"),
         ([[-1]], "0 to 511"),
