@@ -150,7 +150,7 @@ class HistoryEntry(Record, frozen=True, tag_field="schema", tag="parity/history/
 
 
 def history_entry(run_id: str, verdict: Verdict) -> HistoryEntry:
-    """Return the line of one cell. The nightly run puts its own outcome into it: it knows whether a control was caught."""
+    """Return the line of one cell in ``history.jsonl``; the nightly run sets the outcome, since it judges controls."""
     margins = [r.margin for r in verdict.rungs if r.margin is not None and r.outcome is not Outcome.REPORTED]
     kinds = [divergence.kind for divergence in verdict.divergences]
     return HistoryEntry(
