@@ -14,7 +14,7 @@ from parity_lib.base.exit_status import DIVERGED, INCOMPLETE, OK, ended, guard_s
 from parity_lib.base.surroundings import restart_clean
 from parity_lib.cli import options
 from parity_lib.cli.faults import command as faults
-from parity_lib.cli.finding import command as finding
+from parity_lib.cli.finding import group as finding
 from parity_lib.cli.isa import command as isa_group
 from parity_lib.cli.kernels import command as kernels
 from parity_lib.cli.models import command as models

@@ -99,10 +99,34 @@ def exp_range(checkout: Checkout) -> Found:
 
 
 def exp_place(checkout: Checkout) -> Found:
-    """exp(1) in the vector path and in the tail: a value that depends on its place in the buffer."""
-    [line] = checkout.run("exp", "1")
-    _, vector, tail = line.split()
-    return Found("exp-place", vector != tail, f"exp(1) = {vector} among 16 values, {tail} as the 17th")
+    """Exp of many numbers in the vector path and in the tail: a value that depends on its place in the buffer."""
+    return _place(checkout, "exp", "exp")
+
+
+def sigmoid_place(checkout: Checkout) -> Found:
+    """The same for the sigmoid, which SiLU is made of."""
+    return _place(checkout, "sigmoid", "sigmoid")
+
+
+def _place(checkout: Checkout, function: str, word: str) -> Found:
+    lines = checkout.run(function, "1", *(f"{x:.6g}" for x in np.linspace(-20, 20, 201)))
+    differ = [(x, vector, tail) for x, vector, tail in map(str.split, lines) if vector != tail]
+    if not differ:
+        return Found(f"{word}-place", present=False, measured=f"{len(lines)} numbers have the same bits at both places")
+    x, vector, tail = differ[0]
+    first = f"{word}({float(x):g}) = {vector} among 16 values, {tail} as the 17th"
+    return Found(f"{word}-place", present=True, measured=f"{len(differ)} of {len(lines)} numbers differ: {first}")
+
+
+def reciprocal(checkout: Checkout) -> Found:
+    """Whether the reciprocal of the fork's ``crates/burn`` is left to burn-ndarray, whose ``simd`` estimates it."""
+    text = checkout.text("crates/burn/src/ops/tensor.rs")
+    body = re.search(r"fn float_recip\b.*?(?=\n    fn |\Z)", text, re.DOTALL)
+    if body is None:
+        return Found("reciprocal", present=None, measured="needs crates/burn/src/ops/tensor.rs with fn float_recip")
+    left = "::recip(" in body[0]
+    words = "left to burn-ndarray, whose feature simd takes the CPU's estimate" if left else "a division of its own"
+    return Found("reciprocal", present=left, measured=f"read in the source: {words}")
 
 
 def _exp(x: float) -> float:
@@ -241,6 +265,8 @@ _Q = gguf.GGMLQuantizationType
 CHECKS: Mapping[str, Callable[[Checkout], Found]] = {
     "exp-range": exp_range,
     "exp-place": exp_place,
+    "sigmoid-place": sigmoid_place,
+    "reciprocal": reciprocal,
     "gguf-q4_k": gguf_type(_Q.Q4_K),
     "gguf-q4_0": gguf_type(_Q.Q4_0),
     "gguf-q6_k": gguf_type(_Q.Q6_K),

@@ -63,6 +63,7 @@ NAMES = [
 ]
 COMMANDS = [[], *([name] for name in NAMES)]
 COMMANDS += [["models", name] for name in ("list", "prepare", "verify", "fetch", "stage")]
+COMMANDS += [["finding", name] for name in ("check", "fix")]
 COMMANDS += [["isa", name] for name in ("build", "prove", "split")]
 COMMANDS += [["stack", name] for name in ("build", "compare", "diagnose", "list", "ops", "prove", "reader", "tiles")]
 

@@ -4,6 +4,7 @@ use std::env;
 use std::fs::{self, File};
 use std::io::BufReader;
 
+use ndarray::hpc::activations::sigmoid_f32;
 use ndarray::hpc::amx_matmul::TileConfig;
 use ndarray::hpc::bf16_tile_gemm::bf16_tile_gemm_16x16;
 use ndarray::hpc::gguf::{find_tensor, read_gguf_header, read_tensor_f32};
@@ -13,7 +14,8 @@ use ndarray::hpc::vml::vsexp;
 fn main() {
     let words: Vec<String> = env::args().skip(1).collect();
     match words.first().map(String::as_str) {
-        Some("exp") => exp(&words[1..]),
+        Some("exp") => places(&words[1..], vsexp),
+        Some("sigmoid") => places(&words[1..], sigmoid_f32),
         Some("bf16") => bf16(),
         Some("tiles") => tiles(),
         Some("tile-gemm") => tile_gemm(),
@@ -24,12 +26,12 @@ fn main() {
     }
 }
 
-/// For each number: its exp in the vector path (first of 16), and in the tail (17th of 17).
-fn exp(numbers: &[String]) {
+/// For each number: a function of it in the vector path (first of 16), and in the tail (17th of 17).
+fn places(numbers: &[String], function: fn(&[f32], &mut [f32])) {
     for text in numbers {
         let x: f32 = text.parse().expect("a number");
         let (input, mut output) = ([x; 17], [0.0; 17]);
-        vsexp(&input, &mut output);
+        function(&input, &mut output);
         println!("{x:e} {:e} {:e}", output[0], output[16]);
     }
 }
