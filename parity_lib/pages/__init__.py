@@ -78,7 +78,7 @@ _HOME = {
     "Words": "kit.text",
     "words_of": "kit.text",
     "Fragment": "kit.fragment",
-    "Picture": "kit.fragment",
+    "Picture": "kit.figures",
 }
 
 __all__ = sorted(_HOME)  # noqa: PLE0605 - a list of strings, made from the table above

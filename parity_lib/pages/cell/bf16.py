@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from parity_lib.base.names import Compute
 from parity_lib.pages.cell.steps import ABSENT
-from parity_lib.pages.cell.t5_spread import Json, headed, paragraph, reader
-from parity_lib.pages.kit.fragment import Column, Fragment
+from parity_lib.pages.cell.t5_spread import Json, reader
+from parity_lib.pages.kit.fragment import EMPTY, Fragment, heading, note, paragraph
+from parity_lib.pages.kit.table import Column, table
 from parity_lib.pages.kit.text import NONE, count, number, percent
 from parity_lib.records.verdicts import Verdict
 
@@ -25,7 +26,7 @@ def bf16_table(verdict: Verdict) -> Fragment:
     """Return the distances of a cell with ``compute="bf16"``; nothing for a cell of another arithmetic."""
     found = verdict.literal.get("bf16")
     if verdict.cell.compute != Compute.BF16:
-        return Fragment(html="", plain="")
+        return EMPTY
     if not isinstance(found, dict) or not found:
         return paragraph(f"The distances of BF16 arithmetic to llama.cpp on the BF16 twin: {ABSENT}.")
     rows = [_row(label, found[name], scope) for name, label in _ROWS.items() if name in found for scope in _SCOPES]
@@ -39,7 +40,7 @@ def bf16_table(verdict: Verdict) -> Fragment:
         Column("top-1 equal", numeric=True),
         Column("top-5 set equal", numeric=True),
     )
-    return headed("BF16 arithmetic, end to end", columns, rows, [""] * len(rows), _NOTE)
+    return heading("BF16 arithmetic, end to end") + table(columns, rows, css="native") + note(_NOTE)
 
 
 def _row(label: str, values: Json, scope: str) -> list[str]:

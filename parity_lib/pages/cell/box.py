@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from markupsafe import Markup
+
 from parity_lib.base.names import Outcome, Rung
 from parity_lib.judge.first_divergence import TRACE_PAGE, first_divergence, is_traced
 from parity_lib.pages.cell.bf16 import bf16_words
@@ -14,9 +16,10 @@ from parity_lib.pages.cell.ladder import noun
 from parity_lib.pages.cell.position_map import row_anchor
 from parity_lib.pages.cell.positions import Positions
 from parity_lib.pages.cell.t5_literal import load_expectations
-from parity_lib.pages.kit.fragment import HEADLINE, Fragment
+from parity_lib.pages.kit.box import box
+from parity_lib.pages.kit.fragment import Fragment
 from parity_lib.pages.kit.outcomes import look
-from parity_lib.pages.kit.text import Words, code_markup, count, escape, margin, number, percent
+from parity_lib.pages.kit.text import Words, code_markup, count, margin, number, percent
 from parity_lib.records.verdicts import Verdict
 
 _COUNTED = (Rung.T1, Rung.T6)  # their worst case is a number of texts, of rows
@@ -40,20 +43,16 @@ def verdict_box(
     """
     words = words or Words()
     title, sentences = headline(verdict), [*_body(verdict, words), *_profile(verdict, shown), next_step(verdict)]
-    marks = _marks(verdict)
-    style = look(verdict.outcome)
-    nav = "".join(f' <a href="{escape(address)}">{escape(label)}</a>' for label, address in (links or {}).items())
-    html = (
-        f'<p class="cell-id"><strong>{escape(verdict.cell)}</strong> <span>{escape(when(verdict))}</span>{nav}</p>'
-        f'<section class="verdict {style.css}" aria-label="verdict">'
-        f'<p class="word"><span class="sign" aria-hidden="true">{style.sign}</span> {escape(title)}</p>'
-        f'<ul class="marks">{"".join(_chip(mark, reason) for mark, reason in marks)}</ul>'
-        f"{''.join(f'<p>{_to_row(code_markup(sentence), verdict, words)}</p>' for sentence in sentences)}</section>"
+    return box(
+        look(verdict.outcome),
+        title,
+        name=str(verdict.cell),
+        about=when(verdict),
+        links=links,
+        marks=_marks(verdict),
+        sentences=[_to_row(sentence, verdict, words) for sentence in sentences],
+        tab=f"{verdict.outcome} · {verdict.cell.model} · {verdict.cell.quant}",
     )
-    lines = [f"{verdict.cell}  {when(verdict)}", title, " · ".join(mark for mark, _ in marks), *sentences]
-    plain = "\n".join(line.replace("`", "") for line in lines)
-    tab = f"{verdict.outcome} · {verdict.cell.model} · {verdict.cell.quant}"
-    return Fragment(html=html, plain=plain, role=HEADLINE, title=tab)
 
 
 def cell_links(out_dir: Path | str, verdict: Verdict | None = None) -> dict[str, str]:
@@ -161,10 +160,6 @@ def _marks(verdict: Verdict) -> list[tuple[str, str]]:
     return marks
 
 
-def _chip(mark: str, reason: str) -> str:
-    return f'<li title="{escape(reason)}">{escape(mark)}</li>'
-
-
 def _body(verdict: Verdict, words: Words) -> list[str]:
     if verdict.outcome is Outcome.DIVERGED or verdict.outcome is Outcome.INVALID:
         return first_words(verdict, words) + _causes(verdict.causes)
@@ -181,13 +176,15 @@ def _profile(verdict: Verdict, shown: Positions | None) -> list[str]:
     return [words for words in [profile_words(shown)] if words]
 
 
-def _to_row(markup: str, verdict: Verdict, words: Words) -> str:
+def _to_row(sentence: str, verdict: Verdict, words: Words) -> Markup:
     """Let the place of the first divergence lead to its row, where the page has one: rung T4's table."""
-    first = first_divergence(verdict, Rung.T4) if markup.startswith("First: ") else None
+    first = first_divergence(verdict, Rung.T4) if sentence.startswith("First: ") else None
     if first is None or first.prompt_idx is None or first.token_idx is None:
-        return markup
-    place = escape(place_words(first, words))
-    return markup.replace(place, f'<a href="#{row_anchor(first.prompt_idx, first.token_idx)}">{place}</a>', 1)
+        return code_markup(sentence)
+    place = place_words(first, words)
+    link = Markup('<a href="#{}">{}</a>').format(row_anchor(first.prompt_idx, first.token_idx), place)
+    before, found, after = sentence.partition(place)
+    return code_markup(before) + (link if found else "") + code_markup(after)
 
 
 def _inside(verdict: Verdict) -> list[str]:

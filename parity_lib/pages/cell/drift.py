@@ -10,8 +10,8 @@ import numpy.typing as npt
 from parity_lib.judge.align import row_scale
 from parity_lib.pages.cell.position_map import LONG, no_position
 from parity_lib.pages.cell.positions import Bools, Positions
-from parity_lib.pages.kit.figures import Gallery, Palette, decades, picture, plain_decades
-from parity_lib.pages.kit.fragment import Fragment, Picture
+from parity_lib.pages.kit.figures import Gallery, Palette, Picture, decades, picture, plain_decades
+from parity_lib.pages.kit.fragment import Fragment
 from parity_lib.pages.kit.text import NONE, Words, count, margin, number
 from parity_lib.records.traces import F64
 

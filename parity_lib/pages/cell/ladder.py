@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from markupsafe import Markup, escape
+
 from parity_lib.base.names import Outcome, Rung
 from parity_lib.pages.cell.power import control_words, power_words
-from parity_lib.pages.kit.fragment import Column, Fragment, details, plain_table, table
+from parity_lib.pages.kit.fragment import Fragment, details, note, paragraph
 from parity_lib.pages.kit.outcomes import badge, look, severity
-from parity_lib.pages.kit.text import NONE, count, escape, margin, number, percent
+from parity_lib.pages.kit.table import Column, table
+from parity_lib.pages.kit.text import NONE, count, margin, number, percent
 from parity_lib.records.verdicts import RungResult, Verdict
 
 SECTIONS = {
@@ -49,14 +52,14 @@ _BANDED = (Rung.T3, Rung.T4, Rung.T5)  # their limits are measured; without one 
 _LONG = 90  # characters
 
 _COLUMNS = (
-    Column("rung", markup=True),
+    Column("rung"),
     Column("expected", numeric=True),
     Column("compared", numeric=True),
     Column("worst", numeric=True),
     Column("limit", numeric=True),
     Column("margin", numeric=True),
-    Column("verdict", markup=True),
-    Column("notes", markup=True),
+    Column("verdict"),
+    Column("notes"),
 )
 
 
@@ -73,27 +76,33 @@ def rung_table(verdict: Verdict, links: Mapping[str, str] | None = None) -> Frag
         links: rung to an anchor on the page where its details stand; SECTIONS on a cell's page.
     """
     rungs = sorted(verdict.rungs, key=lambda r: (severity(r.outcome), r.rung.value))
-    texts = [_texts(result) for result in rungs]
-    rows = [
-        [
-            _name(result, (links or {}).get(result.rung)),
-            *text[1:6],
-            badge(look(result.outcome)),
-            _remarks(result, _literally(verdict) if result.rung is Rung.T5 else ""),
-        ]
-        for result, text in zip(rungs, texts, strict=True)
-    ]
-    attributes = [f'class="{look(result.outcome).css}"' for result in rungs]
+    rows = [_row(result, verdict, (links or {}).get(result.rung)) for result in rungs]
+    marks = [look(result.outcome).css for result in rungs]
     absent = [rung.title for rung in Rung if verdict.rung(rung) is None]
-    sure = f"{power_words(verdict)} {control_words(verdict)}"
-    note = f"<p class=note>Not part of this cell: {escape(', '.join(absent))}.</p>" if absent else ""
-    html = table(_COLUMNS, rows, row_attributes=attributes, css="rungs") + f"<p>{escape(sure)}</p>" + note
-    return Fragment(html=html, plain=f"{plain_table(_COLUMNS, texts)}\n{sure}")
+    return (
+        table(_COLUMNS, rows, marks=marks, css="rungs")
+        + paragraph(f"{power_words(verdict)} {control_words(verdict)}")
+        + note(f"Not part of this cell: {', '.join(absent)}." if absent else "")
+    )
 
 
-def _name(result: RungResult, link: str | None) -> str:
-    title = f'<abbr title="{escape(_QUESTION[result.rung])}">{escape(result.rung.title)}</abbr>'
-    return f'<a href="{escape(link)}">{title}</a>' if link else title
+def _row(result: RungResult, verdict: Verdict, link: str | None) -> list[str]:
+    reported = result.outcome is Outcome.REPORTED
+    return [
+        _name(result, link),
+        count(result.expected),
+        count(result.compared),
+        _with_unit(result.worst, result.unit) if result.worst is not None else NONE,
+        _limit(result),
+        NONE if reported else margin(result.worst, result.limit),
+        badge(look(result.outcome)),
+        _remarks(result, _literally(verdict) if result.rung is Rung.T5 else ""),
+    ]
+
+
+def _name(result: RungResult, link: str | None) -> Markup:
+    title = Markup('<abbr title="{}">{}</abbr>').format(_QUESTION[result.rung], result.rung.title)
+    return Markup('<a href="{}">{}</a>').format(link, title) if link else title
 
 
 def _literally(verdict: Verdict) -> str:
@@ -105,30 +114,14 @@ def _literally(verdict: Verdict) -> str:
     return f"literally, generated tokens: top-1 {percent(shares[0])}, top-5 set {percent(shares[1])}"
 
 
-def _remarks(result: RungResult, literally: str) -> str:
+def _remarks(result: RungResult, literally: str) -> Markup:
     """Return place and note; a long source is folded, because it has to be enough to derive the limit again."""
-    parts = [escape(part) for part in (literally, result.worst_where, result.note) if part]
-    # A source names each band by itself, most of it in the same words: said once is enough.
+    # A source names each band by itself, most of it in the same words: once is enough.
     source = "; ".join(dict.fromkeys(result.source.split("; ")))
     if len(source) > _LONG:
-        return "<br>".join([*parts, details("limit from", escape(source))])
-    return "<br>".join([*parts, *([escape(source)] if source else [])]) or NONE
-
-
-def _texts(result: RungResult) -> list[str]:
-    ratio = margin(result.worst, result.limit)
-    if result.outcome is Outcome.REPORTED:
-        ratio = NONE
-    return [
-        result.rung.title,
-        count(result.expected),
-        count(result.compared),
-        _with_unit(result.worst, result.unit) if result.worst is not None else NONE,
-        _limit(result),
-        ratio,
-        f"{look(result.outcome).sign} {look(result.outcome).word}",
-        " · ".join(part for part in (result.worst_where, result.source, result.note) if part) or NONE,
-    ]
+        source = details("limit from", Fragment(escape(source), source)).html
+    parts = [part for part in (literally, result.worst_where, result.note, source) if part]
+    return Markup("<br>").join(parts or [NONE])
 
 
 def _limit(result: RungResult) -> str:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from parity_lib.pages.cell.positions import Positions
 from parity_lib.pages.kit import heat_map
-from parity_lib.pages.kit.fragment import Fragment
+from parity_lib.pages.kit.fragment import Fragment, paragraph
 from parity_lib.pages.kit.heat_map import FAR, LOST, OVER, HeatMap, Line
 from parity_lib.pages.kit.text import Words, count, number, quoted
 
@@ -36,8 +36,7 @@ def row_anchor(prompt_idx: int, token_idx: int) -> str:
 
 def no_position() -> Fragment:
     """Return what stands in place of the positions where rung T4 judged none."""
-    text = "No position was compared."
-    return Fragment(html=f"<p>{text}</p>", plain=text)
+    return paragraph("No position was compared.")
 
 
 def heatmap(shown: Positions | None, words: Words | None = None, linked: Collection[str] = ()) -> Fragment:

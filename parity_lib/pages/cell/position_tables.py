@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypedDict
 
 import numpy as np
+from markupsafe import Markup
 
 from parity_lib.base.names import TOP_JUDGED, Kind, Rung
 from parity_lib.pages.cell.position_map import LONG, kept_rows, no_position, row_anchor
 from parity_lib.pages.cell.positions import Positions
-from parity_lib.pages.kit.fragment import Column, Fragment, details, plain_table, table
+from parity_lib.pages.kit.fragment import Fragment, details, joined, note
 from parity_lib.pages.kit.outcomes import kind_words
-from parity_lib.pages.kit.text import NONE, Words, count, escape, margin, number, quoted, signed
+from parity_lib.pages.kit.table import Column, table
+from parity_lib.pages.kit.text import NONE, Words, count, margin, number, quoted, signed
 from parity_lib.records.verdicts import Divergence
 
 WORST = 10
@@ -27,11 +30,11 @@ _SHORT_KIND = {
 }
 
 _FULL = (
-    Column("position", markup=True),
+    Column("position"),
     Column("fed so far, last token at the end"),
-    Column("delta, limit, margin: logits", markup=True),
-    Column("llama.cpp, top-5: logit, id, text", markup=True),
-    Column("burn, top-5: logit, id, text", markup=True),
+    Column("delta, limit, margin: logits"),
+    Column("llama.cpp, top-5: logit, id, text"),
+    Column("burn, top-5: logit, id, text"),
 )
 _SHORT = (
     Column("token", numeric=True),
@@ -73,11 +76,9 @@ def position_tables(
     else:
         caption = f"{count(n_listed)} position{plural} with a divergence, worst first; then the next worst."
     rows = [_full_row(shown, row, kinds, words) for row in top]
-    attributes = [_attributes(shown, row) for row in top]
-    html = table(_FULL, rows, caption=caption, row_attributes=attributes, css="places")
-    html += _folded(shown, set(top), kinds, words)
-    plain = plain_table(_SHORT, [_short_row(shown, row, kinds, words) for row in top])
-    return Fragment(html=html, plain=f"{caption}\n{plain}")
+    return table(_FULL, rows, caption=caption, css="places", **_rows(shown, top)) + _folded(
+        shown, set(top), kinds, words
+    )
 
 
 def around(shown: Positions | None, words: Words | None = None, *, reach: int = 8) -> Fragment:
@@ -92,9 +93,8 @@ def around(shown: Positions | None, words: Words | None = None, *, reach: int = 
     word = "first divergence" if len(listed) else "worst position"
     caption = f"Around the {word}: prompt {words.prompt(prompt)}, token {int(shown.token_idx[centre])}."
     texts = [_short_row(shown, row, {}, words) for row in rows]
-    attributes = ['class="here"' if row == centre else "" for row in rows]
-    html = table(_SHORT, texts, caption=caption, row_attributes=attributes, css="all", cards=False)
-    return Fragment(html=html, plain=f"{caption}\n{plain_table(_SHORT, texts)}")
+    marks = ["here" if row == centre else "" for row in rows]
+    return table(_SHORT, texts, caption=caption, marks=marks, css="all", cards=False)
 
 
 def anchors(shown: Positions | None) -> frozenset[str]:
@@ -123,18 +123,23 @@ def _by_place(divergences: Sequence[Divergence], rung: Rung) -> Mapping[tuple[in
     return kinds
 
 
-def _attributes(shown: Positions, row: int) -> str:
-    anchor = row_anchor(int(shown.prompt_idx[row]), int(shown.token_idx[row]))
-    css = ' class="bad"' if shown.listed[row] else ""
-    return f'id="{anchor}"{css}'
+class _Rows(TypedDict):
+    ids: list[str]
+    marks: list[str]
+
+
+def _rows(shown: Positions, rows: Sequence[int]) -> _Rows:
+    """Return id and class of some rows of a table."""
+    ids = [row_anchor(int(shown.prompt_idx[row]), int(shown.token_idx[row])) for row in rows]
+    return {"ids": ids, "marks": ["bad" if shown.listed[row] else "" for row in rows]}
 
 
 def _full_row(shown: Positions, row: int, kinds: Mapping[tuple[int, int], list[Divergence]], words: Words) -> list[str]:
     prompt, token = int(shown.prompt_idx[row]), int(shown.token_idx[row])
     ours, theirs = _tops(shown, row)
-    classes = "".join(f"<br><b>{escape(word)}</b>" for word in _classes(shown, row, kinds) if word != NONE)
+    classes = [Markup("<b>{}</b>").format(word) for word in _classes(shown, row, kinds) if word != NONE]
     return [
-        f"prompt {escape(words.prompt(prompt))}<br>token {token}{classes}",
+        Markup("<br>").join([f"prompt {words.prompt(prompt)}", f"token {token}", *classes]),
         _context(shown, row, words),
         _size(shown, row, words),
         top_list(ours, theirs, words),
@@ -142,14 +147,19 @@ def _full_row(shown: Positions, row: int, kinds: Mapping[tuple[int, int], list[D
     ]
 
 
-def _size(shown: Positions, row: int, words: Words) -> str:
+def _size(shown: Positions, row: int, words: Words) -> Markup:
     """Return how large the delta of a position is, against what limit, and the reference's own margin."""
     delta, limit = float(shown.delta[row]), float(shown.limit[row])
     over = "not finite" if shown.nonfinite[row] else margin(delta, limit)
     own = " (its own)" if shown.own_limit[row] else ""
-    return (
-        f"delta {signed(delta)}<br>at {words.brief(int(shown.delta_id[row]))}<br>limit {number(limit)}{own}"
-        f"<br><b>{over}</b><br>margin {number(float(shown.margin[row]), 3)}"
+    return Markup("<br>").join(
+        [
+            f"delta {signed(delta)}",
+            Markup("at {}").format(words.brief(int(shown.delta_id[row]))),
+            f"limit {number(limit)}{own}",
+            Markup("<b>{}</b>").format(over),
+            f"margin {number(float(shown.margin[row]), 3)}",
+        ]
     )
 
 
@@ -182,15 +192,15 @@ def _tops(shown: Positions, row: int) -> tuple[list[tuple[int, float]], list[tup
     return ours, theirs
 
 
-def top_list(own: list[tuple[int, float]], other: list[tuple[int, float]], words: Words) -> str:
+def top_list(own: list[tuple[int, float]], other: list[tuple[int, float]], words: Words) -> Markup:
     """Return a top-5 as a list; bold is what the other side has not in its five, or not in the first place."""
     theirs = {token for token, _ in other}
     items = []
     for place, (token, logit) in enumerate(own):
-        text = f"{number(logit, 6)} {words.brief(token)}"
         differs = token not in theirs or (place == 0 and token != other[0][0])
-        items.append(f"<li><b>{text}</b></li>" if differs else f"<li>{text}</li>")
-    return f'<ol class="top">{"".join(items)}</ol>'
+        text = Markup("{} {}").format(number(logit, 6), words.brief(token))
+        items.append(Markup("<li>{}</li>").format(Markup("<b>{}</b>").format(text) if differs else text))
+    return Markup('<ol class="top">{}</ol>').format(Markup().join(items))
 
 
 def _context(shown: Positions, row: int, words: Words) -> str:
@@ -222,7 +232,9 @@ def _short_row(
     ]
 
 
-def _folded(shown: Positions, done: set[int], kinds: Mapping[tuple[int, int], list[Divergence]], words: Words) -> str:
+def _folded(
+    shown: Positions, done: set[int], kinds: Mapping[tuple[int, int], list[Divergence]], words: Words
+) -> Fragment:
     """Return the rows that are not in the upper table, one folded table for each prompt, in fed order."""
     kept = set(kept_rows(shown)) - done
     blocks = []
@@ -231,15 +243,11 @@ def _folded(shown: Positions, done: set[int], kinds: Mapping[tuple[int, int], li
         rows = [row for row in own if row in kept]
         if rows:
             texts = [_short_row(shown, row, kinds, words) for row in rows]
-            body = table(
-                _SHORT, texts, row_attributes=[_attributes(shown, row) for row in rows], css="all", cards=False
-            )
             left = len(own) - len(rows) - len(done.intersection(own))
             which = ", the worst of each square of the map" if len(own) > LONG else ", the worst"
             some = f" of {count(len(rows) + left)} further positions{which}" if left else " further positions"
-            name = f"prompt {escape(words.prompt(prompt))}: {count(len(rows))}{some}"
-            blocks.append(details(name, body))
+            name = f"prompt {words.prompt(prompt)}: {count(len(rows))}{some}"
+            blocks.append(details(name, table(_SHORT, texts, css="all", cards=False, **_rows(shown, rows))))
     left = len(shown) - len(kept | done)
-    if left:
-        blocks.append(f"<p class=note>{count(left)} positions with smaller deltas stand only in the stored traces.</p>")
-    return "".join(blocks)
+    rest = f"{count(left)} positions with smaller deltas stand only in the stored traces." if left else ""
+    return joined([*blocks, note(rest)])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from parity_lib.pages.kit.fragment import Column, Fragment, details, plain_table, table
-from parity_lib.pages.kit.text import NONE, duration, escape, short, size
+from markupsafe import Markup
+
+from parity_lib.pages.kit.fragment import Fragment, details, paragraph
+from parity_lib.pages.kit.table import Column, table
+from parity_lib.pages.kit.text import NONE, duration, short, size
 from parity_lib.records.traces import RunInfo
 from parity_lib.records.verdicts import Verdict
 
@@ -33,34 +36,32 @@ def run_table(verdict: Verdict) -> Fragment:
     """Return the runs of a verdict side by side; the first column is the reference."""
     runs = dict(sorted(verdict.runs.items(), key=lambda item: _ORDER.index(item[0]) if item[0] in _ORDER else 9))
     if not runs:
-        text = "No engine ran: the cell ended before one was started."
-        return Fragment(html=f"<p>{text}</p>", plain=text)
+        return paragraph("No engine ran: the cell ended before one was started.")
     names = [name for name in RunInfo.__struct_fields__ if name not in _NESTED]
-    values = [[_label(name), *(_value(run, name) for run in runs.values())] for name in names]
-    html, plain = _compare(runs, values, [name in _ALWAYS for name in names])
+    shown = _compare(runs, [[_label(name), *(_value(run, name) for run in runs.values())] for name in names])
     for name in _NESTED:
         flat = {side: _flat(getattr(run, name)) for side, run in runs.items()}
         keys = list(dict.fromkeys(key for values in flat.values() for key in values))
         if keys:
             rows = [[key, *(values.get(key, NONE) for values in flat.values())] for key in keys]
-            html += details(f"{_label(name)}: {len(keys)} entries", _compare(runs, rows, [False] * len(rows))[0])
-    return Fragment(html=html, plain=plain)
+            shown += details(f"{_label(name)}: {len(keys)} entries", _compare(runs, rows))
+    return shown
 
 
-def _compare(runs: Mapping[str, RunInfo], rows: list[list[str]], plainly: Sequence[bool]) -> tuple[str, str]:
-    """Return the rows as markup, with bold differences but where they say nothing, and as text."""
-    heads = [f"{side} ({run.engine})" for side, run in runs.items()]
-    columns = [Column("what"), *(Column(head, markup=True) for head in heads)]
+def _compare(runs: Mapping[str, RunInfo], rows: list[list[str]]) -> Fragment:
+    """Return the rows as a table, with bold differences but where they say nothing."""
+    columns = [Column("what"), *(Column(f"{side} ({run.engine})") for side, run in runs.items())]
+    plainly = [_label(name) for name in _ALWAYS]
     marked = [
-        [row[0], escape(row[1]), *(escape(value) if plain else _marked(row[1], value) for value in row[2:])]
-        for row, plain in zip(rows, plainly, strict=True)
+        [what, first, *(value if what in plainly else _marked(first, value) for value in rest)]
+        for what, first, *rest in rows
     ]
-    return table(columns, marked, css="runs"), plain_table(columns, rows)
+    return table(columns, marked, css="runs")
 
 
 def _marked(reference: str, value: str) -> str:
     # The engines write F32 and f32 for the same thing.
-    return escape(value) if value.casefold() == reference.casefold() else f"<b>{escape(value)}</b>"
+    return value if value.casefold() == reference.casefold() else Markup("<b>{}</b>").format(value)
 
 
 def _value(run: RunInfo, name: str) -> str:

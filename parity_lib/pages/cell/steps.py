@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from parity_lib.pages.kit.fragment import Column, Fragment, plain_table, table
-from parity_lib.pages.kit.text import NONE, duration, escape
+from parity_lib.pages.kit.fragment import Fragment, paragraph
+from parity_lib.pages.kit.table import Column, table
+from parity_lib.pages.kit.text import NONE, duration
 from parity_lib.records.verdicts import Verdict
 
 _ORDER = (  # a stored record has its keys sorted
@@ -37,14 +38,12 @@ def step_table(verdict: Verdict) -> Fragment:
     """Return the seconds of each step, in the order in which they ran, and where the reference's rows come from."""
     steps, source = step_seconds(verdict), cache_words(verdict)
     if not steps:
-        text = f"Seconds of each step: {ABSENT}. {source}"
-        return Fragment(html=f"<p>{escape(text)}</p>", plain=text)
+        return paragraph(f"Seconds of each step: {ABSENT}. {source}")
     whole = max(verdict.seconds, sum(steps.values()), 1e-9)
     rows = [[name, duration(seconds), f"{seconds / whole:.0%}"] for name, seconds in steps.items()]
     rows.append(["the whole cell", duration(verdict.seconds) if verdict.seconds else NONE, "100%"])
     columns = (Column("step"), Column("time", numeric=True), Column("share", numeric=True))
-    html = f"<p>{escape(source)}</p>{table(columns, rows, css='steps')}"
-    return Fragment(html=html, plain=f"{source}\n{plain_table(columns, rows)}")
+    return paragraph(source) + table(columns, rows, css="steps")
 
 
 def step_seconds(verdict: Verdict) -> dict[str, float]:

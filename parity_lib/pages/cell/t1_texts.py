@@ -7,8 +7,9 @@ from typing import Any
 
 from parity_lib.base.names import Rung
 from parity_lib.pages.cell.steps import ABSENT
-from parity_lib.pages.kit.fragment import Column, Fragment, details, plain_table, table
-from parity_lib.pages.kit.text import NONE, Words, count, escape, percent
+from parity_lib.pages.kit.fragment import EMPTY, Fragment, details, note, paragraph
+from parity_lib.pages.kit.table import Column, table
+from parity_lib.pages.kit.text import NONE, Words, count, percent
 from parity_lib.records.verdicts import Verdict
 
 _CLASSES = (
@@ -31,24 +32,19 @@ _EFFECTIVE = "Positions whose last three fed tokens were fed before, in the same
 
 def text_section(verdict: Verdict, words: Words | None = None) -> Fragment:
     """Return rung T1, and for each prompt how many of its positions say something new."""
-    parts = [_tokens(verdict), _repeats(verdict, words or Words())]
-    return Fragment(html="".join(part.html for part in parts), plain="\n".join(part.plain for part in parts))
+    return _tokens(verdict) + _repeats(verdict, words or Words())
 
 
 def _tokens(verdict: Verdict) -> Fragment:
     found = verdict.literal.get("tokens")
     classes = found.get("classes") if isinstance(found, Mapping) else None
     if not isinstance(found, Mapping) or not isinstance(classes, Mapping) or not classes:
-        return _paragraph(_no_tokens(verdict))
+        return paragraph(_no_tokens(verdict))
     rows = [_class(str(name), values) for name, values in classes.items() if isinstance(values, Mapping)]
     rows.sort(key=lambda row: (row[4] in ("0", NONE), row[0] != "prompts"))
-    css = ["" if row[4] in ("0", NONE) else 'class="bad"' for row in rows]
-    facts = _facts(found)
-    html = f"<p>{escape(facts)}</p>" + table(_CLASSES, rows, row_attributes=css, css="tokens")
-    return Fragment(
-        html=html + _differences(found) + _known(found) + _all_facts(found),
-        plain=f"{facts}\n{plain_table(_CLASSES, rows)}",
-    )
+    marks = ["" if row[4] in ("0", NONE) else "bad" for row in rows]
+    classes_table = table(_CLASSES, rows, marks=marks, css="tokens")
+    return paragraph(_facts(found)) + classes_table + _differences(found) + _known(found) + _all_facts(found)
 
 
 def _no_tokens(verdict: Verdict) -> str:
@@ -83,26 +79,26 @@ def _facts(found: Mapping[str, Any]) -> str:
     return " ".join(sentences) or "Ids of llama.cpp against those of a tokenizer built from the file's metadata."
 
 
-def _differences(found: Mapping[str, Any]) -> str:
+def _differences(found: Mapping[str, Any]) -> Fragment:
     items = found.get("differences")
     listed = [item for item in items if isinstance(item, Mapping)] if isinstance(items, list | tuple) else []
     if not listed:
-        return ""
+        return EMPTY
     rows = [[str(item.get("name", NONE)), str(item.get("what", NONE))] for item in listed]
     return table((Column("text that differs"), Column("where")), rows, css="tokens")
 
 
-def _all_facts(found: Mapping[str, Any]) -> str:
+def _all_facts(found: Mapping[str, Any]) -> Fragment:
     facts = found.get("tokenizer")
     rows = [[str(key), str(value)] for key, value in facts.items()] if isinstance(facts, Mapping) else []
     return details("the tokenizer that was built", table((Column("fact"), Column("value")), rows, css="tokens"))
 
 
-def _known(found: Mapping[str, Any]) -> str:
+def _known(found: Mapping[str, Any]) -> Fragment:
     items = found.get("known")
     listed = [item for item in items if isinstance(item, Mapping)] if isinstance(items, list | tuple) else []
     if not listed:
-        return ""
+        return EMPTY
     columns = (Column("listed difference"), Column("texts tonight", numeric=True), Column("reason"))
     rows = [[str(k.get("name", NONE)), str(k.get("texts", NONE)), str(k.get("reason", NONE))] for k in listed]
     title = f"{len(rows)} difference{'' if len(rows) == 1 else 's'} listed in fixtures/token_differences.toml"
@@ -112,9 +108,8 @@ def _known(found: Mapping[str, Any]) -> str:
 def _repeats(verdict: Verdict, words: Words) -> Fragment:
     rows = [_repeat(idx, values, words) for idx, values in _by_prompt(verdict.literal.get("text"))]
     if not rows:
-        return _paragraph(f"How much the generated texts repeat themselves: {ABSENT}.")
-    html = table(_PROMPTS, rows, css="tokens") + f"<p class=note>{_EFFECTIVE}</p>"
-    return Fragment(html=html, plain=f"{plain_table(_PROMPTS, rows)}\n{_EFFECTIVE}")
+        return paragraph(f"How much the generated texts repeat themselves: {ABSENT}.")
+    return table(_PROMPTS, rows, css="tokens") + note(_EFFECTIVE)
 
 
 def _repeat(idx: int, values: Mapping[str, Any], words: Words) -> list[str]:
@@ -136,7 +131,3 @@ def _by_prompt(found: Any) -> Iterator[tuple[int, Mapping[str, Any]]]:  # noqa: 
         for values in found:
             if isinstance(values, Mapping) and isinstance(values.get("prompt_idx"), int):
                 yield values["prompt_idx"], values
-
-
-def _paragraph(text: str) -> Fragment:
-    return Fragment(html=f"<p>{escape(text)}</p>", plain=text)

@@ -8,9 +8,10 @@ from typing import Any
 from parity_lib.base.names import Rung
 from parity_lib.numerics.op_error import CHANNEL_LIMIT, EXACT_OPS, POSITION_LIMIT, TENSOR_LIMIT
 from parity_lib.pages.cell.steps import ABSENT
-from parity_lib.pages.kit.fragment import Column, Fragment, details, plain_table, table
+from parity_lib.pages.kit.fragment import Fragment, details, note, paragraph
 from parity_lib.pages.kit.op_names import op_words
-from parity_lib.pages.kit.text import NONE, count, escape, number, percent
+from parity_lib.pages.kit.table import Column, table
+from parity_lib.pages.kit.text import NONE, count, number, percent
 from parity_lib.records.verdicts import Verdict
 
 _SHOWN = 12  # rows that are not folded; what is over a limit never is
@@ -34,22 +35,19 @@ def op_kinds(verdict: Verdict) -> Fragment:
     if not isinstance(found, Mapping) or not isinstance(kinds, Mapping) or not kinds:
         rung = verdict.rung(Rung.T3)
         why = f" {rung.note}" if rung is not None and rung.note else ""
-        text = f"Each op on llama.cpp's own inputs: {ABSENT}.{why}"
-        return Fragment(html=f"<p>{escape(text)}</p>", plain=text)
+        return paragraph(f"Each op on llama.cpp's own inputs: {ABSENT}.{why}")
     ranked = sorted(kinds.items(), key=lambda item: -_share(item[1]))
     rows = [_row(str(name), values) for name, values in ranked]
-    marks = ["" if _share(values) <= 1 else 'class="bad"' for _, values in ranked]
-    scope = _scope(found.get("sequences"))
+    marks = ["" if _share(values) <= 1 else "bad" for _, values in ranked]
     limits = (
         f"Limits: NMSE {number(TENSOR_LIMIT)} over the tensor, {number(POSITION_LIMIT)} for the worst position, "
         f"{number(CHANNEL_LIMIT)} for the worst channel of a prefill; {', '.join(sorted(EXACT_OPS))} to the bit."
     )
     top = max(_SHOWN, sum(1 for mark in marks if mark))
-    html = f"<p>{escape(scope)}</p>{table(_COLUMNS, rows[:top], row_attributes=marks[:top], css='ops')}"
+    shown = paragraph(_scope(found.get("sequences"))) + table(_COLUMNS, rows[:top], marks=marks[:top], css="ops")
     if rows[top:]:
-        html += details(f"{len(rows[top:])} more kinds of ops", table(_COLUMNS, rows[top:], css="ops"))
-    html += f"<p class=note>{escape(limits)}</p>"
-    return Fragment(html=html, plain="\n".join([scope, plain_table(_COLUMNS, rows), limits]))
+        shown += details(f"{len(rows[top:])} more kinds of ops", table(_COLUMNS, rows[top:], css="ops"))
+    return shown + note(limits)
 
 
 def _share(values: Any) -> float:  # noqa: ANN401 - JSON

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from parity_lib.base.toml_table import Table, fixture_path, read_toml
-from parity_lib.pages.kit.fragment import Column, Fragment, plain_table, table
-from parity_lib.pages.kit.text import NONE, count, escape, number, percent
+from parity_lib.pages.kit.fragment import Fragment, note, paragraph
+from parity_lib.pages.kit.table import Column, table
+from parity_lib.pages.kit.text import NONE, count, number, percent
 from parity_lib.records.verdicts import Verdict
 
 SCHEMA = "parity/expectations/1"
@@ -56,8 +57,7 @@ def literal_table(verdict: Verdict) -> Fragment:
     """Return the literal numbers of a verdict; what is not known is left open, never guessed."""
     generated, every = (verdict.literal.get(key) for key in ("generated", "all"))
     if not isinstance(every, Mapping) or not every.get("positions"):
-        text = "No literal numbers: the deployed file was not compared."
-        return Fragment(html=f"<p>{text}</p>", plain=text)
+        return paragraph("No literal numbers: the deployed file was not compared.")
     known, source = load_expectations()
     own = [known.get((verdict.cell.model, verdict.cell.quant, pair), {}) for pair in _PAIRS]
     rows = [["positions", _positions(generated), _positions(every), NONE, NONE]]
@@ -65,22 +65,21 @@ def literal_table(verdict: Verdict) -> Fragment:
         measured = [_number(generated, place, write), _number(every, place, write)]
         rows.append([label, *measured, *(write(numbers[key]) if key in numbers else NONE for numbers in own)])
     columns: tuple[Column, ...] = _COLUMNS
-    note = f"Expected: {source}."
+    says = f"Expected: {source}."
     if not any(own):
-        note = "No expectation is recorded for this model and quant."
+        says = "No expectation is recorded for this model and quant."
         columns, rows = columns[:-_UNKNOWN], [row[:-_UNKNOWN] for row in rows]
-    note += " Literal, and not gated as such: llama.cpp does not agree with itself better than this."
-    html = table(columns, rows, css="literal") + f"<p class=note>{escape(note)}</p>" + _flips(verdict)
-    return Fragment(html=html, plain=f"{plain_table(columns, rows)}\n{note}")
+    says += " Literal, and not gated as such: llama.cpp does not agree with itself better than this."
+    return table(columns, rows, css="literal") + note(says) + note(_flips(verdict))
 
 
 def _flips(verdict: Verdict) -> str:
     """Return where free-running greedy texts would part, one clause for each prompt."""
     flips = verdict.literal.get("first_top1_flips") or []
     if not flips:
-        return "<p class=note>Free-running greedy texts would not part: no generated token has another top-1.</p>"
+        return "Free-running greedy texts would not part: no generated token has another top-1."
     places = ", ".join(f"prompt {flip['prompt_idx']} at token {flip['token_idx']}" for flip in flips)
-    return f"<p class=note>Free-running greedy texts would part: {escape(places)}.</p>"
+    return f"Free-running greedy texts would part: {places}."
 
 
 def _expectation(entry: Table) -> tuple[tuple[str, str, str], Mapping[str, float]]:

@@ -9,9 +9,10 @@ from parity_lib.pages.cell.bf16 import bf16_table
 from parity_lib.pages.cell.position_tables import top_list
 from parity_lib.pages.cell.steps import ABSENT
 from parity_lib.pages.cell.t5_literal import literal_table
-from parity_lib.pages.cell.t5_spread import Json, Rows, headed, paragraph, reader, spread_section
-from parity_lib.pages.kit.fragment import Column, Fragment, details, table
+from parity_lib.pages.cell.t5_spread import Json, Rows, reader, spread_section
+from parity_lib.pages.kit.fragment import EMPTY, Fragment, details, heading, joined, note, paragraph
 from parity_lib.pages.kit.outcomes import kind_words
+from parity_lib.pages.kit.table import Column, table
 from parity_lib.pages.kit.text import NONE, Words, count, number, signed
 from parity_lib.records.verdicts import Divergence, Verdict
 
@@ -26,7 +27,7 @@ def native_section(verdict: Verdict, words: Words | None = None) -> Fragment:
     parts = [literal_table(verdict), bf16_table(verdict), _divergences(verdict, words)]
     parts += [spread_section(known)] if known else [_no_spread(verdict)]
     parts += [_ledgers(verdict), _flips(verdict, words)]
-    return Fragment(html="".join(p.html for p in parts), plain="\n".join(p.plain for p in parts if p.plain))
+    return joined(parts)
 
 
 def _no_spread(verdict: Verdict) -> Fragment:
@@ -40,7 +41,7 @@ def _no_spread(verdict: Verdict) -> Fragment:
 def _ledgers(verdict: Verdict) -> Fragment:
     """Return how many flips there were on the twin and on the deployed file, and how many margins predict."""
     rows: Rows = []
-    css: list[str] = []
+    marks: list[str] = []
     for rung, key in ((Rung.T4, "ledger"), (Rung.T5, "native_ledger")):
         ledger = verdict.literal.get(key)
         counts = ledger.get("counts") if isinstance(ledger, Mapping) else None
@@ -48,7 +49,7 @@ def _ledgers(verdict: Verdict) -> Fragment:
             get, known = reader(values), _known(ledger, kind)
             new = (get("unexplained") or 0) - len(known)
             surplus = bool(values.get("surplus")) if isinstance(values, Mapping) else False
-            css.append('class="bad"' if new > 0 or surplus else "")
+            marks.append("bad" if new > 0 or surplus else "")
             numbers = [_whole(get("ties")), number(get("predicted"), 3), "yes" if surplus else "no"]
             rows.append([rung.title, _kind(kind), *numbers, _whole(get("unexplained")), count(len(known))])
     if not rows:
@@ -62,13 +63,13 @@ def _ledgers(verdict: Verdict) -> Fragment:
         Column("unexplained", numeric=True),
         Column("of them llama.cpp's own twin shows", numeric=True),
     )
-    note = (
+    tie = (
         "A tie: llama.cpp's margin at that position is within 3 sigma, of the band on the twin, of llama.cpp's own "
         "spread on the deployed file; never of burn's error."
     )
     if not isinstance(verdict.literal.get("native_ledger"), Mapping):
-        note += f" The ledger of the deployed file: {ABSENT}."
-    return headed("Ledger of flips", columns, rows, css, note)
+        tie += f" The ledger of the deployed file: {ABSENT}."
+    return heading("Ledger of flips") + table(columns, rows, marks=marks, css="native") + note(tie)
 
 
 def _flips(verdict: Verdict, words: Words) -> Fragment:
@@ -77,7 +78,7 @@ def _flips(verdict: Verdict, words: Words) -> Fragment:
     flips = ledger.get("flips") if isinstance(ledger, Mapping) else None
     listed = [flip for flip in flips if isinstance(flip, Mapping)] if isinstance(flips, list | tuple) else []
     if not listed:
-        return Fragment(html="", plain="")
+        return EMPTY
     listed.sort(key=lambda flip: -_over_sigma(flip))
     rows = [_flip(flip, words) for flip in listed[:_SHOWN]]
     columns = (
@@ -90,7 +91,7 @@ def _flips(verdict: Verdict, words: Words) -> Fragment:
         Column("class"),
     )
     title = f"{count(len(rows))} of {count(len(listed))} flips on the deployed file, the widest margins first"
-    return Fragment(html=details(title, table(columns, rows, css="all", cards=False)), plain=title)
+    return details(title, table(columns, rows, css="all", cards=False))
 
 
 def _flip(flip: Mapping[str, Json], words: Words) -> list[str]:
@@ -111,21 +112,21 @@ def _divergences(verdict: Verdict, words: Words) -> Fragment:
     """Return rung T5's divergences: first the pooled numbers, then flips with both top-5s."""
     own = sorted((d for d in verdict.divergences if d.rung is Rung.T5), key=lambda d: d.prompt_idx is not None)
     if not own:
-        return Fragment(html="", plain="")
+        return EMPTY
     rows = [_divergence(d, words) for d in own[:_SHOWN]]
     columns = [
         Column("diverged"),
         Column("delta", numeric=True),
         Column("limit", numeric=True),
         Column("why"),
-        Column("llama.cpp, top-5: logit, id, text", markup=True),
-        Column("burn, top-5: logit, id, text", markup=True),
+        Column("llama.cpp, top-5: logit, id, text"),
+        Column("burn, top-5: logit, id, text"),
     ]
     if all(row[-2:] == [NONE, NONE] for row in rows):  # pooled numbers alone have no top-5
         columns, rows = columns[:-2], [row[:-2] for row in rows]
     title = f"Divergences of the deployed file: {count(len(own))}"
-    note = f"The other {count(len(own) - _SHOWN)} stand in the lines below." if len(own) > _SHOWN else ""
-    return headed(title, columns, rows, ['class="bad"'] * len(rows), note, css="gaps")
+    rest = f"The other {count(len(own) - _SHOWN)} stand in the lines below." if len(own) > _SHOWN else ""
+    return heading(title) + table(columns, rows, marks=["bad"] * len(rows), css="gaps") + note(rest)
 
 
 def _divergence(d: Divergence, words: Words) -> list[str]:

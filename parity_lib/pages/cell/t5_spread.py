@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from parity_lib.pages.cell.steps import ABSENT
-from parity_lib.pages.kit.fragment import Column, Fragment, plain_table, table
-from parity_lib.pages.kit.text import NONE, count, escape, margin, number, percent, short
+from parity_lib.pages.kit.fragment import Fragment, heading, note, paragraph
+from parity_lib.pages.kit.table import Column, table
+from parity_lib.pages.kit.text import NONE, count, margin, number, percent, short
 
 Json = Any  # a value of ``verdict.literal``, which an older or newer record may lack or shape otherwise
 Rows = list[list[str]]
@@ -33,20 +34,19 @@ def spread_section(spread: Mapping[str, Json]) -> Fragment:
     Args:
         spread: ``verdict.literal["spread"]``.
     """
-    parts = [_ratios(spread), _variants(spread), _pinned(spread)]
-    return Fragment(html="".join(p.html for p in parts), plain="\n".join(p.plain for p in parts))
+    return _ratios(spread) + _variants(spread) + _pinned(spread)
 
 
 def _ratios(spread: Mapping[str, Json]) -> Fragment:
     """Return the gate: burn's distance to the deployed file over llama.cpp's distance to itself."""
     found = spread.get("ratios")
     rows: Rows = []
-    css: list[str] = []
+    marks: list[str] = []
     for name, values in _in_order(found, _METRIC):
         get = reader(values)
         ratio, limit = get("ratio"), get("limit")
         over = ratio is not None and limit is not None and not ratio <= limit
-        css.append('class="bad"' if over else "")
+        marks.append("bad" if over else "")
         rows.append(
             [
                 _METRIC.get(name, name),
@@ -70,7 +70,8 @@ def _ratios(spread: Mapping[str, Json]) -> Fragment:
         Column("ratio of llama.cpp's own F32 twin", numeric=True),
     )
     source = f"Limits from {short(str(spread['source']))}." if spread.get("source") else ""
-    return headed("Gate: distance over llama.cpp's own spread", columns, rows, css, source)
+    gate = table(columns, rows, marks=marks, css="native")
+    return heading("Gate: distance over llama.cpp's own spread") + gate + note(source)
 
 
 def _variants(spread: Mapping[str, Json]) -> Fragment:
@@ -84,7 +85,7 @@ def _variants(spread: Mapping[str, Json]) -> Fragment:
         return paragraph(f"llama.cpp's own variants: {ABSENT}.")
     absent = spread.get("absent")
     reasons = [f"{_name(str(n))}: {why}" for n, why in absent.items()] if isinstance(absent, Mapping) else []
-    note = f"Not run: {'; '.join(reasons)}." if reasons else ""
+    left = f"Not run: {'; '.join(reasons)}." if reasons else ""
     columns = (
         Column("llama.cpp, on the same tokens"),
         Column("against"),
@@ -96,7 +97,7 @@ def _variants(spread: Mapping[str, Json]) -> Fragment:
         Column("top-5 set equal", numeric=True),
         Column("counts"),
     )
-    return headed("llama.cpp against itself", columns, rows, [""] * len(rows), note)
+    return heading("llama.cpp against itself") + table(columns, rows, css="native") + note(left)
 
 
 def _variant(name: str, values: Json, counted: Sequence[str]) -> list[str]:
@@ -124,14 +125,14 @@ def _pinned(spread: Mapping[str, Json]) -> Fragment:
     if not isinstance(pinned, Mapping):
         return paragraph(f"No self-spread is pinned for {machine}: nothing earlier holds llama.cpp to what it was.")
     rows: Rows = []
-    css: list[str] = []
+    marks: list[str] = []
     for name, value in _in_order(pinned, _METRIC):
         now = tonight(name)
         if not isinstance(value, int | float) or now is None:
             continue
         change = now / value - 1 if value else float("inf")
         off = isinstance(near, int | float) and not abs(change) <= near and not spread.get("provisional")
-        css.append('class="bad"' if off else "")
+        marks.append("bad" if off else "")
         rows.append([_METRIC.get(name, name), number(now, 3), number(value, 3), f"{change:+.1%}"])
     columns = (
         Column("llama.cpp's own spread"),
@@ -141,10 +142,11 @@ def _pinned(spread: Mapping[str, Json]) -> Fragment:
     )
     allowed = f"within {near:.0%}" if isinstance(near, int | float) else "near"
     where = str(pinned.get("machine_class", "an unnamed machine class"))
-    note = f"Pinned for {where}; it has to stay {allowed}."
+    held = f"Pinned for {where}; it has to stay {allowed}."
     if spread.get("provisional"):
-        note = f"Pinned for {where}, not for {machine}: shown, not held to it; the verdict is provisional."
-    return headed("Is llama.cpp what it was?", columns, rows, css, note)
+        held = f"Pinned for {where}, not for {machine}: shown, not held to it; the verdict is provisional."
+    title = "Has llama.cpp's own variation changed since it was pinned?"
+    return heading(title) + table(columns, rows, marks=marks, css="native") + note(held)
 
 
 def _in_order(found: Json, known: Mapping[str, str]) -> list[tuple[str, Json]]:
@@ -165,23 +167,3 @@ def reader(values: Json) -> Callable[[str], float | None]:
         return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
     return get
-
-
-def headed(
-    title: str,
-    columns: Sequence[Column],
-    rows: Sequence[Sequence[str]],
-    attributes: Sequence[str],
-    note: str,
-    css: str = "native",
-) -> Fragment:
-    """Return a table under a heading of the third order, with a note below."""
-    html = f"<h3>{escape(title)}</h3>{table(columns, rows, row_attributes=attributes, css=css)}"
-    html += f"<p class=note>{escape(note)}</p>" if note else ""
-    texts = [["" if c.markup else cell for c, cell in zip(columns, row, strict=True)] for row in rows]
-    return Fragment(html=html, plain="\n".join(filter(None, [title, plain_table(columns, texts), note])))
-
-
-def paragraph(text: str) -> Fragment:
-    """Return a sentence."""
-    return Fragment(html=f"<p>{escape(text)}</p>", plain=text)

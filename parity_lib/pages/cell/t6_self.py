@@ -8,8 +8,9 @@ from typing import Any
 from parity_lib.base.names import Rung
 from parity_lib.judge.t6_self import RELATIONS
 from parity_lib.pages.cell.steps import ABSENT
-from parity_lib.pages.kit.fragment import Column, Fragment, plain_table, table
-from parity_lib.pages.kit.text import NONE, count, escape, percent
+from parity_lib.pages.kit.fragment import Fragment, note, paragraph
+from parity_lib.pages.kit.table import Column, table
+from parity_lib.pages.kit.text import NONE, count, percent
 from parity_lib.records.verdicts import Verdict
 
 _COLUMNS = (
@@ -29,16 +30,13 @@ def self_table(verdict: Verdict) -> Fragment:
     rung = verdict.rung(Rung.T6)
     if not isinstance(found, Mapping) or not isinstance(relations, Mapping) or not relations:
         why = f" {rung.note}" if rung is not None and rung.note else ""
-        text = f"Whether burn agrees with itself on other ways to the same rows: {ABSENT}.{why}"
-        return Fragment(html=f"<p>{escape(text)}</p>", plain=text)
+        return paragraph(f"Whether burn agrees with itself on other ways to the same rows: {ABSENT}.{why}")
     rows = [_row(str(name), counts) for name, counts in relations.items()]
     known = list(RELATIONS)  # a stored record has its keys sorted
     rows.sort(key=lambda row: (row[5] == "bit-equal", known.index(row[0]) if row[0] in known else len(known)))
-    css = ["" if row[5] == "bit-equal" else 'class="bad"' for row in rows]
-    note = _scope(found)
-    html = table(_COLUMNS, rows, row_attributes=css, css="self") + f"<p class=note>{escape(note)}</p>"
-    own = _reference(found.get("reference"))
-    return Fragment(html=html + own.html, plain="\n".join([plain_table(_COLUMNS, rows), note, own.plain]))
+    marks = ["" if row[5] == "bit-equal" else "bad" for row in rows]
+    shown = table(_COLUMNS, rows, marks=marks, css="self") + note(_scope(found))
+    return shown + _reference(found.get("reference"))
 
 
 def _row(name: str, counts: Any) -> list[str]:  # noqa: ANN401 - JSON
@@ -64,8 +62,7 @@ def _scope(found: Mapping[str, Any]) -> str:
 def _reference(found: Any) -> Fragment:  # noqa: ANN401 - JSON
     """Return the same relations of llama.cpp, measured and not gated; nothing where they were not measured."""
     if not isinstance(found, Mapping) or not found:
-        text = f"The same relations of llama.cpp: {ABSENT}."
-        return Fragment(html=f"<p class=note>{text}</p>", plain=text)
+        return note(f"The same relations of llama.cpp: {ABSENT}.")
     columns = (
         Column("llama.cpp, measured, not gated"),
         Column("compared, rows", numeric=True),
@@ -73,7 +70,7 @@ def _reference(found: Any) -> Fragment:  # noqa: ANN401 - JSON
         Column("what it shows"),
     )
     rows = [_measured(str(name), values) for name, values in found.items() if isinstance(values, Mapping)]
-    return Fragment(html=table(columns, rows, css="self"), plain=plain_table(columns, rows))
+    return table(columns, rows, css="self")
 
 
 def _measured(name: str, values: Mapping[str, Any]) -> list[str]:

@@ -10,8 +10,9 @@ from parity_lib.base.names import Rung
 from parity_lib.judge.t7_isa import side_word
 from parity_lib.numerics.isa_samples import target_of
 from parity_lib.pages.cell.steps import ABSENT
-from parity_lib.pages.kit.fragment import Column, Fragment, plain_table, table
-from parity_lib.pages.kit.text import NONE, count, escape, percent, size
+from parity_lib.pages.kit.fragment import Fragment, joined, note, paragraph
+from parity_lib.pages.kit.table import Column, table
+from parity_lib.pages.kit.text import NONE, count, percent, size
 from parity_lib.records.isa_evidence import BURN, Buffer, IsaProof, Kernel, proofs_of
 from parity_lib.records.verdicts import Verdict
 
@@ -52,11 +53,10 @@ def isa_table(verdict: Verdict) -> Fragment:
     try:
         proofs, deployed = proofs_of(verdict.literal), _deployed(verdict.literal)
     except RecordError as error:
-        return Fragment(html=f"<p>{escape(str(error))}</p>", plain=str(error))
+        return paragraph(str(error))
     if not proofs:
         rung = verdict.rung(Rung.T7)
-        text = f"Which instructions ran: {ABSENT}." + (f" {rung.note}" if rung is not None and rung.note else "")
-        return Fragment(html=f"<p>{escape(text)}</p>", plain=text)
+        return paragraph(f"Which instructions ran: {ABSENT}." + (f" {rung.note}" if rung and rung.note else ""))
     return proof_tables(proofs, deployed)
 
 
@@ -66,16 +66,12 @@ def proof_tables(proofs: Sequence[IsaProof], deployed: Sequence[IsaProof] = ()) 
     rows = [proof_row(proof) for proof in shown] + [
         [*proof_row(p)[:3], "not judged", *proof_row(p)[4:]] for p in deployed
     ]
-    css = ["" if proof.proven else 'class="bad"' for proof in shown] + [""] * len(deployed)
+    marks = ["" if proof.proven else "bad" for proof in shown] + [""] * len(deployed)
     kernels = [_kernel(p, kernel) for p in [*shown, *deployed] for kernel in _kernels(p)]
     buffers = [_buffer(p, b) for p in [*shown, *deployed] for b in p.evidence.buffers]
-    html = table(_PROOFS, rows, row_attributes=css, css="proofs") + f"<p class=note>{escape(NOTE)}</p>"
-    plain = [plain_table(_PROOFS, rows), NOTE]
-    for columns, found, name in ((_KERNELS, kernels, "kernels"), (_BUFFERS, buffers, "buffers")):
-        if found:
-            html += table(columns, found, css=name)
-            plain.append(plain_table(columns, found))
-    return Fragment(html=html, plain="\n".join(plain))
+    below = ((_KERNELS, kernels, "kernels"), (_BUFFERS, buffers, "buffers"))
+    tables = [table(columns, found, css=name) for columns, found, name in below if found]
+    return joined([table(_PROOFS, rows, marks=marks, css="proofs"), note(NOTE), *tables])
 
 
 def proof_row(proof: IsaProof) -> list[str]:

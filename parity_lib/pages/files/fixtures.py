@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from parity_lib.judge.t1_known_differences import KnownDifferences
-from parity_lib.pages.kit.fragment import Column, Fragment, details, plain_table, table
-from parity_lib.pages.kit.text import NONE, count, escape, number, percent, short
+from parity_lib.pages.kit.fragment import Fragment, details, paragraph
+from parity_lib.pages.kit.table import Column, table
+from parity_lib.pages.kit.text import NONE, count, number, percent, short
 from parity_lib.records.self_spread_pins import SpreadPin, SpreadTable
 
 
@@ -19,10 +20,9 @@ def spread_pin_table(spreads: SpreadTable, machine_class: str) -> Fragment:
     """
     pins = sorted(spreads.pins, key=lambda pin: (pin.machine_class != machine_class, pin.key))
     if not pins:
-        text = (
+        return paragraph(
             "No self-spread is pinned: rung T5 derives its limits on the fly. Next: parity spread MODEL QUANT --write"
         )
-        return Fragment(html=f"<p>{escape(text)}</p>", plain=text)
     own = sum(pin.machine_class == machine_class for pin in pins)
     text = (
         f"{count(own)} of {count(len(pins))} are of this machine class, {machine_class}; others lend their limits only."
@@ -40,9 +40,10 @@ def spread_pin_table(spreads: SpreadTable, machine_class: str) -> Fragment:
         Column("displaced flips", numeric=True),
     )
     rows = [_spread(pin, machine_class) for pin in pins]
-    sources = "".join(f"<li>{escape(f'{pin.model} {pin.quant}: {short(pin.source)}')}</li>" for pin in pins)
-    html = f"<p>{escape(text)}</p>{table(columns, rows, css='native')}{details('sources', f'<ul>{sources}</ul>')}"
-    return Fragment(html=html, plain=f"{text}\n{plain_table(columns, rows)}")
+    sources = table(
+        (Column("file"), Column("source")), [[row[0], short(pin.source)] for row, pin in zip(rows, pins, strict=True)]
+    )
+    return paragraph(text) + table(columns, rows, css="native") + details("sources", sources)
 
 
 def _spread(pin: SpreadPin, machine_class: str) -> list[str]:
@@ -61,11 +62,10 @@ def _spread(pin: SpreadPin, machine_class: str) -> list[str]:
 def difference_table(known: KnownDifferences) -> Fragment:
     """Return the differences between tokenizers that rung T1 knows, each with its reason."""
     if not known.entries:
-        text = "No difference is listed: every text has to give the same ids."
-        return Fragment(html=f"<p>{text}</p>", plain=text)
+        return paragraph("No difference is listed: every text has to give the same ids.")
     columns = (Column("difference"), Column("pre-tokenizers"), Column("classes of texts"), Column("reason"))
     rows = [[e.name, _list(e.pre), _list(e.groups), e.reason] for e in known.entries]
-    return Fragment(html=table(columns, rows, css="tokens"), plain=plain_table(columns, rows))
+    return table(columns, rows, css="tokens")
 
 
 def _list(words: Sequence[str]) -> str:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from parity_lib.base.names import Outcome
 from parity_lib.engines.machine import missing_flags
 from parity_lib.judge.t7_isa import side_word
 from parity_lib.model_file.digest import sha256_file
 from parity_lib.models.ensure import ModelStatus
 from parity_lib.pages.cell.t7_isa import proof_tables
-from parity_lib.pages.kit.fragment import HEADLINE, Column, Fragment, plain_table, table
-from parity_lib.pages.kit.text import NONE, escape, short, size
+from parity_lib.pages.kit.box import box
+from parity_lib.pages.kit.fragment import EMPTY, Fragment, note
+from parity_lib.pages.kit.outcomes import look
+from parity_lib.pages.kit.table import Column, table
+from parity_lib.pages.kit.text import NONE, short, size
 from parity_lib.records.isa_evidence import BURN, LLAMA_CPP, UNPROVEN, IsaProof
 from parity_lib.records.pins import FilePin, Pins
 
@@ -34,7 +38,6 @@ class Check(Protocol):
 def machine_header(checks: Sequence[Check]) -> Fragment:
     """Return whether the default plan can run here, which burn would, and what to do first if it cannot."""
     blocking = [check for check in checks if check.blocks]
-    css, sign = ("bad", "✗") if blocking else ("good", "✓")
     title = "This machine can run the default plan"
     if blocking:
         title = f"This machine cannot run the default plan: {', '.join(check.name for check in blocking)}"
@@ -42,11 +45,8 @@ def machine_header(checks: Sequence[Check]) -> Fragment:
     burn = [f"Which burn: {c.found}." for c in checks if c.name == "burn extension"]
     steps = [f"Next: {check.next_step}." for check in blocking if check.next_step] or ["Next: make nightly."]
     sentences = [*facts, *burn, *steps]
-    html = (
-        f'<section class="verdict {css}" aria-label="verdict"><p class="word"><span class="sign" aria-hidden="true">'
-        f"{sign}</span> {escape(title)}</p>{''.join(f'<p>{escape(short(s))}</p>' for s in sentences)}</section>"
-    )
-    return Fragment(html=html, plain="\n".join([title, *sentences]), role=HEADLINE, title="Machine and pins")
+    shown = look(Outcome.INVALID if blocking else Outcome.PARITY)
+    return box(shown, title, sentences=[short(sentence) for sentence in sentences], tab="Machine and pins")
 
 
 def check_table(checks: Sequence[Check]) -> Fragment:
@@ -54,9 +54,7 @@ def check_table(checks: Sequence[Check]) -> Fragment:
     order = sorted(checks, key=lambda check: (not check.blocks, check.ok is not False))
     columns = (Column("what"), Column("state"), Column("found"), Column("next"))
     rows = [[c.name, _state(c), short(c.found), c.next_step if c.ok is False and c.next_step else NONE] for c in order]
-    attributes = ['class="bad"' if check.blocks else "" for check in order]
-    html = table(columns, rows, row_attributes=attributes, css="checks")
-    return Fragment(html=html, plain=plain_table(columns, rows))
+    return table(columns, rows, marks=["bad" if check.blocks else "" for check in order], css="checks")
 
 
 def target_table(pins: Pins, proofs: Sequence[IsaProof] = ()) -> Fragment:
@@ -77,10 +75,9 @@ def target_table(pins: Pins, proofs: Sequence[IsaProof] = ()) -> Fragment:
         flags = [*pins.llama_cpp.cmake_args, *target.cmake_args]
         seen = [_seen(proofs, name, engine) for engine in (BURN, LLAMA_CPP)]
         rows.append([name, found, *seen, " ".join(target.cpu_flags), " ".join(flags)])
-    note = "Requested and observed are two things: an ISA target is unproven unless sampled instructions show it."
-    html = table(columns, rows, css="targets") + f"<p class=note>{note}</p>"
-    told = proof_tables([p for p in proofs if p.evidence.sampled is not None]) if proofs else Fragment("", "")
-    return Fragment(html=html + told.html, plain=f"{plain_table(columns, rows)}\n{told.plain}".rstrip())
+    unproven = "Requested and observed are two things: an ISA target is unproven unless sampled instructions show it."
+    sampled = proof_tables([p for p in proofs if p.evidence.sampled is not None]) if proofs else EMPTY
+    return table(columns, rows, css="targets") + note(unproven) + sampled
 
 
 def _seen(proofs: Sequence[IsaProof], target: str, engine: str) -> str:
@@ -116,16 +113,14 @@ def file_table(files: Sequence[ModelStatus]) -> Fragment:
         ]
         for status in files
     ]
-    attributes = ['class="bad"' if status.state == "differs" else "" for status in files]
-    html = table(columns, rows, row_attributes=attributes, css="files")
-    return Fragment(html=html, plain=plain_table(columns, rows))
+    return table(columns, rows, marks=["bad" if status.state == "differs" else "" for status in files], css="files")
 
 
 def stack_table(pins: Pins) -> Fragment:
     """Return what may stand under burn, with exact versions."""
     columns = (Column("stack"), Column("what"), Column("crates"))
     rows = [[s.id, s.what, ", ".join(f"{k} {v}" for k, v in s.crates.items())] for s in pins.stacks.values()]
-    return Fragment(html=table(columns, rows, css="stacks"), plain=plain_table(columns, rows))
+    return table(columns, rows, css="stacks")
 
 
 def _state(check: Check) -> str:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from parity_lib.models.ensure import ModelStatus
 from parity_lib.models.recipes import receipt_equalities
 from parity_lib.models.transplant.derive import Equality
-from parity_lib.pages.kit.fragment import Column, Fragment, plain_table, table
-from parity_lib.pages.kit.text import NONE, count, escape, margin, number
+from parity_lib.pages.kit.fragment import Fragment, heading, note
+from parity_lib.pages.kit.table import Column, table
+from parity_lib.pages.kit.text import NONE, count, margin, number
 from parity_lib.records.pins import Recipe
 
 _FILES = (Column("file"), Column("role"), Column("where it comes from"))
@@ -29,14 +30,10 @@ def origin_table(files: Sequence[ModelStatus]) -> Fragment:
     """Return where each file comes from, then the equalities that the receipts of the files on this machine hold."""
     rows = [[f"{s.pin.id} {s.pin.quant}", s.pin.role, recipe_words(s.pin.recipe)] for s in files]
     own = [_equality(status, equality) for status in files for equality in receipt_equalities(status.path)]
-    html, plain = table(_FILES, rows, css="files"), plain_table(_FILES, rows)
+    origins = table(_FILES, rows, css="files")
     if not own:
-        text = "No derived model was made on this machine yet: nothing to show of their equality to their source."
-        return Fragment(html=f"{html}<p class=note>{text}</p>", plain=f"{plain}\n{text}")
-    html += f"<h3>Derived models against their source</h3>{table(_EQUAL, own, css='native')}"
-    return Fragment(
-        html=f"{html}<p class=note>{escape(_NOTE)}</p>", plain=f"{plain}\n{plain_table(_EQUAL, own)}\n{_NOTE}"
-    )
+        return origins + note("No derived model was made on this machine yet: no equality to a source was measured.")
+    return origins + heading("Derived models against their source") + table(_EQUAL, own, css="native") + note(_NOTE)
 
 
 def recipe_words(recipe: Recipe) -> str:

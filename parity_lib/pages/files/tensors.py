@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from parity_lib.base.names import Rung
 from parity_lib.cell.file_check import TensorNumbers
-from parity_lib.pages.kit.figures import Gallery, Palette, picture, plain_decades
-from parity_lib.pages.kit.fragment import Column, Fragment, Picture, details, plain_table, table
-from parity_lib.pages.kit.text import count, escape, number, size
+from parity_lib.pages.kit.figures import Gallery, Palette, Picture, picture, plain_decades
+from parity_lib.pages.kit.fragment import Fragment, details, joined
+from parity_lib.pages.kit.table import Column, table
+from parity_lib.pages.kit.text import count, number, size
 from parity_lib.records.verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def type_table(tensors: Sequence[TensorNumbers]) -> Fragment:
         ]
         for name, n in counts.most_common()
     ]
-    return Fragment(html=table(_TYPES, rows, css="weights"), plain=plain_table(_TYPES, rows))
+    return table(_TYPES, rows, css="weights")
 
 
 def tensor_table(tensors: Sequence[TensorNumbers], verdict: Verdict) -> Fragment:
@@ -50,18 +51,17 @@ def tensor_table(tensors: Sequence[TensorNumbers], verdict: Verdict) -> Fragment
     rung = verdict.rung(Rung.T2)
     judged = rung is not None and rung.compared == rung.expected
     layers = sorted({t.layer for t in tensors}, key=lambda layer: -1 if layer is None else layer)
-    blocks, plain = [], []
+    blocks, differ = [], False
     for layer in layers:
         own = [t for t in tensors if t.layer == layer]
         rows = [_row(t, worst.get(t.name), judged) for t in own]
-        red = ['class="bad"' if t.name in worst or t.n_nonfinite else "" for t in own]
+        red = ["bad" if t.name in worst or t.n_nonfinite else "" for t in own]
         name = "outside of the layers" if layer is None else f"layer {layer}"
-        summary = escape(f"{name}: {count(len(own))} tensors, {size(sum(t.n_bytes for t in own))}")
-        body = table(_COLUMNS, rows, row_attributes=red, css="weights", cards=False)
+        summary = f"{name}: {count(len(own))} tensors, {size(sum(t.n_bytes for t in own))}"
+        body = table(_COLUMNS, rows, marks=red, css="weights", cards=False)
         blocks.append(details(summary, body, is_open=any(red)))
-        plain.append(plain_table(_COLUMNS, rows))
-    folded = details("every tensor, by layer", "".join(blocks), is_open=any('class="bad"' in block for block in blocks))
-    return Fragment(html=folded, plain="\n".join(plain))
+        differ |= any(red)
+    return details("every tensor, by layer", joined(blocks), is_open=differ)
 
 
 def weight_figure(tensors: Sequence[TensorNumbers]) -> Gallery:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from markupsafe import Markup
+
 from parity_lib.base.names import Rung
 from parity_lib.cell.file_check import Pieces
-from parity_lib.pages.kit.fragment import Column, Fragment, details, plain_table, table
-from parity_lib.pages.kit.text import NONE, count, escape, quoted
+from parity_lib.pages.kit.fragment import EMPTY, Fragment, details, joined, paragraph
+from parity_lib.pages.kit.table import Column, table
+from parity_lib.pages.kit.text import NONE, count, quoted
 from parity_lib.records.verdicts import Verdict
 
 Json = Mapping[str, Any]
@@ -35,8 +38,7 @@ def token_table(verdict: Verdict) -> Fragment:
     """Return the texts of this file by class, and what differs."""
     record = verdict.literal.get("tokens")
     if not isinstance(record, Mapping):
-        text = "The file has no vocabulary: there is no text to tokenise, and the prompts are made of ids."
-        return Fragment(html=f"<p>{text}</p>", plain=text)
+        return paragraph("The file has no vocabulary: there is no text to tokenise, and the prompts are made of ids.")
     rows = [
         [name, *(count(row[key]) for key in ("texts", "tokens", "different", "listed"))]
         for name, row in record["classes"].items()
@@ -49,16 +51,15 @@ def token_table(verdict: Verdict) -> Fragment:
         f"{count(total[0])} texts tokenised by both, {count(total[2])} differ without a listed reason; the bytes of "
         f"{count(found['compared'])} of {count(found['expected'])} tokens compared, {count(found['different'])} differ."
     )
-    html = f"<p>{escape(text)}</p>" + table(_CLASSES, rows, row_attributes=_red(bad), css="tokens", cards=False)
-    return Fragment(html=html + _facts(record["tokenizer"]), plain=f"{text}\n{plain_table(_CLASSES, rows)}")
+    classes = table(_CLASSES, rows, marks=_red(bad), css="tokens", cards=False)
+    return paragraph(text) + classes + _facts(record["tokenizer"])
 
 
 def case_table(verdict: Verdict) -> Fragment:
     """Return llama.cpp's own vocabulary cases: both tokenizers against the expected ids."""
     cases = verdict.literal.get("cases")
     if not isinstance(cases, Mapping) or not cases:
-        text = "The vocabulary cases were not run."
-        return Fragment(html=f"<p>{text}</p>", plain=text)
+        return paragraph("The vocabulary cases were not run.")
     rows, bad = [], []
     for name, record in cases.items():
         own = record["classes"]["cases"]
@@ -75,43 +76,40 @@ def case_table(verdict: Verdict) -> Fragment:
             ]
         )
         bad.append(own["different"] > 0 or sum(row["different"] for row in others) > 0)
-    return Fragment(html=table(_CASES, rows, row_attributes=_red(bad), css="tokens"), plain=plain_table(_CASES, rows))
+    return table(_CASES, rows, marks=_red(bad), css="tokens")
 
 
 def token_differences(verdict: Verdict) -> Fragment:
     """Return the first ids that differ, and under them the known differences with their reasons."""
     lines = [(d.where or NONE, d.note) for d in verdict.divergences if d.rung is Rung.T1]
     columns = (Column("text"), Column("where the ids part"))
-    html = table(columns, lines, row_attributes=['class="bad"'] * len(lines), css="tokens") if lines else ""
-    plain = plain_table(columns, lines) if lines else "No difference without a listed reason."
+    shown = paragraph("No difference without a listed reason.")
+    if lines:
+        shown = table(columns, lines, marks=["bad"] * len(lines), css="tokens")
     known = [entry for record in _records(verdict) for entry in record["known"] if entry["texts"]]
     merged = {entry["name"]: entry for entry in known}
     counts = {name: sum(e["texts"] for e in known if e["name"] == name) for name in merged}
     rows = [[name, count(counts[name]), ", ".join(e["classes"]), e["reason"]] for name, e in merged.items()]
     listed = (Column("listed difference"), Column("texts", numeric=True), Column("classes"), Column("reason"))
-    html += "" if lines else "<p>No difference without a listed reason.</p>"
-    html += table(listed, rows, css="tokens") if rows else ""
-    return Fragment(html=html, plain=f"{plain}\n{plain_table(listed, rows)}" if rows else plain)
+    return shown + (table(listed, rows, css="tokens") if rows else EMPTY)
 
 
 def prompt_pieces(prompts: Sequence[Pieces]) -> Fragment:
     """Return each prompt as boxes, one a token; whitespace is visible, the id is the box's title."""
     blocks = []
     for prompt in prompts:
-        boxes = "".join(
-            f'<span class="piece" title="{token}" style="{_BOX}">{escape(quoted(word)[1:-1]) or "&nbsp;"}</span>'
-            for token, word in prompt.tokens[:_SHOWN]
-        )
-        more = f" and {count(len(prompt.tokens) - _SHOWN)} more" if len(prompt.tokens) > _SHOWN else ""
-        summary = f"{escape(prompt.name)}: {count(len(prompt.tokens))} tokens"
-        blocks.append(details(summary, f'<p style="line-height:1.9">{boxes}{more}</p>'))
-    text = "\n".join(f"{p.name}: {' '.join(quoted(word) for _, word in p.tokens[:_SHOWN])}" for p in prompts)
-    empty = "The file has no vocabulary." if not prompts else ""
-    return Fragment(html="".join(blocks) or f"<p>{empty}</p>", plain=text or empty)
+        shown = prompt.tokens[:_SHOWN]
+        boxes = [_BOX.format(token, quoted(word)[1:-1] or Markup("&nbsp;")) for token, word in shown]
+        rest = len(prompt.tokens) - len(shown)
+        more = f" and {count(rest)} more" if rest else ""
+        html = Markup('<p class="pieces">{}{}</p>').format(Markup().join(boxes), more)
+        body = Fragment(html, " ".join(quoted(word) for _, word in shown))
+        blocks.append(details(f"{prompt.name}: {count(len(prompt.tokens))} tokens", body))
+    return joined(blocks) if blocks else paragraph("The file has no vocabulary.")
 
 
 _SHOWN = 400  # tokens of a prompt
-_BOX = "border:1px solid currentColor;border-radius:3px;padding:0 3px;margin:0 2px 2px 0;display:inline-block"
+_BOX = Markup('<span class="piece" title="{}">{}</span>')
 
 
 def _records(verdict: Verdict) -> list[Json]:
@@ -120,7 +118,7 @@ def _records(verdict: Verdict) -> list[Json]:
     return found + list(cases.values() if isinstance(cases, Mapping) else [])
 
 
-def _facts(tokenizer: Json) -> str:
+def _facts(tokenizer: Json) -> Fragment:
     names = {
         "pre": "pre-tokenizer",
         "n_vocab": "tokens",
@@ -152,4 +150,4 @@ def _word(value: object) -> str:
 
 
 def _red(bad: Sequence[bool]) -> list[str]:
-    return ['class="bad"' if wrong else "" for wrong in bad]
+    return ["bad" if wrong else "" for wrong in bad]

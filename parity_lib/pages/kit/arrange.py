@@ -8,8 +8,12 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from parity_lib.pages.kit.fragment import HEADLINE, details
-from parity_lib.pages.kit.text import escape
+from markupsafe import Markup
+
+from parity_lib.base.names import Outcome
+from parity_lib.pages.kit.box import box
+from parity_lib.pages.kit.fragment import EMPTY, HEADLINE, Fragment, details, joined, on_page, paragraph
+from parity_lib.pages.kit.outcomes import look
 
 Cell = dict[str, Any]
 
@@ -49,10 +53,10 @@ def arrange(cells: Iterable[Cell], banner: Banner | None = None) -> list[Cell]:
     cells = [cell for cell in cells if not _tags(cell) & {_BANNER_TAG, _MARKER_TAG}]
     numbers = list(range(1, len(cells) + 1))  # text counts too: the same numbers as in the causes and the log
     # The runner saw the process; where it speaks, the cells have nothing to add to what is wrong.
-    trouble = [] if noted and not banner else _banner(banner) if banner else _broken(cells, numbers)
+    trouble = EMPTY if noted and not banner else _banner(banner) if banner else _broken(cells, numbers)
     headline = [output for cell in cells for output in cell.get("outputs", []) if _role(output) == HEADLINE]
-    if not headline:
-        trouble = [f"{_asked(cells)}{''.join(trouble)}"] if trouble else trouble
+    if not headline and trouble.html:
+        trouble = _asked(cells) + trouble
     title: list[Cell] = []
     body: list[Cell] = []
     code: list[Cell] = []
@@ -67,17 +71,17 @@ def arrange(cells: Iterable[Cell], banner: Banner | None = None) -> list[Cell]:
             body.append(_part({**cell, "source": "", "outputs": shown}, "show", number))
         if cell["source"].strip():  # papermill's anchor cells are empty
             code.append(_part({**cell, "outputs": shown if computes else []}, "code", number))
-    if not headline and not trouble and not noted:
-        trouble = [_box("warn", "!", "This page has no headline: the notebook did not show a verdict.", "")]
+    if not headline and not trouble.html and not noted:
+        trouble = box(look(Outcome.INCOMPLETE), "This page has no headline: the notebook did not show a verdict.")
     top = [_part(cell, "banner", 0) for cell in noted] if not banner else []
-    top += [_show("".join(trouble))] if trouble else []
+    top += [_show(trouble)] if trouble.html else []
     if headline:
         top.append(_part({"cell_type": "code", "metadata": {}, "source": "", "outputs": headline}, "show", 0))
     page = [
         *title,
         *top,
-        *(_without_empty_headings(body) if trouble or noted else body),
-        _show('<h2 id="code">Code and log</h2>'),
+        *(_without_empty_headings(body) if trouble.html or noted else body),
+        _show(Fragment(Markup('<h2 id="code">Code and log</h2>'), "")),
         *code,
     ]
     return [{**cell, "id": f"page-{place}"} for place, cell in enumerate(page)]
@@ -102,25 +106,25 @@ def page_title(cells: Iterable[Cell]) -> str:
     return "INCOMPLETE"
 
 
-def _asked(cells: list[Cell]) -> str:
+def _asked(cells: list[Cell]) -> Fragment:
     """Return the parameters of a run that came to no headline, so that its page says what it was about."""
     found: dict[str, str] = {}
     for cell in cells:
         if _tags(cell) & {"parameters", "injected-parameters"}:
             found |= {name: value for name, value in _ASSIGNMENT.findall(cell["source"]) if value not in _EMPTY}
     words = " · ".join(f"{name} {value.strip(chr(34) + chr(39))}" for name, value in found.items())
-    return f'<p class="cell-id"><span>Asked for: {escape(words)}</span></p>' if words else ""
+    return paragraph(f"Asked for: {words}" if words else "")
 
 
-def _banner(banner: Banner) -> list[str]:
-    tail = details("end of the log", f"<pre>{escape(banner.log_tail)}</pre>", is_open=True) if banner.log_tail else ""
-    text = f"<p>{escape(banner.text)}</p>" if banner.text else ""
-    warning = "<p>Nothing below is a result of a complete run.</p>"
-    return [_box("bad", "✗", f"INCOMPLETE: {banner.title}", f"{text}{warning}{tail}")]
+def _banner(banner: Banner) -> Fragment:
+    tail = Fragment(Markup("<pre>{}</pre>").format(banner.log_tail), banner.log_tail)
+    more = details("end of the log", tail, is_open=True) if banner.log_tail else EMPTY
+    sentences = [*filter(None, [banner.text]), "No part of this page is a result of a complete run."]
+    return box(look(Outcome.INVALID), f"INCOMPLETE: {banner.title}", sentences=sentences, more=more)
 
 
-def _broken(cells: list[Cell], numbers: list[int]) -> list[str]:
-    """Return a box that says what broke and what did not run; none where every cell ran and raised nothing else."""
+def _broken(cells: list[Cell], numbers: list[int]) -> Fragment:
+    """Return a box that says what broke and what did not run; empty where every cell ran and raised no other error."""
     errors = [
         (number, output)
         for cell, number in zip(cells, numbers, strict=True)
@@ -130,17 +134,18 @@ def _broken(cells: list[Cell], numbers: list[int]) -> list[str]:
     code = [(c, n) for c, n in zip(cells, numbers, strict=True) if c["cell_type"] == "code" and c["source"].strip()]
     late = [number for cell, number in code if cell.get("execution_count") is None]
     if not errors and not late:
-        return []
+        return EMPTY
     word = f"{len(late)} of {len(code)} code cells did not run"
     title = f"cell {errors[0][0]} raised {errors[0][1]['ename']}" if errors else word
-    text = [
-        f'<pre>{escape(output["evalue"])}</pre><p><a href="#cell-{number}">code and traceback of cell {number}</a></p>'
-        for number, output in errors
-    ]
+    more = joined(_error(number, output) for number, output in errors)
     if late:
-        names = ", ".join(str(number) for number in late)
-        text.append(f"<p>{word} ({names}): nothing on this page comes from them.</p>")
-    return [_box("bad" if errors else "warn", "✗" if errors else "!", f"INCOMPLETE: {title}", "".join(text))]
+        more += paragraph(f"{word} ({', '.join(map(str, late))}): this page has no result of theirs.")
+    return box(look(Outcome.INVALID if errors else Outcome.INCOMPLETE), f"INCOMPLETE: {title}", more=more)
+
+
+def _error(number: int, output: Cell) -> Fragment:
+    link = Markup('<a href="#cell-{0}">code and traceback of cell {0}</a>').format(number)
+    return Fragment(Markup("<pre>{}</pre>").format(output["evalue"]), output["evalue"]) + paragraph(link)
 
 
 def _is_alarm(cell: Cell, output: Cell) -> bool:
@@ -148,15 +153,8 @@ def _is_alarm(cell: Cell, output: Cell) -> bool:
     return _EXPECTED_TAG in _tags(cell) and output.get("ename") == "ParityFailure"
 
 
-def _box(css: str, sign: str, title: str, body: str) -> str:
-    return (
-        f'<section class="verdict {css}"><p class="word"><span class="sign" aria-hidden="true">{sign}</span> '
-        f"{escape(title)}</p>{body}</section>"
-    )
-
-
-def _show(html: str) -> Cell:
-    output = {"output_type": "display_data", "metadata": {}, "data": {"text/html": f'<div class="parity">{html}</div>'}}
+def _show(shown: Fragment) -> Cell:
+    output = {"output_type": "display_data", "metadata": {}, "data": {"text/html": on_page(shown.html)}}
     return _part({"cell_type": "code", "metadata": {}, "source": "", "outputs": [output]}, "show", 0)
 
 

@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from parity_lib.pages.kit.fragment import Picture
-from parity_lib.pages.kit.text import escape
+from parity_lib.pages.kit.fragment import fill, on_page
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,12 +56,22 @@ DARK = Palette(
     steps=("#242b33", "#24435c", "#2f6a94", "#6cb2e3"),
 )
 
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A figure: PNG for light pages, PNG for dark pages, and the words for both."""
+
+    png: bytes
+    png_dark: bytes
+    alt: str  # what the picture shows, with its finding, for who cannot see it
+
+
 Draw = Callable[["Figure", Palette], None]
 
 
-def picture(draw: Draw, *, inches: tuple[float, float], alt: str, caption: str = "") -> Picture:
+def picture(draw: Draw, *, inches: tuple[float, float], alt: str) -> Picture:
     """Return what ``draw`` draws, in both palettes; ``alt`` says what is to be seen in it."""
-    return Picture(png=png(draw, inches, LIGHT), png_dark=png(draw, inches, DARK), alt=alt, caption=caption)
+    return Picture(png=png(draw, inches, LIGHT), png_dark=png(draw, inches, DARK), alt=alt)
 
 
 def png(draw: Draw, inches: tuple[float, float], palette: Palette) -> bytes:
@@ -128,21 +137,9 @@ class Gallery:
         return "\n".join([self.caption, *key, *(p.alt for p in self.pictures)])
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
-        css = [' class="wide"' if place in self.wide else "" for place in range(len(self.pictures))]
-        figures = "".join(f"<figure{c}>{picture_tag(p)}</figure>" for c, p in zip(css, self.pictures, strict=True))
-        note = f'<p class="note">{escape(self.caption)}</p>'
-        if self.key:
-            signs = "".join(f'<li><b aria-hidden="true">{sign}</b> {escape(words)}</li>' for sign, words in self.key)
-            note += f'<ul class="key">{signs}</ul>'
-        html = f'<div class="parity">{note}<div class="gallery">{figures}</div></div>'
-        return {"text/html": html, "text/plain": str(self)}
-
-
-def picture_tag(shown: Picture) -> str:
-    """Return the markup of one picture: the dark one where the reader's system is dark, the light one on paper."""
-    light, dark = _data(shown.png), _data(shown.png_dark)
-    source = f'<source media="screen and (prefers-color-scheme: dark)" srcset="{dark}">' if shown.png_dark else ""
-    return f'<picture>{source}<img src="{light}" alt="{escape(shown.alt)}"></picture>'
+        pictures = [(i in self.wide, _data(p.png), _data(p.png_dark), p.alt) for i, p in enumerate(self.pictures)]
+        html = fill("gallery.html.j2", pictures=pictures, caption=self.caption, key=self.key)
+        return {"text/html": on_page(html), "text/plain": str(self)}
 
 
 def _data(png: bytes) -> str:

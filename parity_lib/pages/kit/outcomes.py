@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from markupsafe import Markup
+
 from parity_lib.base.names import Kind, Outcome
-from parity_lib.pages.kit.text import escape
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +74,8 @@ CAUGHT = Look("good", "✓", "caught")  # a red control that did its work
 EXPECTED = Look("not-run", "✗", "DIVERGED, as expected")  # a known finding: red, and no news
 
 
-def badge(shown: Look, text: str = "", address: str = "") -> str:
-    """Return a sign and its word, or another text, as markup; a link where there is an address."""
-    inside = f'<span class="sign" aria-hidden="true">{shown.sign}</span> {escape(text or shown.word)}'
-    linked = f'<a href="{escape(address)}">{inside}</a>' if address else inside
-    return f'<span class="badge {shown.css}">{linked}</span>'
+def badge(shown: Look, text: str = "", address: str = "") -> Markup:
+    """Return a sign and its word, or another text; a link where there is an address."""
+    inside = Markup('<span class="sign" aria-hidden="true">{}</span> {}').format(shown.sign, text or shown.word)
+    linked = Markup('<a href="{}">{}</a>').format(address, inside) if address else inside
+    return Markup('<span class="badge {}">{}</span>').format(shown.css, linked)

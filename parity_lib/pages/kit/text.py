@@ -1,27 +1,22 @@
-"""How numbers, tokens and names are written in every report: few digits, visible whitespace, escaped."""
+"""How numbers, tokens and names are written in every report: few digits, visible whitespace."""
 
 from __future__ import annotations
 
-import html
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from markupsafe import Markup
 
 from parity_lib.records.prompts import PromptSuite
 from parity_lib.records.verdicts import margin_words
 
 NONE = "–"  # what a table prints where there is no number; never an empty cell
 _DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{12,}\b")
-_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 _RUN = re.compile(r"([␣↵⇥])\1{3,}")  # code is indented: eight marks say less than a number
 _BRIEF = 24  # characters
 _VISIBLE = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"}
-
-
-def escape(value: object) -> str:
-    """Return the value as HTML text, without terminal colours; safe inside a double-quoted attribute too."""
-    return html.escape(_CONTROL.sub("", str(value)), quote=True)
 
 
 def count(value: int) -> str:
@@ -121,11 +116,11 @@ class Words:
         return str(token_id) if text is None else f"{token_id} {quoted(text)}"
 
     def brief(self, token_id: int) -> str:
-        """Return the same as markup for a narrow column, a long text cut, with all of it as its title."""
+        """Return the same for a narrow column, a long text cut, with all of it as its title."""
         whole = self.token(token_id)
         if len(whole) <= _BRIEF:
-            return escape(whole)
-        return f'<span title="{escape(whole)}">{escape(whole[: _BRIEF - 2])}…"</span>'
+            return whole
+        return Markup('<span title="{}">{}…"</span>').format(whole, whole[: _BRIEF - 2])
 
     def prompt(self, prompt_idx: int) -> str:
         """Return ``3 (long-1)``, or the index alone."""
@@ -138,7 +133,7 @@ def words_of(tokens: Mapping[int, bytes | str], prompts: PromptSuite) -> Words:
     return Words(tokens, {prompt.idx: prompt.name for prompt in prompts.prompts})
 
 
-def code_markup(sentence: str) -> str:
+def code_markup(sentence: str) -> Markup:
     """Return a sentence as markup; what stands between backticks becomes code."""
-    parts = [escape(part) for part in sentence.split("`")]
-    return "".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts))
+    parts = [Markup("<code>{}</code>").format(part) if i % 2 else part for i, part in enumerate(sentence.split("`"))]
+    return Markup().join(parts)

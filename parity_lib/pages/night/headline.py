@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from markupsafe import Markup
+
 from parity_lib.base.names import Outcome
 from parity_lib.pages.cell.steps import step_seconds
-from parity_lib.pages.kit.fragment import HEADLINE, Column, Fragment, plain_table, table
+from parity_lib.pages.kit.box import box
+from parity_lib.pages.kit.fragment import EMPTY, Fragment, paragraph
 from parity_lib.pages.kit.outcomes import badge, look, severity
-from parity_lib.pages.kit.text import NONE, code_markup, count, duration, escape, short, size
+from parity_lib.pages.kit.table import Column, table
+from parity_lib.pages.kit.text import NONE, code_markup, count, duration, short, size
 from parity_lib.pages.night.find import cell_verdicts, night_folder
 from parity_lib.pages.night.matrix import brief, label_of, look_of, ratio_of, usual, word_of
 from parity_lib.records.night_record import CellRecord, Night
@@ -22,24 +26,22 @@ NO_NIGHT = "There is no night yet. Next: make nightly"
 def night_header(night: Night | None, run_dir: str | Path = "") -> Fragment:
     """Return the first lines of the page: outcome, counts, gaps, red control, what to do next."""
     if night is None:
-        html = f'<section class="verdict plain"><p class="word">{NO_NIGHT}</p></section>'
-        return Fragment(html=html, plain=NO_NIGHT, role=HEADLINE, title="No night")
-    shown, day = look(night.outcome), night.started_at[:10]
-    title = f"Night {day}: {night.outcome}"
+        return box(look(Outcome.REPORTED), NO_NIGHT, tab="No nightly run")
+    day = night.started_at[:10]
     sentences = [_counts(night), *_gaps(night), _controls(night), _next(night)]
     marks = [night.headline, f"plan {night.plan}", night.machine_class, f"exit status {night.exit_status}"]
     marks = [*_breaks(night), *marks[:1], *_caught(night), *marks[1:]]
-    chips = "".join(f"<li>{escape(mark)}</li>" for mark in marks)
     start = f"{night.started_at[:16].replace('T', ' ')} UTC"
-    html = (
-        f'<p class="cell-id"><strong>{escape(night.title)}</strong> <span>{start}, {duration(night.seconds)} on '
-        f"{escape(night.host)}</span>{_pages(night)}{_files(night, run_dir)}</p>"
-        f'<section class="verdict {shown.css}" aria-label="verdict"><p class="word">'
-        f'<span class="sign" aria-hidden="true">{shown.sign}</span> {escape(title)}</p><ul class="marks">{chips}</ul>'
-        f"{''.join(f'<p>{_linked(sentence, night)}</p>' for sentence in sentences if sentence)}</section>"
+    return box(
+        look(night.outcome),
+        f"Night {day}: {night.outcome}",
+        name=night.title,
+        about=f"{start}, {duration(night.seconds)} on {night.host}",
+        links={**_pages(night), **_files(night, run_dir)},
+        marks=[(mark, "") for mark in marks],
+        sentences=[_linked(sentence, night) for sentence in sentences if sentence],
+        tab=f"{night.outcome} · night {day}",
     )
-    plain = "\n".join([title, " · ".join(marks), *filter(None, sentences)])
-    return Fragment(html=html, plain=plain, role=HEADLINE, title=f"{night.outcome} · night {day}")
 
 
 def _caught(night: Night) -> list[str]:
@@ -61,21 +63,16 @@ def _breaks(night: Night) -> list[str]:
 def gap_table(night: Night | None) -> Fragment:
     """Return every cell and page that was not compared, or did not come out as planned, each with its reasons."""
     if night is None:
-        return Fragment(html="", plain="")
+        return EMPTY
     records = _worst([record for record in night.cells if record.causes or not record.good])
     home = usual(night)
-    rows = [[label_of(r, home), badge(look_of(r), word_of(r)), escape(short(_why(r)))] for r in records]
+    rows = [[label_of(r, home), badge(look_of(r), word_of(r)), short(_why(r))] for r in records]
     pages = [page for page in night.pages if page.causes]
-    rows += [[page.name, badge(look(page.outcome)), escape("; ".join(page.causes))] for page in pages]
+    rows += [[page.name, badge(look(page.outcome)), "; ".join(page.causes)] for page in pages]
     if not rows:
-        text = "No gap: every cell of the plan was compared and came out as planned."
-        return Fragment(html=f"<p>{text}</p>", plain=text)
-    columns = (Column("cell"), Column("outcome", markup=True), Column("why", markup=True))
-    css = [*(look_of(r).css for r in records), *(look(page.outcome).css for page in pages)]
-    html = table(columns, rows, row_attributes=[f'class="{word}"' for word in css], css="gaps")
-    texts = [[label_of(r, home), word_of(r), _why(r)] for r in records]
-    texts += [[page.name, str(page.outcome), "; ".join(page.causes)] for page in pages]
-    return Fragment(html=html, plain=plain_table(columns, texts))
+        return paragraph("No gap: every cell of the plan was compared and came out as planned.")
+    marks = [*(look_of(r).css for r in records), *(look(page.outcome).css for page in pages)]
+    return table((Column("cell"), Column("outcome"), Column("why")), rows, marks=marks, css="gaps")
 
 
 def _why(record: CellRecord) -> str:
@@ -89,23 +86,21 @@ def night_traces(night: Night | None) -> Fragment:
     """Return what the traces of the first divergences say, each with its page."""
     traced = [record for record in night.cells if record.traced] if night is not None else []
     if not traced or night is None:
-        text = "No cell diverged without being asked to."
-        return Fragment(html=f"<p>{text}</p>", plain=text)
-    columns = (Column("cell", markup=True), Column("what the trace of its first divergence says", markup=True))
+        return paragraph("No cell diverged without being asked to.")
+    columns = (Column("cell"), Column("what the trace of its first divergence shows"))
     rows = []
     for record in traced:
-        label = escape(label_of(record, usual(night)))
-        rows.append(
-            [f'<a href="{escape(record.trace)}">{label}</a>' if record.trace else label, code_markup(record.traced)]
-        )
-    texts = [[label_of(record, usual(night)), f"{record.traced} {record.trace}".strip()] for record in traced]
-    return Fragment(html=table(columns, rows, css="traces"), plain=plain_table(columns, texts))
+        label: str = label_of(record, usual(night))
+        if record.trace:
+            label = Markup('<a href="{}">{}</a>').format(record.trace, label)
+        rows.append([label, code_markup(record.traced)])
+    return table(columns, rows, css="traces")
 
 
 def cost_table(night: Night | None, run_dir: str | Path = "") -> Fragment:
     """Return time, longest step and peak memory of each cell, longest first, and what the night cost."""
     if night is None:
-        return Fragment(html="", plain="")
+        return EMPTY
     ran = sorted((record for record in night.cells if record.seconds > 0), key=lambda r: -r.seconds)
     verdicts, total = cell_verdicts(night, run_dir), max(night.seconds, 1e-9)
     rows = [
@@ -131,7 +126,7 @@ def cost_table(night: Night | None, run_dir: str | Path = "") -> Fragment:
         Column("longest step"),
         Column("peak memory of an engine", numeric=True),
     )
-    return Fragment(html=table(columns, rows, css="costs"), plain=plain_table(columns, rows))
+    return table(columns, rows, css="costs")
 
 
 def _longest(verdict: Verdict | None) -> str:
@@ -196,16 +191,15 @@ def _next(night: Night) -> str:
     return f"Next: read {first.cell}" + (f", {first.html}." if first.html else "; the reason stands below.")
 
 
-def _pages(night: Night) -> str:
+def _pages(night: Night) -> dict[str, str]:
     shown = [page for page in night.pages if page.html and page.html != "index.html"]
-    return "".join(f' <a href="{escape(page.html)}">{escape(_page_name(page.name))}</a>' for page in shown)
+    return {_page_name(page.name): page.html for page in shown}
 
 
-def _files(night: Night, run_dir: str | Path) -> str:
+def _files(night: Night, run_dir: str | Path) -> dict[str, str]:
     """Return links to what programs read, where it lies beside the page."""
     folder = night_folder(night, run_dir)
-    shown = [(name, title) for name, title in _FILES.items() if (folder / name).is_file()]
-    return "".join(f' <a href="{name}">{title}</a>' for name, title in shown)
+    return {title: name for name, title in _FILES.items() if (folder / name).is_file()}
 
 
 def _page_name(name: str) -> str:
@@ -214,9 +208,9 @@ def _page_name(name: str) -> str:
 
 
 def _linked(sentence: str, night: Night) -> str:
-    """Return a sentence as markup; the address of a cell's page in it becomes a link."""
-    text = escape(sentence)
+    """Return a sentence in which the address of a cell's page is a link."""
     for record in night.cells:
         if record.html and record.html in sentence:
-            return text.replace(escape(record.html), f'<a href="{escape(record.html)}">its page</a>')
-    return text
+            before, _, after = sentence.partition(record.html)
+            return Markup('{}<a href="{}">its page</a>{}').format(before, record.html, after)
+    return sentence

@@ -6,10 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from markupsafe import Markup
+
 from parity_lib.base.names import Compute, Outcome
-from parity_lib.pages.kit.fragment import Column, Fragment, plain_table, table
+from parity_lib.pages.kit.fragment import EMPTY, Fragment, words_of_markup
 from parity_lib.pages.kit.outcomes import CAUGHT, EXPECTED, Look, badge, look
-from parity_lib.pages.kit.text import NONE, escape, margin
+from parity_lib.pages.kit.table import Column, table
+from parity_lib.pages.kit.text import NONE, margin
 from parity_lib.pages.night.find import cell_verdicts
 from parity_lib.records.night_record import CellRecord, Night
 from parity_lib.records.verdicts import Verdict
@@ -26,45 +29,44 @@ def night_matrix(night: Night | None, run_dir: str | Path = "") -> Fragment:
     not mix what is judged by different references.
     """
     if night is None:
-        return Fragment(html="", plain="")
+        return EMPTY
     nearest = {key: rung for key, v in cell_verdicts(night, run_dir).items() if (rung := _nearest(v))}
     cells = [record for record in night.cells if not record.control]
     home = _usual(cells)
     own = [record for record in cells if not _other(record, home)]
     caption = f"ISA target {home[0]}, stack {home[1]}, compute {home[2]}; margins: limit over worst." if home else ""
-    html, plain = _grid(own, caption, nearest) if own else ("", "")
+    shown = _grid(own, caption, nearest) if own else EMPTY
     other = [record for record in cells if _other(record, home)]
     if other:
-        html += _apart("Apart, of another arithmetic, ISA target or stack", other, home, nearest)
-        plain += "".join(f"\napart: {r.cell.model} {r.cell.quant}: {_square_text(r, home, nearest)}" for r in other)
+        shown += _apart("Apart, of another arithmetic, ISA target or stack", other, home, nearest)
     controls = [record for record in night.cells if record.control]
     if controls:
-        html += _apart("Red controls, faults seeded on purpose", controls, None, nearest)
-        plain += "".join(f"\ncontrol: {label_of(r)}: {_square_text(r, None, nearest)}" for r in controls)
-    return Fragment(html=html, plain=plain)
+        shown += _apart("Red controls, faults seeded on purpose", controls, None, nearest)
+    return shown
 
 
-def _grid(cells: Sequence[CellRecord], caption: str, nearest: Nearest) -> tuple[str, str]:
-    """Return the squares as a table and as text."""
+def _grid(cells: Sequence[CellRecord], caption: str, nearest: Nearest) -> Fragment:
     models = list(dict.fromkeys(record.cell.model for record in cells))
     quants = sorted({record.cell.quant for record in cells}, key=_by_bits)
-    columns = [Column("model"), *(Column(quant, markup=True) for quant in quants)]
-    rows, texts = [], []
+    columns = [Column("model"), *(Column(quant) for quant in quants)]
+    rows = []
     for model in models:
         own = [[r for r in cells if (r.cell.model, r.cell.quant) == (model, quant)] for quant in quants]
-        rows.append([model, *("<br>".join(_square(r, None, nearest) for r in group) or NONE for group in own)])
-        texts.append([model, *(" | ".join(_square_text(r, None, nearest) for r in group) or NONE for group in own)])
-    return table(columns, rows, caption=caption, css="matrix"), plain_table(columns, texts)
+        squares = [Markup("<br>").join(_square(r, None, nearest) for r in group) or NONE for group in own]
+        rows.append([model, *squares])
+    return table(columns, rows, caption=caption, css="matrix")
 
 
-def _apart(title: str, records: Sequence[CellRecord], home: Home, nearest: Nearest) -> str:
-    names = [f"{escape(f'{r.cell.model} {r.cell.quant}')}{_fault(r)}" for r in records]
-    squares = [f"<li>{n}: {_square(r, home, nearest)}</li>" for n, r in zip(names, records, strict=True)]
-    return f'<p>{escape(title)}:</p><ul class="apart matrix">{"".join(squares)}</ul>'
+def _apart(title: str, records: Sequence[CellRecord], home: Home, nearest: Nearest) -> Fragment:
+    items = Markup().join(Markup("<li>{}: {}</li>").format(_apart_name(r), _square(r, home, nearest)) for r in records)
+    html = Markup('<p>{}:</p><ul class="apart matrix">{}</ul>').format(title, items)
+    plain = [f"{label_of(r)}: {words_of_markup(_square(r, home, nearest))}" for r in records]
+    return Fragment(html, "\n".join([f"{title}:", *plain]))
 
 
-def _fault(record: CellRecord) -> str:
-    return f" · <code>{escape(record.fault)}</code>" if record.fault else ""
+def _apart_name(record: CellRecord) -> str:
+    name = f"{record.cell.model} {record.cell.quant}"
+    return Markup("{} · <code>{}</code>").format(name, record.fault) if record.fault else name
 
 
 def _by_bits(quant: str) -> tuple[int, str]:
@@ -85,11 +87,10 @@ def _other(record: CellRecord, home: Home) -> str:
     return " · ".join([*words, *([f"fault {record.fault}"] if record.fault and not record.control else [])])
 
 
-def _square(record: CellRecord, home: Home, nearest: Nearest) -> str:
-    text = _square_text(record, home, nearest)
+def _square(record: CellRecord, home: Home, nearest: Nearest) -> Markup:
+    square = badge(look_of(record), _square_text(record, home, nearest), record.html)
     why = brief(record.causes[0]) if record.causes and record.outcome is not Outcome.DIVERGED else ""
-    reason = f"<br><small>{escape(why)}</small>" if why else ""
-    return badge(look_of(record), text, record.html) + reason
+    return square + (Markup("<br><small>{}</small>").format(why) if why else "")
 
 
 def brief(cause: str) -> str:

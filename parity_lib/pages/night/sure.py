@@ -7,8 +7,9 @@ from pathlib import Path
 
 from parity_lib.base.names import Outcome, Rung
 from parity_lib.pages.cell.power import power, share
-from parity_lib.pages.kit.fragment import Column, Fragment, plain_table, table
-from parity_lib.pages.kit.text import NONE, count, escape, number
+from parity_lib.pages.kit.fragment import EMPTY, Fragment, joined, paragraph
+from parity_lib.pages.kit.table import Column, table
+from parity_lib.pages.kit.text import NONE, count, number
 from parity_lib.pages.night.find import cell_verdicts
 from parity_lib.pages.night.matrix import label_of, usual
 from parity_lib.records.night_record import Night
@@ -34,15 +35,13 @@ _NOT_MEASURED = (
 def sure_table(night: Night | None, run_dir: str | Path = "") -> Fragment:
     """Return what is known about the night's own reliability, and, in words, what is not."""
     if night is None:
-        return Fragment(html="", plain="")
+        return EMPTY
     verdicts = cell_verdicts(night, run_dir)
     cells = [r for r in night.cells if not r.control and r.outcome in (Outcome.PARITY, Outcome.DIVERGED)]
     home = usual(night)
     rows = [[label_of(record, home), *_row(verdicts.get(record.key))] for record in cells]
-    grid, plain = (table(_COLUMNS, rows, css="sure"), plain_table(_COLUMNS, rows)) if rows else ("", "")
-    sentences = [*_controls(night), _NOT_MEASURED]
-    html = grid + "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
-    return Fragment(html=html, plain="\n".join(filter(None, [plain, *sentences])))
+    shown = table(_COLUMNS, rows, css="sure") if rows else EMPTY
+    return shown + joined(map(paragraph, [*_controls(night), _NOT_MEASURED]))
 
 
 def _row(verdict: Verdict | None) -> list[str]:

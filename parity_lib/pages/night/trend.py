@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parity_lib.base.names import Outcome
-from parity_lib.pages.kit.figures import Gallery, Palette, picture, plain_decades
-from parity_lib.pages.kit.fragment import Fragment, Picture
+from parity_lib.pages.kit.figures import Gallery, Palette, Picture, picture, plain_decades
+from parity_lib.pages.kit.fragment import Fragment, paragraph
 from parity_lib.pages.kit.text import number
 from parity_lib.pages.night.find import RUNS
 from parity_lib.records import store
@@ -45,8 +45,7 @@ def trend(night: Night | None, run_dir: str | Path = "") -> Gallery | Fragment:
     entries = store.load_history(path) if path.is_file() else []
     groups = _by_cell(night, entries) if night is not None else []
     if not groups:
-        text = f"No trend yet: {HISTORY} keeps no earlier night of these cells on this class of machine."
-        return Fragment(html=f"<p>{text}</p>", plain=text)
+        return paragraph(f"No trend yet: {HISTORY} keeps no earlier night of these cells on this class of machine.")
     caption = (
         f"Up to {NIGHTS} nights, oldest at the left, tonight filled; all of machine class "
         f"{entries[-1].machine_class if night is None else night.machine_class}. Margin: limit over worst, "

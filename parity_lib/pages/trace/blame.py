@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from parity_lib.judge.blame import EQUAL, Blame
-from parity_lib.pages.kit.fragment import Column, Fragment, details, plain_table, table
-from parity_lib.pages.kit.text import escape, number
+from parity_lib.pages.kit.fragment import Fragment, details, note, paragraph
+from parity_lib.pages.kit.table import Column, table
+from parity_lib.pages.kit.text import number
 from parity_lib.trace.token import TokenTrace
 
 _COLUMNS = (
@@ -27,15 +28,14 @@ def native_blame(trace: TokenTrace) -> Fragment:
         f"On the deployed file, from the tokens to the logits: burn {number(logits.burn)} and llama.cpp "
         f"{number(logits.llamacpp)} from float64 with the reference's rounding of activations: {_words(logits)}."
     )
-    note = (
+    method = (
         "Relative errors, norms over the channels, pooled over the positions up to the traced one; the interval is "
         f"from a bootstrap over {logits.n} {logits.drawn}. A rounding that falls the other way is another input "
         "from there on, so sound engines are far apart here and about equally far from the oracle; where only one of "
         "them had such a step it shows as many times, and is nobody's fault while every op above is inside its limits."
     )
-    body = details(f"{len(rows)} rows: layer by layer", table(_COLUMNS, rows, css="layers"))
-    html = f'<p>{escape(sentence)}</p>{body}<p class="note">{escape(note)}</p>'
-    return Fragment(html=html, plain="\n".join([sentence, plain_table(_COLUMNS, rows), note]))
+    layers = details(f"{len(rows)} rows: layer by layer", table(_COLUMNS, rows, css="layers"))
+    return paragraph(sentence) + layers + note(method)
 
 
 def _row(blame: Blame) -> list[str]:

@@ -8,8 +8,7 @@ import numpy as np
 
 from parity_lib.engines import sites
 from parity_lib.judge.waterfall import Waterfall
-from parity_lib.pages.kit.figures import Gallery, Palette, decades, picture, plain_decades
-from parity_lib.pages.kit.fragment import Picture
+from parity_lib.pages.kit.figures import Gallery, Palette, Picture, decades, picture, plain_decades
 from parity_lib.pages.kit.op_names import short_name
 from parity_lib.pages.kit.text import Words, number, signed
 from parity_lib.records.traces import F64
@@ -27,7 +26,7 @@ _SHOWN_TICKS = 34  # labels of an axis that fit side by side
 _UPRIGHT = 12  # of them: more are turned where a name is long
 
 
-def layer_profile(trace: TokenTrace) -> Picture:
+def layer_profile(trace: TokenTrace) -> Gallery:
     """Return burn's and llama.cpp's error against the float64 oracle, their distance, and each layer's local error."""
     row, layers = trace.place.row, trace.layers
     burn, llamacpp, total, floor = (
@@ -74,7 +73,7 @@ def layer_profile(trace: TokenTrace) -> Picture:
         "come together since the embedding. A bar that reaches the total is where it comes from; "
         "lines without a bar inherit."
     )
-    return picture(draw, inches=_INCHES, alt=alt, caption=caption)
+    return Gallery((picture(draw, inches=_INCHES, alt=alt),), caption, frozenset({0}))
 
 
 def local_errors(trace: TokenTrace) -> F64:

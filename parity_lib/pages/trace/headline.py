@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from markupsafe import Markup
+
 from parity_lib.base.names import Outcome
-from parity_lib.pages.kit.fragment import HEADLINE, Fragment
+from parity_lib.pages.kit.box import box
+from parity_lib.pages.kit.fragment import Fragment
 from parity_lib.pages.kit.outcomes import look
 from parity_lib.pages.kit.scraps import record
-from parity_lib.pages.kit.text import Words, escape
+from parity_lib.pages.kit.text import Words, code_markup
 from parity_lib.pages.trace.conclusion import Conclusion
 from parity_lib.trace.token import TokenTrace
 
@@ -20,7 +23,6 @@ def trace_box(trace: TokenTrace, conclusion: Conclusion, words: Words | None = N
     """Return the box on top of the page: outcome, place, the sentence, and what else is known in one line each."""
     words = words or Words()
     place, cell = trace.place, trace.cell.id
-    style = look(conclusion.outcome)
     fed = words.token(place.sequence[place.row])
     where = f"prompt {words.prompt(place.prompt_idx)}, token {place.token_idx}"
     title = f"{conclusion.outcome} at {where}{_TITLE.get(conclusion.outcome, '')}"
@@ -29,19 +31,15 @@ def trace_box(trace: TokenTrace, conclusion: Conclusion, words: Words | None = N
         marks.insert(0, f"seeded fault: {trace.cell.request.fault}")
     if trace.cell.unpinned:
         marks.append("unpinned: limits derived from this sequence")
-    sentences = [conclusion.sentence, *conclusion.more]
-    chips = "".join(f"<li>{escape(mark)}</li>" for mark in marks)
-    html = (
-        f'<p class="cell-id"><strong>{escape(cell)}</strong></p>'
-        f'<section class="verdict {style.css}" aria-label="verdict">'
-        f'<p class="word"><span class="sign" aria-hidden="true">{style.sign}</span> {escape(title)}</p>'
-        f'<ul class="marks">{chips}</ul>'
-        f"<p><strong>{markup(conclusion.sentence)}</strong></p>"
-        f"{''.join(f'<p>{markup(sentence)}</p>' for sentence in conclusion.more)}</section>"
+    first = Markup("<strong>{}</strong>").format(code_markup(conclusion.sentence))
+    return box(
+        look(conclusion.outcome),
+        title,
+        name=str(cell),
+        marks=[(mark, "") for mark in marks],
+        sentences=[first, *map(code_markup, conclusion.more)],
+        tab=f"trace {conclusion.outcome} · {cell.model} · {cell.quant} · p{place.prompt_idx} t{place.token_idx}",
     )
-    plain = "\n".join([str(cell), title, " · ".join(marks), *(s.replace("`", "") for s in sentences)])
-    tab = f"trace {conclusion.outcome} · {cell.model} · {cell.quant} · p{place.prompt_idx} t{place.token_idx}"
-    return Fragment(html=html, plain=plain, role=HEADLINE, title=tab)
 
 
 def record_trace(conclusion: Conclusion) -> None:
@@ -52,9 +50,3 @@ def record_trace(conclusion: Conclusion) -> None:
     record("more", list(conclusion.more))
     record("first_site", "" if first is None else first.where)
     record("blame", {"word": conclusion.blame.word, "low": conclusion.blame.low, "high": conclusion.blame.high})
-
-
-def markup(sentence: str) -> str:
-    """Escape a sentence; what stands between backticks becomes code."""
-    parts = [escape(part) for part in sentence.split("`")]
-    return "".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts))

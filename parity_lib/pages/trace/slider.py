@@ -6,7 +6,8 @@ import os
 from importlib import import_module, util
 from typing import Any
 
-from parity_lib.pages.kit.fragment import Column, Fragment, details, plain_table, table
+from parity_lib.pages.kit.fragment import Fragment, details
+from parity_lib.pages.kit.table import Column, table
 from parity_lib.pages.kit.text import Words, margin, number, percent, signed
 from parity_lib.pages.trace.conclusion import traced_positions
 from parity_lib.pages.trace.tables import top_table
@@ -67,10 +68,9 @@ def token_table(trace: TokenTrace, words: Words | None = None, token: int | None
                 words.token(int(shown.pair.candidate.topk_ids[at, 0])),
             ]
         )
-    marks = ['class="here"' if at == row else "" if shown.share[at] <= 1 else 'class="bad"' for at in range(len(rows))]
+    marks = ["here" if at == row else "" if shown.share[at] <= 1 else "bad" for at in range(len(rows))]
     low, high = max(0, row - _AROUND), row + _AROUND + 1
-    html = table(_COLUMNS, rows[low:high], row_attributes=marks[low:high], css="around", cards=False)
-    if len(rows) > len(rows[low:high]):
-        whole = table(_COLUMNS, rows, row_attributes=marks, css="around", cards=False)
-        html += details(f"all {len(rows)} tokens", whole)
-    return Fragment(html=html, plain=plain_table(_COLUMNS, rows[low:high]))
+    near = table(_COLUMNS, rows[low:high], marks=marks[low:high], css="around", cards=False)
+    if len(rows) == len(rows[low:high]):
+        return near
+    return near + details(f"all {len(rows)} tokens", table(_COLUMNS, rows, marks=marks, css="around", cards=False))

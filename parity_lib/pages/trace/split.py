@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from parity_lib.judge.error_split import ErrorSplit, KindSplit
-from parity_lib.pages.kit.fragment import Column, Fragment, plain_table, table
+from parity_lib.pages.kit.fragment import Fragment, note
 from parity_lib.pages.kit.op_names import op_words
-from parity_lib.pages.kit.text import count, escape, number
+from parity_lib.pages.kit.table import Column, table
+from parity_lib.pages.kit.text import count, number
 from parity_lib.trace.token import TokenTrace
 
 _COLUMNS = (
@@ -23,10 +24,8 @@ def split_table(trace: TokenTrace) -> Fragment:
     """Return what the reference's products are off by, kind by kind, and the same at the logits."""
     split = trace.split
     rows = [_row(kind) for kind in split.kinds]
-    marks = ['class="bad"' if kind.differ else "" for kind in split.kinds]
-    note = " ".join(_notes(split))
-    html = table(_COLUMNS, rows, row_attributes=marks, css="split") + f'<p class="note">{escape(note)}</p>'
-    return Fragment(html=html, plain=f"{plain_table(_COLUMNS, rows)}\n{note}")
+    marks = ["bad" if kind.differ else "" for kind in split.kinds]
+    return table(_COLUMNS, rows, marks=marks, css="split") + note(" ".join(_notes(split)))
 
 
 def _row(kind: KindSplit) -> list[str]:

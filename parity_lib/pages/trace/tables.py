@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from markupsafe import Markup
 
 from parity_lib.base.names import TOP_JUDGED
 from parity_lib.judge.blame import Blame
 from parity_lib.numerics.op_error import OpError
 from parity_lib.pages.cell.positions import Positions
-from parity_lib.pages.kit.fragment import Column, Fragment, details, plain_table, table
+from parity_lib.pages.kit.fragment import Fragment, details, note
 from parity_lib.pages.kit.op_names import op_words
-from parity_lib.pages.kit.text import NONE, Words, count, escape, number, percent, signed
+from parity_lib.pages.kit.table import Column, table
+from parity_lib.pages.kit.text import NONE, Words, count, number, percent, signed
 from parity_lib.pages.trace.conclusion import traced_positions
 from parity_lib.trace.token import TokenTrace
 
@@ -65,10 +67,8 @@ def top_table(trace: TokenTrace, words: Words | None = None, row: int | None = N
             share = math.exp(logit - float(side.logsumexp[row])) if math.isfinite(logit) else math.nan
             line += [words.token(int(side.topk_ids[row, rank])), number(logit, 6), percent(share)]
         rows.append(line)
-    note = _margins(shown, row)
-    marks = ['class="bad"' if line[1] != line[4] else "" for line in rows]
-    html = table(_TOPS, rows, row_attributes=marks, css="tops", cards=False) + f'<p class="note">{escape(note)}</p>'
-    return Fragment(html=html, plain=f"{plain_table(_TOPS, rows)}\n{note}")
+    marks = ["bad" if line[1] != line[4] else "" for line in rows]
+    return table(_TOPS, rows, marks=marks, css="tops", cards=False) + note(_margins(shown, row))
 
 
 def _margins(shown: Positions, row: int) -> str:
@@ -98,17 +98,17 @@ def layer_table(trace: TokenTrace) -> Fragment:
         value = sum(part.value for part in fall.parts if part.name.startswith("result_"))
         head = [signed(value), _share(value / fall.delta if fall.delta else 0.0), *[NONE] * 4]
     rows.append(["logits", *head, *_blame(trace.layers.blames[-1])])
-    marks = ['class="bad"' if row[-1] != "equal" else "" for row in rows]
+    marks = ["bad" if row[-1] != "equal" else "" for row in rows]
     drawn = trace.layers.blames[-1]
-    note = (
+    method = (
         "Errors are norms of the residual stream, as shares of llama.cpp's own at the traced token: what enters a "
         "layer, times its gain, is what it inherits; what it gets wrong on llama.cpp's own input is new. float64: "
         f"the oracle on the same file; the interval is from a bootstrap over {drawn.n} {drawn.drawn}."
     )
-    body = table(_LAYERS, rows, row_attributes=marks, css="layers") + f'<p class="note">{escape(note)}</p>'
+    body = table(_LAYERS, rows, marks=marks, css="layers") + note(method)
     if len(rows) > _FOLDED_FROM:
         body = details(f"{len(rows)} rows: part of the delta, inherited, new, and whose, layer by layer", body)
-    return Fragment(html=body, plain=f"{plain_table(_LAYERS, rows)}\n{note}")
+    return body
 
 
 def op_table(trace: TokenTrace) -> Fragment:
@@ -117,15 +117,14 @@ def op_table(trace: TokenTrace) -> Fragment:
     total = {error.site: error for error in trace.followed.errors}
     ranked = sorted(trace.ops.errors, key=lambda error: (-error.share, -error.nmse))
     rows = [_op(trace, error, local[error.site], total[error.site]) for error in ranked[:_OPS_SHOWN]]
-    marks = ["" if error.share <= 1 else 'class="bad"' for error in ranked[:_OPS_SHOWN]]
+    marks = ["" if error.share <= 1 else "bad" for error in ranked[:_OPS_SHOWN]]
     n_over = sum(not error.share <= 1 for error in ranked)
-    note = (
+    scope = (
         f"{count(len(ranked))} of {count(trace.ops.expected)} ops replayed on the native path, {count(n_over)} over a "
         f"limit; the {len(rows)} nearest to theirs. NMSE: sum of squared differences over sum of squares. Inherited: "
         "total less local, on the F32 twin, over all watched positions."
     )
-    html = f'<p class="note">{escape(note)}</p>' + table(_OPS, rows, row_attributes=marks, css="ops")
-    return Fragment(html=html, plain=f"{note}\n{plain_table(_OPS, rows)}")
+    return note(scope) + table(_OPS, rows, marks=marks, css="ops")
 
 
 def _op(trace: TokenTrace, error: OpError, local: OpError, total: OpError) -> list[str]:
@@ -160,12 +159,10 @@ def trace_commands(trace: TokenTrace) -> Fragment:
     lines.append(("the whole cell", f"parity run {request.model} {request.quant}".rstrip() + tail))
     if trace.reproducer is not None:
         lines.append((f"replay the failing op (folder {trace.reproducer.name})", f"parity replay {trace.reproducer}"))
-    columns = (Column("what"), Column("command", markup=True))
-    rows = [[what, f"<code>{escape(command)}</code>"] for what, command in lines]
-    plain = "\n".join(f"{what}: {command}" for what, command in lines)
-    note = f"The failing op could not be kept in a reproducer: {trace.reproducer_lost}" if trace.reproducer_lost else ""
-    html = table(columns, rows, css="commands") + (f'<p class="note">{escape(note)}</p>' if note else "")
-    return Fragment(html=html, plain=f"{plain}\n{note}".rstrip())
+    rows = [[what, Markup("<code>{}</code>").format(command)] for what, command in lines]
+    shown = table((Column("what"), Column("command")), rows, css="commands")
+    lost = trace.reproducer_lost
+    return shown + note(f"The failing op could not be kept in a reproducer: {lost}" if lost else "")
 
 
 def _first_over(trace: TokenTrace) -> int | None:

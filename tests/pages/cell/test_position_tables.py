@@ -52,7 +52,7 @@ def test_fed_text_is_shown_with_visible_whitespace(green: Positions) -> None:
     words = Words({int(token): b" ab\n" for token in fed})
     rows = opened(position_tables(green, (), words).html)
     assert '<td data-label="fed so far, last token at the end">' in rows
-    assert rows.count("␣ab↵&quot;</td>") == 10
+    assert rows.count("␣ab↵&#34;</td>") == 10
 
 
 def test_drill_down_stands_around_the_first_divergence(red: Positions, green: Positions, words: Words) -> None:

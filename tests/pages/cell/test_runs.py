@@ -18,8 +18,8 @@ def test_sides_stand_in_one_order_and_differences_are_bold(make_verdict: Callabl
         "candidate (burn)",
     ]
     assert "<div><b>burn</b></div>" in html
-    assert "<div>llama.cpp</div>" in html
-    assert "<div>x86-64 avx512 2 cores</div>" in html
+    assert '">llama.cpp</td>' in html
+    assert '">x86-64 avx512 2 cores</td>' in html
     assert "<b>x86-64 avx512 2 cores</b>" not in html
 
 

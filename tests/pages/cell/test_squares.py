@@ -7,7 +7,7 @@ from parity_lib.pages.cell.drift import drift
 from parity_lib.pages.cell.position_map import LONG, heatmap, kept_rows, row_anchor, squares_of
 from parity_lib.pages.cell.position_tables import anchors, position_tables
 from parity_lib.pages.cell.positions import Positions, positions
-from parity_lib.pages.kit.fragment import Picture
+from parity_lib.pages.kit.figures import Picture
 from parity_lib.records.tolerances import BandSet
 from parity_lib.records.verdicts import Verdict
 

@@ -50,7 +50,7 @@ def test_tonights_spread_stands_beside_the_pinned_one_and_what_is_off_is_marked(
     for provisional, n_bad in ((False, 1), (True, 0)):
         literal = {**verdict.literal, "spread": {**spread, "pinned": pinned, "provisional": provisional}}
         shown = native_section(structs.replace(verdict, literal=literal))
-        rows = section(shown.plain, "Is llama.cpp what it was?")
+        rows = section(shown.plain, "Has llama.cpp's own variation changed since it was pinned?")
         assert rows[1].split()[-1] == "+0.0%"
         assert rows[2].split()[-1] == "-50.0%"
         assert shown.html.count('class="bad"') == n_bad

@@ -30,7 +30,7 @@ def test_a_derived_model_shows_how_near_it_is_to_its_source(tmp_path: Path) -> N
     path = tmp_path / pin.file_name
     path.write_bytes(b"x")
     status = ModelStatus(pin, path, "ready")
-    assert "nothing to show of their equality" in origin_table([status]).plain
+    assert "no equality to a source was measured" in origin_table([status]).plain
     write_receipt(path, path, {"equalities": [dataclasses.asdict(EQUAL)]})
     lines = origin_table([status]).plain.splitlines()
     assert lines[-2].split()[-6:] == ["128", "7.1e-07", "1.0e-05", "14x", "inside", "4.0e-05"]

@@ -116,7 +116,7 @@ def test_a_page_without_headline_says_what_was_asked_for() -> None:
     given = code(source, tags=("parameters",))
     injected = code("model = 'b'", tags=("injected-parameters",))
     page = shown(arrange([text("# T"), given, injected, code("judge()", error("PinError", "x"), tags=("compute",))]))
-    assert "Asked for: model b · quant Q8_0</span>" in page[1]
+    assert "Asked for: model b · quant Q8_0</p>" in page[1]
 
 
 def test_a_green_headline_never_hides_that_later_cells_did_not_run(make_verdict: Callable[..., Verdict]) -> None:
@@ -132,7 +132,7 @@ def test_what_the_runner_saw_comes_before_everything_else(make_verdict: Callable
     page = shown(arrange(notebook(make_verdict()), banner))
     assert "INCOMPLETE: the kernel died (exit status 138)" in page[1]
     assert "GGML_ASSERT(x) failed" in page[1]
-    assert "Nothing below is a result of a complete run." in page[1]
+    assert "No part of this page is a result of a complete run." in page[1]
 
 
 def test_the_runners_note_in_the_notebook_is_shown_once() -> None:

@@ -7,7 +7,7 @@ def test_lines_are_copied_as_they_are() -> None:
     line = 'DIVERGED model=m note="a < b & c"'
     shown = lines_block([line])
     assert shown.plain == line
-    assert "<span>DIVERGED model=m note=&quot;a &lt; b &amp; c&quot;\n</span>" in shown.html
+    assert "<span>DIVERGED model=m note=&#34;a &lt; b &amp; c&#34;\n</span>" in shown.html
 
 
 def test_many_lines_are_folded_and_the_rest_is_counted() -> None:

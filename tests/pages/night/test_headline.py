@@ -16,10 +16,10 @@ from parity_lib.records.night_record import Night
 
 def test_header_says_outcome_counts_not_run_control_and_what_next(night: Night) -> None:
     lines = night_header(night).plain.splitlines()
-    assert lines[0] == "Night 2026-11-23: DIVERGED"
-    assert "crates.io burn, not the fork" in lines[1]
-    assert lines[2] == "8 cells: 2 DIVERGED (1 as expected), 1 INCOMPLETE, 2 not run, 3 ok."
-    assert lines[3].startswith("Not run: llama-3-8b Q4_K_M, llama-3-8b Q8_0 (the file is not staged")
+    assert lines[1] == "Night 2026-11-23: DIVERGED"
+    assert "crates.io burn, not the fork" in lines[2]
+    assert lines[3] == "8 cells: 2 DIVERGED (1 as expected), 1 INCOMPLETE, 2 not run, 3 ok."
+    assert lines[4].startswith("Not run: llama-3-8b Q4_K_M, llama-3-8b Q8_0 (the file is not staged")
     assert "Red control: 1 of 1 caught." in lines
     assert lines[-1].startswith("Next: read smollm2-135m · Q8_0")
     assert '<a href="cells/smollm2-135m-Q8_0-avx512-crates-io-f32-0a1b2c3d/02_logits.html">its page</a>' in (
@@ -54,7 +54,7 @@ def test_a_night_that_is_not_of_one_piece_says_so(night: Night) -> None:
     resumed = structs.replace(
         night, cells=(kept, *night.cells[1:]), resumed=("2026-11-23T04:15:00+00:00",), interrupted=True
     )
-    marks = night_header(resumed).plain.splitlines()[1]
+    marks = night_header(resumed).plain.splitlines()[2]
     assert marks.startswith("interrupted · resumed at 04:15 UTC, 1 cells kept from before · ")
     assert "· kept from before" in cost_table(resumed).plain
 
