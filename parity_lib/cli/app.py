@@ -1,4 +1,4 @@
-"""The command line. Each command imports what it needs when it runs, so that all of them start at once."""
+"""The command line. Each command imports its modules when it runs, so that every command starts quickly."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ EPILOG = "Exit status: 0 parity; 1 diverged; 2 usage error; 3 incomplete, invali
 @click.version_option(package_name="gguf-parity", prog_name="parity")
 @click.pass_context
 def cli(context: click.Context, debug: bool) -> None:
-    """Prove or refute that burn computes what llama.cpp computes, logit by logit."""
+    """Compare burn with llama.cpp on GGUF files, logit by logit and op by op."""
     context.obj = {"debug": debug}
 
 
 @cli.command()
 def doctor() -> int:
-    """Say what works on this machine, what does not, and what to do about it."""
+    """Check this machine's set-up: what works, what does not, and what to do about it."""
     from parity_lib.cli.doctor import examine
 
     worst = OK
@@ -52,24 +52,30 @@ def doctor() -> int:
 @click.option(
     "--plan", default="smoke", show_default=True, metavar="PLAN", help="A plan file, or a shipped plan's name."
 )
-@options.out("all runs, in which this one gets its own")
+@options.out("all nightly runs; this one gets a folder inside")
 @options.only("cells")
-@click.option("--require-all", is_flag=True, help="A cell that cannot run makes the night incomplete; no holes.")
+@click.option(
+    "--require-all", is_flag=True, help="A cell that cannot run makes the nightly run incomplete, instead of NOT_RUN."
+)
 @click.option(
     "--jobs",
     type=click.IntRange(min=1),
     default=None,
     metavar="N",
-    help="Cells at once, each on cores of its own, not as planned.",
+    help="Cells at once, each on its own cores; overrides the plan.",
 )
-@click.option("--full", is_flag=True, help="Replay every prompt op by op, and make every row again (T3, T6).")
+@click.option(
+    "--full",
+    is_flag=True,
+    help="Replay every prompt op by op, and recompute every row (T3, T6); default: some of them.",
+)
 @click.option(
     "--resume",
     is_flag=False,
     flag_value="newest",
     default="",
-    metavar="[NIGHT]",
-    help="Go on with the newest unfinished night of this plan, or with the one named; finished cells are kept.",
+    metavar="[RUN]",
+    help="Resume the newest unfinished run of this plan, or the named one; finished cells are kept.",
 )
 def nightly(
     plan: str, out: Path | None, only: str, require_all: bool, jobs: int | None, full: bool, resume: str
@@ -77,7 +83,7 @@ def nightly(
     """Run a plan: each cell a notebook in its own process, verdicts, pages, index, one exit status."""
     from parity_lib.night.night import NightOptions, run_night
 
-    # A cancelled job is an interrupted night: what was finished is kept, and no process is left behind.
+    # A cancelled job is an interrupted run: finished cells are kept, and no process is left behind.
     signal.signal(signal.SIGTERM, _as_interrupt)
     asked = NightOptions(plan=plan, out=out, only=only, require_all=require_all, jobs=jobs, full=full, resume=resume)
     night, _ = run_night(asked)
@@ -91,7 +97,9 @@ def nightly(
 @options.compute
 @options.prompts
 @options.threads
-@click.option("--candidate-file", default="", metavar="GGUF", help="Another file for the candidate, for drills.")
+@click.option(
+    "--candidate-file", default="", metavar="GGUF", help="Another GGUF file for the candidate, as a red control."
+)
 @options.fault
 @options.out("the record and the traces")
 def run(
@@ -101,7 +109,7 @@ def run(
     out: Path | None,
     **asked: Any,  # noqa: ANN401 - strings, and n_threads
 ) -> int:
-    """Compare one cell: MODEL is an id of the pins or the path of any GGUF file; then QUANT is read from it."""
+    """Compare one cell: MODEL is a pinned id, or the path of any GGUF file (then QUANT is read from it)."""
     from parity_lib.cell.steps import CellRequest, run_cell
     from parity_lib.faults.names import check_faults
 
@@ -208,7 +216,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _invoke(words: list[str]) -> int:
-    """Run a command and return what it returns; a wrong word is shown as click shows it.
+    """Run a command and return its exit status; usage errors are shown by click.
 
     Not through ``cli.app.main``, which ends the process with 1 where a pipe is closed: here 1 means diverged.
     """

@@ -1,4 +1,4 @@
-"""What works on this machine, what does not, and what to do about it. Looks only; changes nothing."""
+"""Checks of this machine's set-up: what works, what does not, and what to do about it. Changes no file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOM_BYTES = 5_000_000_000  # the default models, their F32 twins, and the logit
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing looked at. ``ok`` is None for a plain fact."""
+    """The result of one check. ``ok`` is None for a plain fact."""
 
     name: str
     ok: bool | None
@@ -38,7 +38,7 @@ class Check:
 
 
 def examine() -> list[Check]:
-    """Return every check, in the order in which a broken set-up is put right."""
+    """Return every check, in the order in which a broken set-up is repaired."""
     groups = (_machine, _fixtures, _reference, _candidate, _notebooks, _models, _disk)
     return [check for group in groups for check in _guarded(group)]
 

@@ -1,4 +1,4 @@
-"""``parity faults``: seed every known fault into one cell and show which gate caught it."""
+"""``parity faults``: seed every known fault into one cell and show which rung caught it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ LINE_WIDTH = 200  # of a line under the table; divergences.jsonl of the fault's 
 @options.isa
 @options.prompts
 @options.threads
-@options.out("the matrix and of every cell")
+@options.out("the kill matrix and of each fault's records")
 def command(
     model: str,
     quant: str,
@@ -56,7 +56,7 @@ def command(
     n_threads: int,
     out: Path | None,
 ) -> int:
-    """Seed every fault that fits MODEL into the candidate: what catches it, and what survives."""
+    """Seed every fault that fits MODEL into the candidate, and show which rung catches each (the kill matrix)."""
     from parity_lib.base.names import Outcome
     from parity_lib.base.toml_table import read_toml
     from parity_lib.cell.steps import CellRequest
@@ -128,7 +128,7 @@ def _summary(matrix: KillMatrix) -> None:
 
 
 def run(request: CellRequest, only: str, faults: Path | None) -> int:
-    """Seed every drill of rung T3 into a cell, print the table, return the exit status."""
+    """Seed every fault of one op into a cell, print which op T3 named, and return the exit status."""
     from parity_lib.cell.request import open_cell
     from parity_lib.faults.op_faults import TRIALS, run_place_drills
 

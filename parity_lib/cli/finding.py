@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-EPILOG = "Exit status: 0 none is present; 1 one is; 2 usage error; 3 a check could not be made."
+EPILOG = "Exit status: 0 no finding is present; 1 at least one is; 2 usage error; 3 a check could not be made."
 FIX_EPILOG = "Exit status: 0 the fixes are in the checkout; 2 usage error; 3 not a checkout of the pinned revision."
 
 
@@ -38,7 +38,7 @@ def group() -> None:
 @click.argument("names", nargs=-1)
 @_source
 def check_command(names: tuple[str, ...], source: Path) -> int:
-    """Run the checks of docs/findings.md (all, or those of NAMES) on a checkout, and say what it gives.
+    """Check whether the findings of docs/findings.md (all, or NAMES) are present in a checkout, and print the numbers.
 
     The first run builds a small program on the checkout: half a minute.
     """

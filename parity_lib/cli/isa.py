@@ -1,4 +1,4 @@
-"""``parity isa``: build a target of llama.cpp, prove which instructions run, split a delta by engine and target."""
+"""``parity isa``: build an ISA target of llama.cpp, sample what runs, split a delta by engine and target."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EPILOG = "Exit status: 0 proven, built or split; 1 other instructions ran; 2 usa
 
 @click.group(name="isa", epilog=EPILOG)
 def command() -> None:
-    """Instruction sets: build an ISA target of llama.cpp, prove what runs, split a delta by engine and ISA target."""
+    """Instruction sets: build an ISA target of llama.cpp, sample what runs, split a delta by engine and ISA target."""
 
 
 @command.command(epilog=EPILOG)
@@ -27,7 +27,7 @@ def command() -> None:
     help="Threads of each engine.",
 )
 def prove(targets: tuple[str, ...], threads: int) -> int:
-    """Run both engines on each of TARGETS (default: all) for a moment and say which instructions they ran.
+    """Run both engines briefly on each of TARGETS (default: all) and show which instructions were sampled.
 
     Each engine is judged apart. A target that it cannot run here is a failure only where it was named.
     """
@@ -60,7 +60,7 @@ def prove(targets: tuple[str, ...], threads: int) -> int:
 @options.threads
 @options.out("the record and the logs")
 def split(model: str, quant: str, targets: str, prompts: str, n_threads: int, out: Path | None) -> int:
-    """Say how much of a delta comes from the engine and how much from the instruction set.
+    """Split a delta into the parts of the engine, of the instruction set, and of both together.
 
     Both engines score the same tokens on both ISA targets of this machine, on MODEL's file and on its F32 twin.
     """

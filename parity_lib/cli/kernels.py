@@ -1,4 +1,4 @@
-"""``parity kernels``: the baseline that rung T3's limits stand on."""
+"""``parity kernels``: measure the baseline from which rung T3's limits are derived."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ EPILOG = "Exit status: 0 every op is inside of rung T3's limits; 1 one is not; 2
 )
 @options.isa
 @options.stack
-@click.option("--repacked", is_flag=True, help="Let llama.cpp re-order weights for kernels of its own.")
+@click.option("--repacked", is_flag=True, help="Run llama.cpp with re-ordered weights (its repacked kernels).")
 @options.fault
 @options.prompts
 @options.threads

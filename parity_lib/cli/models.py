@@ -37,7 +37,7 @@ def verify() -> int:
 @click.argument("model", default="")
 @click.argument("quant", default="")
 def prepare(model: str, quant: str) -> int:
-    """Make the default models and their F32 twins (or only MODEL, QUANT); does nothing twice."""
+    """Make the default models and their F32 twins (or only MODEL, QUANT); existing files are kept."""
     from parity_lib.models.ensure import prepare_all
     from parity_lib.records.pins import DEFAULT, load_pins
 

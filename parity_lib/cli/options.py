@@ -18,12 +18,19 @@ Decorator = Callable[[Command], Command]
 MOST_THREADS = 512  # GGML_MAX_N_THREADS: ggml ends its process beyond it
 
 isa = click.option(
-    "--isa", default="host", show_default=True, help="Instruction-set ISA target, or 'host': the widest here."
+    "--isa", default="host", show_default=True, help="ISA target: avx2, avx512, amx, neon, or 'host': the widest here."
 )
-stack = click.option("--stack", default="crates-io", show_default=True, help="What stands under the candidate.")
+stack = click.option(
+    "--stack",
+    default="crates-io",
+    show_default=True,
+    help="Which build of burn the candidate uses (see `parity stack list`).",
+)
 compute = click.option("--compute", default="f32", show_default=True, help="Arithmetic of the candidate's matmuls.")
-fault = click.option("--fault", default="", metavar="NAME", help="A fault seeded into the candidate, for drills.")
-prompts = click.option("--prompts", default="", metavar="FILE", help="A prompts file of your own.")
+fault = click.option("--fault", default="", metavar="NAME", help="Seed a fault into the candidate, as a red control.")
+prompts = click.option(
+    "--prompts", default="", metavar="FILE", help="Your own prompts file, shaped like fixtures/prompts.toml."
+)
 prompt = click.option("--prompt", default="0", show_default=True, metavar="ID", help="Number or name of the prompt.")
 threads = click.option(
     "--threads",
@@ -54,11 +61,11 @@ def only(things: str) -> Decorator:
 
 def write(fixture: str) -> Decorator:
     """Return the option that puts what was measured into a fixture."""
-    return click.option("--write", is_flag=True, help=f"Put it into fixtures/{fixture} in place of the old one.")
+    return click.option("--write", is_flag=True, help=f"Write the result to fixtures/{fixture}, replacing the old one.")
 
 
 def run_folder(model: str, *parts: str) -> Path:
-    """Return the folder of a run that was given none: below ``reports/runs``, named by time, model and ``parts``."""
+    """Return the default output folder of a run: ``reports/runs/<time>-<model>-<parts>``."""
     name = "-".join(part for part in (Path(model).stem, *parts) if part)
     root = Path(__file__).resolve().parents[2] / "reports" / "runs"
     return root / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{name}"

@@ -22,7 +22,7 @@ SHOWN = 3  # numbers of a value
 @click.argument("reproducer", type=click.Path(path_type=Path))
 @click.option("--without-fault", is_flag=True, help="Leave out the fault that was seeded into the candidate.")
 def command(reproducer: Path, without_fault: bool) -> int:
-    """Recompute the op of a failure CAPSULE with llama.cpp and with burn; no model file is needed."""
+    """Recompute the op of a REPRODUCER folder with llama.cpp and with burn, without the model file."""
     from parity_lib.trace.reproducer.replay import replay_reproducer
 
     replayed = replay_reproducer(reproducer, sound=without_fault)
@@ -34,7 +34,7 @@ def command(reproducer: Path, without_fault: bool) -> int:
 
 
 def lines(replayed: ReproducerReplay) -> list[str]:
-    """Return what a replay says, line by line; the last begins with AGREE, DIFFER or UNDECIDED."""
+    """Return the result of a replay as lines; the last begins with AGREE, DIFFER or UNDECIDED."""
     reproducer = replayed.reproducer
     at, op, limit = reproducer.at, reproducer.op, reproducer.limit
     head = f" of head {at.head}" if op.table.inner else ""

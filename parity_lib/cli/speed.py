@@ -123,7 +123,7 @@ def share_of_sgemm(n_threads: int, n_rows: int) -> Iterator[Row]:
 
 
 def tracing(folder: Path, n_threads: int) -> Iterator[Row]:
-    """Yield what a look at every node costs the reference, and how long rung T3 takes for one prompt of 64 tokens."""
+    """Yield what observing every node costs the reference, and how long rung T3 takes for one prompt of 64 tokens."""
     path = ensure.ensure(MODEL, QUANT, load_pins())
     facts, isa, log = read_facts(path), machine.host_target(), folder / "engines.log"
     asked = {"path": str(path), "isa": isa, "n_threads": n_threads}
@@ -148,7 +148,7 @@ def tracing(folder: Path, n_threads: int) -> Iterator[Row]:
     plain_s, taps_s = (min(side) for side in zip(*times, strict=True))
     size = (nodes / VALUES).stat().st_size / 1e6
     detail = f"median of {TURNS}; best {taps_s * 1e3:.0f} over {plain_s * 1e3:.0f} ms, {TRACED} tokens, {size:.0f} MB"
-    yield Row("a look at every node over none, prefill", ratio, "x", 1.15, True, detail)
+    yield Row("every node observed over none, prefill", ratio, "x", 1.15, True, detail)
     after = f"and {np.median(writes) * 1e3:.0f} ms for the file, after the pass"
     yield Row("the same with the file that it writes", written, "x", None, True, after)
     ours = asked | {"stack": "crates-io", "compute": "ggml"}
@@ -165,7 +165,7 @@ def tracing(folder: Path, n_threads: int) -> Iterator[Row]:
 
 
 def _own_seconds(engine: Worker, run: Callable[[], object]) -> float:
-    """Return the time that an engine itself counts for a call: its graph, with what looks at it."""
+    """Return the time that an engine itself measures for a call: its graph, taps included."""
     before: float = engine.call("run_info").seconds
     run()
     after: float = engine.call("run_info").seconds

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 OK, DIFFERS, INCOMPLETE = 0, 1, 3
-TILES_EPILOG = "Exit status: 0 right and on AMX tiles; 1 wrong; 2 usage error; 3 AMX did not run, or a hole."
+TILES_EPILOG = "Exit status: 0 right and on AMX tiles; 1 wrong; 2 usage error; 3 AMX did not run, or not built here."
 FORK_STACK = "spine"  # whose extension can call the fork's own functions by name
 SOUND = 1e-5  # of a product, largest difference over its rms: f32 sums of 512 terms reach a fifth of it
 
@@ -43,12 +43,14 @@ def group() -> None:
     help="The fork: a checkout, a git directory, or what git clones. Default: $PARITY_FORK_SOURCE, or as last time.",
 )
 @click.option(
-    "--faults", is_flag=True, help="Build the library in which faults can be seeded, for drills; never judged."
+    "--faults",
+    is_flag=True,
+    help="Build the library in which faults can be seeded, for red controls; it is never judged.",
 )
 @click.option("--again", is_flag=True, help="Build although the build of these sources is there.")
 @click.option("--relock", is_flag=True, help="Resolve the stack's Cargo.lock again, after a manifest was changed.")
 def build_command(stack: str, from_: str, faults: bool, again: bool, relock: bool) -> int:
-    """Build STACK from the sources here into the cache; does nothing where that is done."""
+    """Build STACK from this checkout into the cache, unless that build exists."""
     from parity_lib.fork.build import build
     from parity_lib.records.pins import load_pins
 
@@ -62,7 +64,7 @@ def build_command(stack: str, from_: str, faults: bool, again: bool, relock: boo
 
 @group.command(name="list")
 def list_command() -> int:
-    """Show each stack: built, or a hole and what to do about it."""
+    """Show each stack: built, or NOT_RUN and what to do about it."""
     from parity_lib.records.pins import load_pins
 
     for pin in load_pins().stacks.values():
@@ -72,10 +74,12 @@ def list_command() -> int:
     return OK
 
 
-@group.command(name="prove", epilog="Exit status: 0 the build multiplies as it should; 1 it does not; 3 a hole.")
+@group.command(
+    name="prove", epilog="Exit status: 0 the build multiplies as it should; 1 it does not; 3 not built here."
+)
 @click.argument("stack")
 def prove_command(stack: str) -> int:
-    """Show what the build of STACK is, and let it multiply: its distance to float64 and the digest of its bits."""
+    """Show the build of STACK and one of its products: the distance to float64 and the digest of its bits."""
     from parity_lib.engines.worker.client import Worker
     from parity_lib.records.pins import load_pins
 
@@ -178,10 +182,10 @@ def _opened(stack: str, **ask: Any) -> Iterator[tuple[Cell, Reference]]:  # noqa
             let_go(cell.out_dir)
 
 
-@group.command(name="ops", epilog="Exit status: 0 every op sound; 1 one is not; 2 usage error; 3 a hole.")
+@group.command(name="ops", epilog="Exit status: 0 every op sound; 1 one is not; 2 usage error; 3 not built here.")
 @click.argument("stack")
 def ops_command(stack: str) -> int:
-    """Try the ops of STACK by themselves on hard inputs: distance to float64, and whether a value's place matters."""
+    """Run single ops of STACK on hard inputs: distance to float64, and whether a value depends on its place."""
     from parity_lib.engines.worker.client import Worker
     from parity_lib.fork.op_sweep import LIMIT
     from parity_lib.records.pins import load_pins
@@ -202,7 +206,7 @@ def ops_command(stack: str) -> int:
     return DIFFERS if wrong else OK
 
 
-@group.command(name="diagnose", epilog="Exit status: 0 no op is wrong; 1 one is; 2 usage error; 3 a hole.")
+@group.command(name="diagnose", epilog="Exit status: 0 no op is wrong; 1 one is; 2 usage error; 3 not built here.")
 @click.argument("stack")
 @options.model
 @options.prompt
@@ -246,7 +250,7 @@ def diagnose_command(
 @options.prompts
 @options.threads
 def tiles_command(model: str, quant: str, prompt: str, isa: str, prompts: str, n_threads: int) -> int:
-    """Call the fork's BF16 tile kernel by name for every weight product of MODEL QUANT, and say whether AMX ran."""
+    """Call the fork's BF16 tile kernel for every weight product of MODEL QUANT, and show whether AMX ran."""
     from parity_lib.cell.place import find_place
     from parity_lib.fork.tile_engine import KERNEL
     from parity_lib.fork.tiles import replay_tiles
@@ -262,7 +266,7 @@ def tiles_command(model: str, quant: str, prompt: str, isa: str, prompts: str, n
     return DIFFERS if found.wrong else OK if found.amx else INCOMPLETE
 
 
-@group.command(name="reader", epilog="Exit status: 0 every tensor equal; 1 not; 2 usage error; 3 a hole.")
+@group.command(name="reader", epilog="Exit status: 0 every tensor equal; 1 not; 2 usage error; 3 not built here.")
 @options.model
 def reader_command(model: str, quant: str) -> int:
     """Read every tensor of MODEL QUANT with the fork's own GGUF reader, and compare it bit by bit."""

@@ -38,7 +38,7 @@ EPILOG = (
 @options.prompts
 @options.out("the page")
 def command(out: Path | None, **asked: Any) -> int:  # noqa: ANN401 - strings, but for the token's number
-    """Trace one token of MODEL QUANT: which op is wrong by itself, where the delta comes from, whose error it is."""
+    """Trace one token of MODEL QUANT: the first wrong op, where the delta comes from, which engine is at fault."""
     folder = out or options.run_folder(
         asked["model"], asked["quant"], "trace", f"p{asked['prompt']}", f"t{asked['token']}"
     )
@@ -50,7 +50,7 @@ def command(out: Path | None, **asked: Any) -> int:  # noqa: ANN401 - strings, b
 
 
 def run_trace(asked: dict[str, Any], folder: Path) -> int:
-    """Run notebook 03 into a folder, draw its page, print what it says; return the exit status.
+    """Run notebook 03 into a folder, draw its page, print its conclusion, and return the exit status.
 
     Args:
         asked: parameters of the notebook but ``out_dir``.
@@ -99,7 +99,7 @@ def _check(asked: dict[str, Any]) -> None:
 
 
 def _broken(end: NotebookEnd, causes: tuple[str, ...], page: Path | None) -> int:
-    """Say why there is no trace; a wrong word of the user's is a usage error, not a gap."""
+    """Report why there is no trace: a usage error for a wrong argument, else incomplete."""
     for cause in causes:
         click.echo(f"INCOMPLETE: {cause}", err=True)
     click.echo(f"page: {page}; log: {end.job.log}", err=True)

@@ -74,7 +74,7 @@ def _present(pin: StackPin, *, faults: bool) -> StackReceipt | None:
 
 
 def _source(pin: StackPin, from_: str, folder: Path) -> Path | None:
-    """Return the fork's source tree: brought now, or kept from an earlier build; None for a stack without."""
+    """Return the fork's source tree: from ``--source``, or kept from an earlier build; None for a stack without one."""
     if pin.source is None:
         return None
     if from_:
@@ -118,7 +118,7 @@ def _build(pin: StackPin, tree: Path | None, folder: Path, say: Say, *, faults: 
 def _compile(
     pin: StackPin, patches: Mapping[str, Path], log: Path, say: Say, *, faults: bool, locked: bool
 ) -> list[dict[str, Any]]:
-    """Run cargo; return its messages about what it compiled. Everything it says goes into ``log``."""
+    """Run cargo; return its messages about what it compiled, and write its output to ``log``."""
     manifest = sources.manifest(pin.id) / "Cargo.toml"
     features = f"{FEATURES},{stacks.FAULTS}" if faults else FEATURES
     words = ["cargo", "build", "--release", "--features", features, "--manifest-path", str(manifest)]
@@ -142,7 +142,7 @@ def _compile(
             place=log,
             expected="status 0",
             found=f"status {status}\n{tail}",
-            next_step="read it; if it says that the lock file needs to be updated, look why, then --relock",
+            next_step="read it; if the lock file needs an update, find out why, then use --relock",
         )
     return [json.loads(line) for line in out.read_text().splitlines() if line.startswith("{")]
 
@@ -157,7 +157,7 @@ def _run(words: list[str], env: Mapping[str, str], err: IO[str], out: IO[str], s
     try:
         process = subprocess.Popen(words, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
     except FileNotFoundError as error:
-        step = "install Rust (rustup); the version stands in rust-toolchain.toml"
+        step = "install Rust (rustup), the version in rust-toolchain.toml"
         raise EngineError("there is no cargo", place="PATH", found=error, next_step=step) from error
     began = due = time.monotonic()
     with process:
@@ -174,7 +174,7 @@ def _run(words: list[str], env: Mapping[str, str], err: IO[str], out: IO[str], s
 
 
 def _check_patched(messages: list[dict[str, Any]], patches: Mapping[str, Path], log: Path) -> dict[str, str]:
-    """Return crate -> version of what was compiled from the patched folders, and of nothing else.
+    """Return crate -> version of what was compiled from the patched folders; refuse a crate from elsewhere.
 
     Raises:
         EngineError: cargo compiled such a crate from elsewhere, or not at all.
@@ -220,7 +220,7 @@ def _library(messages: list[dict[str, Any]], pin: StackPin, log: Path) -> Path:
 
 
 def _receipt(pin: StackPin, library: Path, patched: Mapping[str, str], *, faults: bool) -> StackReceipt:
-    """Ask the new library, in a process of its own, what it was built from, and hold that to the sources here."""
+    """Read the new library's build info in a worker process, and compare it with the sources of this checkout."""
     with Worker("parity_lib.fork.probe:StackProbe", {"library": str(library)}, timeout=60) as probe:
         said, can_seed = probe.call("build"), probe.call("faults")
     manifest = sources.manifest(pin.id)

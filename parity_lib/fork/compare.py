@@ -31,7 +31,7 @@ class Side:
 def compare_sides(
     cell: Cell, reference: Reference, first: Side, others: Sequence[Side]
 ) -> list[tuple[Side, BitDifference]]:
-    """Let each side score the reference's tokens, and compare each of ``others`` with ``first``.
+    """Score the reference's tokens with each side, and compare each of ``others`` with ``first``, bit by bit.
 
     Raises:
         EngineError: a stack is not built, or delivered fewer rows than it was fed.
@@ -50,7 +50,7 @@ def compare_sides(
 
 
 def score_side(cell: Cell, reference: Reference, side: Side, number: int) -> Rows:
-    """Let one side score the reference's tokens; its rows lie in the cell's spools under ``number``.
+    """Score the reference's tokens with one side; its rows go to the cell's spool ``number``.
 
     Raises:
         EngineError: it is not built, or delivered fewer rows than it was fed.

@@ -69,7 +69,7 @@ class Replay:
 
 
 def replay_ops(cell: Cell, stack: str, place: Place) -> Replay:
-    """Lead the stack through the reference's run of a sequence, op by op.
+    """Replay the reference's run of a sequence with the stack, op by op.
 
     Raises:
         EngineError, PinError: the stack is not built or cannot run here, or the engines have other sites.
@@ -121,7 +121,7 @@ def _below(cell: Cell, scores: F32) -> F64:
 
 
 def _inputs(cell: Cell, error: OpError, nodes: NodeFile) -> str:
-    """Return in words what an op was given at its worst position; empty where the capture does not say."""
+    """Return the inputs of an op at its worst position, in words; "" if they were not captured."""
     name, layer = sites.split(error.site)
     source = TWINS.get(name, ("", ""))[1]
     if name == "attn_norm":

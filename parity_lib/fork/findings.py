@@ -36,7 +36,7 @@ TILES = {
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What one check showed. ``present`` is None where it could not be made."""
+    """The result of one check. ``present`` is None if it could not be made."""
 
     name: str
     present: bool | None
@@ -87,7 +87,7 @@ class Checkout:
 
 
 def exp_range(checkout: Checkout) -> Found:
-    """Exp of numbers below -87 and of infinities, in the vector path and in the tail of the same buffer."""
+    """Check exp of numbers below -87 and of infinities, in the vector path and in the tail of the same buffer."""
     inputs = ("-88.5", "-90", "-100", "-1e30", "-inf", "100")
     wrong = []
     for line in checkout.run("exp", *inputs):
@@ -140,13 +140,13 @@ def _near(found: float, right: float) -> bool:
 
 
 def bf16_plain(checkout: Checkout) -> Found:
-    """``BF16::from_f32`` against the nearest BF16."""
+    """Compare ``BF16::from_f32`` with the nearest BF16."""
     plain, _, n = map(int, checkout.run("bf16")[0].split())
     return Found("bf16-truncates", plain > 0, f"BF16::from_f32: {plain:,} of {n:,} values are not the nearest BF16")
 
 
 def tile_config(checkout: Checkout) -> Found:
-    """The tile configuration: from byte 16 on bytes per row, 16 bits each, from 48 on rows (Intel SDM, LDTILECFG)."""
+    """Check the tile configuration: 16-bit bytes per row from byte 16, rows from byte 48 (Intel SDM, LDTILECFG)."""
     data = bytes(int(word) for word in checkout.run("tiles")[0].split())
     columns, rows = np.frombuffer(data[16:22], "<u2").tolist(), list(data[48:51])
     right = columns == [64, 64, 64] and rows == [16, 16, 16]
@@ -154,7 +154,7 @@ def tile_config(checkout: Checkout) -> Found:
 
 
 def tile_bytes(checkout: Checkout) -> Found:
-    """The hand-written bytes of the tile products, as a disassembler reads them."""
+    """Disassemble the hand-written bytes of the tile products."""
     text = checkout.text("src/hpc/amx_matmul.rs")
     if shutil.which("objdump") is None or not text:
         return Found("tile-bytes", None, "needs objdump and src/hpc/amx_matmul.rs")
@@ -178,7 +178,7 @@ def _disassembled(code: bytes) -> str:
 
 
 def amx_permission(checkout: Checkout) -> Found:
-    """The system call that asks Linux for tiles: its number in the source, and what the kernel says to each number."""
+    """Check the system call that asks Linux for tiles: its number in the source, the kernel's answer to each number."""
     number = re.search(r"SYS_PRCTL: i64 = (\d+)", checkout.text("src/simd_amx.rs"))
     if number is None:
         return Found("amx-permission", False, "no constant SYS_PRCTL in src/simd_amx.rs")
@@ -194,7 +194,7 @@ def _syscall(number: int) -> int:
 
 
 def vnni_tail(checkout: Checkout) -> Found:
-    """A dot product of 70 ones with 70 ones."""
+    """Compute a dot product of 70 ones with 70 ones."""
     said = checkout.run("vnni")[0]
     if not said.isdigit():
         return Found("vnni-tail", None, "this CPU has no AVX512-VNNI")

@@ -40,7 +40,7 @@ class StackOps(StackProbe):
         return [*self._soft_max(), *self._swiglu(), *self._rms_norm()]
 
     def _soft_max(self) -> list[Case]:
-        """One score at 0 and equal ones far below it; and scores that are spread over the whole range of exp."""
+        """Run softmax on one score at 0 with equal ones far below, and on scores over the whole range of exp."""
         rows = np.array([[0.0, *[-far] * (WIDTH - 1)] for far in FAR], "<f4")
         found = self._weights(rows)
         place = found.copy()  # equal scores have equal weights: each has the bits of the first of them

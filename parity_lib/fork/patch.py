@@ -61,7 +61,7 @@ def _spine(tree: Path | None, _scratch: Path) -> Patches:
 
 
 def _overlay(tree: Path | None, scratch: Path) -> Patches:
-    """Fill the links of the fork's ``crates/burn`` from the published release, and let it go by that release's name."""
+    """Fill the dangling links of the fork's ``crates/burn`` from the published release, under that release's name."""
     assert tree is not None, "the stack has a source pin"
     fork = scratch / "fork"
     shutil.copytree(tree, fork, symlinks=True)
@@ -113,7 +113,7 @@ def _once(text: str, pattern: str, replacement: str, place: Path) -> str:
             place=place,
             expected=f"{pattern} once",
             found=f"{count} times",
-            next_step="look what the revision changed, and adapt parity_lib/fork/patch.py",
+            next_step="find what the revision changed, and adapt parity_lib/fork/patch.py",
         )
     return changed
 
@@ -147,7 +147,7 @@ def cargo(*words: str) -> str:
     try:
         return subprocess.run(["cargo", *words], capture_output=True, text=True, check=True).stdout
     except FileNotFoundError as error:
-        step = "install Rust (rustup); the version stands in rust-toolchain.toml"
+        step = "install Rust (rustup), the version in rust-toolchain.toml"
         raise EngineError("there is no cargo", place="PATH", found=error, next_step=step) from error
     except subprocess.CalledProcessError as error:
         tail = "\n".join(error.stderr.splitlines()[-12:])

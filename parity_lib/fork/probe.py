@@ -1,4 +1,4 @@
-"""Ask a build of the candidate what it is, and let it multiply once; for a worker: a broken one harms nobody."""
+"""Load a build of the candidate and run one matmul, in a worker, so that a crash is contained."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ class StackProbe:
         self._extension: Any = load(stack)[0] if stack else _import(Path(library))
 
     def build(self) -> dict[str, Any]:
-        """Return what the library says it was built from."""
+        """Return the build info of the library."""
         build: dict[str, Any] = json.loads(self._extension.build_info())
         return build
 
     def faults(self) -> dict[str, str]:
-        """Return every fault that the library can seed, as it is written, and what it does; empty for a judged one."""
+        """Return the faults that the library can seed, written form -> description; empty for a judged one."""
         return dict(self._extension.faults())
 
     def isa(self) -> dict[str, Any]:
-        """Return what the library knows about the instruction set."""
+        """Return the library's report about the instruction set."""
         isa: dict[str, Any] = json.loads(self._extension.isa_json())
         return isa
 

@@ -28,7 +28,7 @@ class TypeResult:
 
     @property
     def cosine(self) -> float:
-        """Return the cosine between what is right and what was read; NaN where nothing was read."""
+        """Return the cosine between the expected and the read values; NaN without a value."""
         both, first, second = self.products
         return both / (first * second) ** 0.5 if first and second else float("nan")
 
@@ -71,7 +71,7 @@ def _count(result: TypeResult, right: F32, found: F32) -> None:
 
 
 class ForkReader(StackProbe):
-    """``StackProbe`` on the stack whose extension can call the fork's reader."""
+    """``StackProbe`` for the stack whose extension can call the fork's GGUF reader."""
 
     def tensor(self, path: Path, name: str) -> F32 | str:
         """Return a tensor's values, flat float32, or what the fork's reader refused it with.

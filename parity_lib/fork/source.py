@@ -52,7 +52,7 @@ def bring(source: str, pin: SourcePin, folder: Path) -> Path:
 
 
 def kept(pin: SourcePin, folder: Path) -> Path | None:
-    """Return where an earlier ``bring`` put the pinned source, or None; what was changed since is none."""
+    """Return the folder of the pinned source from an earlier ``bring``, or None if there is none or it was changed."""
     tree = folder / pin.sha256[:12]
     return tree if tree.is_dir() and digest(tree) == pin.sha256 else None
 

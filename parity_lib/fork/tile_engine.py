@@ -18,7 +18,7 @@ KERNEL = "hpc::bf16_tile_gemm::bf16_tile_gemm_16x16"
 
 
 class TileReplay(Burn):
-    """``Burn`` on the stack whose extension can call the fork's own kernels."""
+    """``Burn`` for the stack whose extension can call the fork's own kernels."""
 
     def kernel(self) -> tuple[bool, str]:
         """Return whether the kernel would run on AMX tiles here, and what the fork reports about AMX.

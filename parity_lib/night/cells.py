@@ -1,4 +1,4 @@
-"""One cell of a night: get its files ready, hand its notebook over, judge what came back. Runs nothing itself."""
+"""One cell of a nightly run: prepare its files and notebook job, judge the executed notebook."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ LINES_KEPT = 200  # of one cell in its record; the log has all of them
 NO_TOKENIZER = "none"
 
 Decided = tuple[Outcome, bool, tuple[str, ...]]
-"""What came out, whether the plan expects it, and why not."""
+"""Outcome, whether the plan expects it, and the causes if not."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A cell whose files are there: what runs, and where it writes."""
+    """A cell that can run: its notebook job, and the folder that it writes to."""
 
     cell: PlanCell
     identity: CellId
@@ -69,7 +69,7 @@ class Executed:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A cell that is decided: its record, its lines, the verdict it stands on if there is a sound one."""
+    """A cell that is decided: record, lines, and its verdict if that is sound."""
 
     record: CellRecord
     lines: tuple[str, ...]
@@ -78,18 +78,18 @@ class Done:
 
     @property
     def keepable(self) -> bool:
-        """Return whether a resumed night may keep it: the comparison was made and its record is sound."""
+        """Return whether a resumed run may keep it: the comparison was made and its record is sound."""
         return is_finished(self.record)
 
 
 def is_finished(record: CellRecord) -> bool:
-    """Return whether a cell came to a result that running it again would only repeat."""
+    """Return whether a cell has a result that a second run would only repeat."""
     return bool(record.verdict) and record.outcome in (Outcome.PARITY, Outcome.DIVERGED, Outcome.INVALID)
 
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """What the cells of one night have in common."""
+    """What the cells of one nightly run have in common."""
 
     plan: Plan
     pins: Pins
@@ -107,7 +107,7 @@ class Cells:
         return targets.host(self.pins, cell.stack if cell.stack in self.pins.stacks else CRATES_IO)
 
     def require_isa(self, cell: PlanCell) -> bool:
-        """Return whether a cell needs its target proved: if it names one; with ``--require-all`` always."""
+        """Return whether a cell requires its target to be proven: if it names one; with ``--require-all`` always."""
         return cell.isa != HOST or self.require_all
 
     def key(self, cell: PlanCell) -> str:
@@ -144,7 +144,7 @@ class Cells:
         return Ready(cell, identity, key, job, has_vocabulary, parameters.get("fresh", False), datetime.now(UTC))
 
     def judge(self, ready: Ready, end: NotebookEnd) -> Done:
-        """Decide a cell whose notebook has ended; its folder gets its name when everything but its pages is there."""
+        """Decide a cell whose notebook has ended; rename its folder when all but its pages is complete."""
         cell, partial, final = ready.cell, ready.partial, self.folder / "cells" / ready.key
         rename_inside(partial, final)
         result = inspect_run(end)
@@ -166,7 +166,7 @@ class Cells:
         return self._done(ready, verdict, (outcome, good, causes), end.seconds, executed)
 
     def kept(self, cell: PlanCell, record: CellRecord) -> Done:
-        """Return a cell that an earlier part of this night has decided. It may have had no time for its pages."""
+        """Return a cell that was decided before this run was interrupted. Its pages may be missing."""
         folder = self.folder / record.folder
         notebook = folder / f"{cell.notebook}.ipynb"
         parameters = cell_parameters(cell, self.isa(cell), self.notebooks / notebook.name, folder, {})
@@ -213,7 +213,7 @@ class Cells:
         return Done(record, lines, verdict, executed)
 
     def not_run(self, cell: PlanCell, reason: str, *, excusable: bool = True) -> Done:
-        """Return the record of a cell that nothing was computed for: a NOT_RUN, or INCOMPLETE where it is required."""
+        """Return the record of a cell that did not run: NOT_RUN, or INCOMPLETE if it is required."""
         identity = CellId(cell.model, cell.quant, self.isa(cell), cell.stack, cell.compute)
         decided = without_run(cell, reason, require_all=self.require_all or not excusable)
         lines = all_lines(identity, decided, None)

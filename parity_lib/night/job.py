@@ -46,7 +46,7 @@ class NotebookJob:
 
 @dataclass(frozen=True, slots=True)
 class NotebookEnd:
-    """How the child process ended. Says nothing yet about what the notebook showed."""
+    """How the child process ended; the notebook's own result is judged later."""
 
     job: NotebookJob
     status: int  # exit status, negative where a signal ended it
@@ -175,12 +175,12 @@ def _spawn(job: NotebookJob, scratch: Path, token: str, log: IO[bytes]) -> subpr
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment of a notebook and its kernel: no numeric switch, and none of the user's Jupyter."""
+    """Return the environment of a notebook and its kernel, without numeric switches and the user's Jupyter settings."""
     return {key: value for key, value in clean_environment().items() if not key.startswith(("JUPYTER_", "IPYTHON"))}
 
 
 def _write_kernel(scratch: Path) -> Path:
-    """Write a kernel ``python3`` that is this very Python; return the folder to look for it in first."""
+    """Write a kernel spec ``python3`` of the running Python; return the folder for ``JUPYTER_PATH``."""
     folder = scratch / "jupyter" / "kernels" / "python3"
     folder.mkdir(parents=True)
     command = [sys.executable, "-P", "-m", "ipykernel_launcher", "-f", "{connection_file}"]

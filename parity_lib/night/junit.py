@@ -1,4 +1,4 @@
-"""The night as JUnit XML, which every CI reads: one test case a cell, red controls and pages too."""
+"""The nightly run as JUnit XML for CI: one test case for each cell, red control and page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
 def write_junit(night: Night, folder: Path) -> Path:
-    """Write ``junit.xml`` beside ``night.json``, whole or not at all.
+    """Write ``junit.xml`` beside ``night.json``, atomically.
 
     A divergence is a failure and carries its greppable lines; a gap or an uncaught control is an error; a hole is
     skipped, with the reason. A divergence that the plan expects, and a control that was caught, pass.

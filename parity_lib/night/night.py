@@ -1,4 +1,4 @@
-"""The night: a plan in; a folder with verdicts, pages and one record out. A cell is a notebook in a child process."""
+"""The nightly run: takes a plan, leaves a folder with verdicts, pages and one record. A cell is a child process."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def run_night(options: NightOptions, stream: TextIO | None = None) -> tuple[Nigh
     else:
         folder = new_folder(parent, f"{started:%Y%m%dT%H%M%SZ}-{plan.sha256[:8]}")
     day = datetime.fromisoformat(before.started_at) if before is not None else started
-    with hold_folder(folder, "wait for it, or start a night of your own without --resume"):
+    with hold_folder(folder, "wait for it, or start another run without --resume"):
         common = Cells(
             plan,
             pins,
@@ -91,7 +91,7 @@ def run_night(options: NightOptions, stream: TextIO | None = None) -> tuple[Nigh
 
 
 class _Run:
-    """One night under way: what it has so far, and what it writes after each cell."""
+    """A nightly run in progress: its records so far, saved after each cell."""
 
     def __init__(
         self,
@@ -114,8 +114,8 @@ class _Run:
         self._kept = kept_records(before, cells) if resumed else {}
 
     def all(self, chosen: Sequence[PlanCell]) -> Night:
-        """Run every chosen cell, then the pages of the night."""
-        self.screen.say(f"night {self.folder.name}: {self.plan.title}")
+        """Run every chosen cell, then draw the pages of the nightly run."""
+        self.screen.say(f"nightly run {self.folder.name}: {self.plan.title}")
         self.screen.say(f"{self.plan.headline}; machine class {machine.machine_class()}")
         try:
             with self.pool:
@@ -160,7 +160,7 @@ class _Run:
         self._draw()  # of a resumed night that had nothing left to run
 
     def _keep(self) -> None:
-        """Take over what was finished before the night was interrupted."""
+        """Keep the cells that were finished before the run was interrupted."""
         if not self.resumed:
             return
         clear(self.folder, self._kept, self.folder / LINES)
@@ -172,7 +172,7 @@ class _Run:
         self.screen.say(f"resumed {self.resumed[-1]}: {len(self.records)} finished cells are kept")
 
     def _refuse(self, waiting: Sequence[tuple[int, PlanCell]]) -> bool:
-        """Give one list of what is missing if a required cell cannot run here, and run nothing then."""
+        """If a required cell cannot run here, print one list of what is missing, refuse all cells and return True."""
         lacks = {
             cell.name: [*machine_lacks(cell, self.cells.isa(cell), self.plan, self.cells.pins), *limits_lack(cell)]
             for _, cell in waiting
@@ -190,7 +190,7 @@ class _Run:
         return True
 
     def _fresh(self, chosen: Sequence[PlanCell]) -> PlanCell | None:
-        """Return the cell whose reference is computed again tonight: another one each day, all of them in turn."""
+        """Return the cell whose reference this run recomputes: another one each day, all of them in turn."""
         able = [
             cell
             for cell in chosen
@@ -237,11 +237,11 @@ class _Run:
         self.screen.say(*shown, *said)
         if done.verdict is not None:
             store.append_divergences(done.verdict, self.folder / LINES)
-        self._save(interrupted=True)  # a night that is killed now has this cell
+        self._save(interrupted=True)  # a run that is killed now keeps this cell
 
     def _give_up(self, chosen: Sequence[PlanCell]) -> None:
-        """Mark every cell that was not finished, and remove what it left half-done."""
-        self.screen.say("interrupted: what was finished is kept; next: parity nightly --resume")
+        """Mark every unfinished cell as interrupted, and remove its partial output."""
+        self.screen.say("interrupted: finished cells are kept; next: parity nightly --resume")
         for number, cell in enumerate(self.plan.cells):
             if cell in chosen and number not in self.records:
                 record = self.cells.not_run(cell, "interrupted before it was finished", excusable=False).record
@@ -291,7 +291,7 @@ class _Run:
 
 @contextlib.contextmanager
 def _deaf() -> Iterator[None]:
-    """Hear no second Ctrl-C while the first one is answered: it would leave the record unwritten."""
+    """Ignore further Ctrl-C while shutting down: a second one would leave the record unwritten."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

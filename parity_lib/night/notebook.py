@@ -1,4 +1,4 @@
-"""Execute one notebook in this process: ``python -m parity_lib.night.notebook``, request on stdin. Knows papermill."""
+"""Execute one notebook in this process with papermill: ``python -m parity_lib.night.notebook``, request on stdin."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ class AtomicHandler(LocalHandler):  # type: ignore[misc]
 
 
 class WitnessClient(PapermillNotebookClient):  # type: ignore[misc]
-    """Remembers how the kernel ended, as long as the kernel's process can still be asked."""
+    """Records the kernel's exit status while its process can still be queried."""
 
-    kernel_end = "the kernel's exit status is not known"
+    kernel_end = "the kernel's exit status is unknown"
 
     def papermill_execute_cells(self) -> None:
         """Run the cells; on the way out of a dead kernel, note its exit status."""
@@ -151,7 +151,7 @@ def _check_type(source: Path, name: str, value: object, declared: Mapping[str, s
             place=f"{source.name}: {name}",
             expected=kind.__name__,
             found=f"{type(value).__name__} {value!r}",
-            next_step="pass a value of the declared type; nothing is converted",
+            next_step="pass a value of the declared type; values are not converted",
         )
 
 

@@ -47,7 +47,7 @@ def decide(
 def _control(
     cell: PlanCell, verdict: Verdict | None, outcome: Outcome, why: list[str]
 ) -> tuple[Outcome, bool, tuple[str, ...]]:
-    """A red control is good if a numeric rung caught it, INVALID if the comparison was made and none did."""
+    """Decide a red control: good if a numeric rung caught it, INVALID if the comparison was made and no rung did."""
     found = () if verdict is None else verdict.divergences
     caught = any(d.rung in NUMERIC_RUNGS and d.kind is not Kind.SPREAD for d in found)
     if outcome is Outcome.DIVERGED and caught:
@@ -66,6 +66,6 @@ def without_run(cell: PlanCell, reason: str, *, require_all: bool) -> tuple[Outc
 
 
 def worst_margin(verdict: Verdict | None) -> float | None:
-    """Return the smallest margin of the verdict's gated rungs, or None where none has a number."""
+    """Return the smallest margin of the verdict's gated rungs, or None without a number."""
     rungs = [] if verdict is None else [r for r in verdict.rungs if r.outcome is not Outcome.REPORTED]
     return min((r.margin for r in rungs if r.margin is not None), default=None)

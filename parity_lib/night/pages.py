@@ -1,4 +1,4 @@
-"""Draw executed notebooks as pages, and run the night's own notebooks, which judge nothing."""
+"""Draws executed notebooks as pages, and runs the notebooks of a nightly run that are not cells."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LIMIT_S = 300
 
 
 def banner_of(end: NotebookEnd, result: NotebookResult) -> Banner | None:
-    """Return what the page of a run that broke off says first; None of one that ended by itself."""
+    """Return the banner for the page of a run that broke off; None if it ended normally."""
     if not result.causes:
         return None
     first, *more = result.causes
@@ -44,7 +44,7 @@ def missing_page(name: str) -> PageRecord:
 def run_page(
     source: Path, html: Path, parameters: Mapping[str, str], say: Say, on_tick: Callable[[], None]
 ) -> PageRecord:
-    """Run a notebook that judges nothing, and draw it beside; a failure is a gap of the night, never its end."""
+    """Run a notebook that is not a cell, and draw its page; a failure leaves a gap and does not end the run."""
     folder = html.parent
     job = NotebookJob(source, folder / source.name, parameters, folder / f"{source.stem}.log", LIMIT_S)
     try:

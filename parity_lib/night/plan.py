@@ -1,4 +1,4 @@
-"""A plan: which cells a night compares, what is expected of each, and how long it may take."""
+"""A plan: which cells a nightly run compares, the expected outcome of each, and its time limit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 
 @dataclass(frozen=True, slots=True)
 class PlanCell:
-    """One comparison that a night makes."""
+    """One cell of a plan."""
 
     model: str
     quant: str
@@ -55,7 +55,7 @@ class PlanCell:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The cells of a night in the order in which they run."""
+    """The cells of a nightly run, in the order in which they run."""
 
     name: str
     title: str
@@ -98,7 +98,7 @@ def plan_path(name: str) -> Path:
 
 
 def load_plan(path: Path | str, notebooks: Path = NOTEBOOKS) -> Plan:
-    """Return a plan whose notebooks lie in ``notebooks``.
+    """Return a plan; its notebooks are in the folder ``notebooks``.
 
     Raises:
         FixtureError: unreadable, another version, an unknown or missing key, no cell, a cell twice, an expected
@@ -125,7 +125,7 @@ def load_plan(path: Path | str, notebooks: Path = NOTEBOOKS) -> Plan:
 
 
 class _Defaults:
-    """What a cell takes where it says nothing itself; each value is checked once, here."""
+    """The plan's defaults for its cells; each value is checked once, here."""
 
     def __init__(self, table: Table) -> None:
         self.isa = table.one_of("isa", [HOST, *Isa], HOST)
@@ -161,12 +161,12 @@ def _cell(table: Table, shared: _Defaults, notebooks: Path) -> PlanCell:
         raise FixtureError(
             "an expected divergence, its reason and its rung go together",
             place=table.place,
-            expected='expect = "diverged", reason = .. and at = "T3", or nothing of it',
+            expected='all of expect = "diverged", reason = .. and at = "T3", or none of these keys',
             found=f"expect {cell.expect}, reason {cell.reason!r}, at {cell.at!r}",
         )
     if cell.control and (not cell.fault or cell.expect == DIVERGED):
         raise FixtureError(
-            "a red control seeds a fault, and is caught or not; it expects nothing else",
+            "a red control has no 'expect': it seeds a fault, which is caught or not",
             place=table.place,
             expected="fault = .., no expect",
             found=f"fault {cell.fault!r}, expect {cell.expect}",
@@ -185,4 +185,4 @@ def _check_unique(cells: Sequence[PlanCell], path: Path) -> None:
     names = [(cell.name, cell.notebook, cell.prompts) for cell in cells]
     for name in names:
         if names.count(name) > 1:
-            raise FixtureError("a cell stands in the plan twice", place=path, expected="once", found=name[0])
+            raise FixtureError("a cell is in the plan twice", place=path, expected="once", found=name[0])

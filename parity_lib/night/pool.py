@@ -1,4 +1,4 @@
-"""Several notebooks at once, each on cores of its own. The threads here only wait; the night decides in its own."""
+"""Runs several notebooks at once, each on its own cores. Its threads only wait; the main thread judges."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WAIT_SECONDS = 0.2  # a signal is handled between two waits
 
 
 class Stopped(Exception):
-    """The night is being ended; raised inside of a run, whose processes are then killed."""
+    """The nightly run is ending; raised in a notebook's thread, which then kills its processes."""
 
 
 @dataclass(frozen=True, slots=True)

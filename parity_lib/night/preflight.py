@@ -1,4 +1,4 @@
-"""Before anything runs: is every word of the plan known, and what does this machine lack for it?"""
+"""Checks a plan before it runs: unknown names, and what this machine lacks for its cells."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def check_plan(plan: Plan, cells: Sequence[PlanCell], pins: Pins, notebooks: Pat
 def cell_parameters(
     cell: PlanCell, isa: str, notebook: Path, out_dir: Path, tonight: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return what a cell's notebook is given: the plan's words, and of ``tonight`` what the notebook has a name for."""
+    """Return the parameters of a cell's notebook: the plan's, and those of ``tonight`` that the notebook declares."""
     parameters: dict[str, Any] = {
         "model": cell.model,
         "quant": cell.quant,
@@ -140,7 +140,7 @@ def _file_lacks(cell: PlanCell, pins: Pins) -> list[Lack]:
 
 
 def limits_lack(cell: PlanCell) -> list[Lack]:
-    """Return that nobody derived the limits of a cell's model, if so."""
+    """Return a lack if the limits of a cell's model were not derived, else an empty list."""
     if any((band.model, band.quant) == (cell.model, cell.quant) for band in load_tolerances().bands):
         return []
     return [Lack(f"{cell.model} {cell.quant} has no limits", f"parity bands {cell.model} {cell.quant} --write")]

@@ -1,4 +1,4 @@
-"""What an executed notebook proves: which cells got a reply, what they raised, and how to show a run that broke off."""
+"""Judges an executed notebook: which cells ran, what they raised; marks a run that broke off."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LOG_TAIL = 40  # lines
 
 @dataclass(frozen=True, slots=True)
 class NotebookResult:
-    """Why a run proves nothing, one sentence each; empty if the process ended well and every cell ran.
+    """Why a run is no evidence, one sentence each; empty if the process ended normally and every cell ran.
 
     ``asserted`` is True if the only error is the assert cell's own. It is a reason not to be green,
     but no reason to doubt the record that was written before it.
@@ -64,7 +64,7 @@ def inspect_run(end: NotebookEnd) -> NotebookResult:
 
 
 def repair(end: NotebookEnd, result: NotebookResult) -> None:
-    """Make a broken run look broken: a banner with the causes and the log's tail, a mark on each cell that did not run.
+    """Mark a broken run in its notebook: a banner with causes and the log's tail, a mark on each cell that did not run.
 
     Does nothing if there are no causes. Starts from the source if no notebook was left behind.
     """

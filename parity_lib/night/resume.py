@@ -1,4 +1,4 @@
-"""Make the folder of a new night, or find the one to go on with, and say which of its cells still hold."""
+"""Makes the folder of a new nightly run, or finds the one to resume and which of its cells are still valid."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NEWEST = "newest"
 
 
 def new_folder(parent: Path, name: str) -> Path:
-    """Make the folder of a new night.
+    """Make the folder of a new nightly run and return its path.
 
     Raises:
         UsageError: another night has this name: it was started with the same plan in the same second.
@@ -55,7 +55,7 @@ def _unmakeable(folder: Path, error: OSError) -> RecordError:
 
 
 def unfinished_night(parent: Path, wanted: str, plan: Plan) -> tuple[Path, Night | None]:
-    """Return the folder of an unfinished night of this plan and its record, None where no cell of it was finished.
+    """Return the folder of an unfinished run of this plan, and its record or None if no cell was finished.
 
     Args:
         parent: where nights lie.
@@ -68,16 +68,18 @@ def unfinished_night(parent: Path, wanted: str, plan: Plan) -> tuple[Path, Night
     if wanted != NEWEST:
         folder = next((f for f in (parent / wanted, Path(wanted)) if f.is_dir()), None)
         if folder is None:
-            raise UsageError("there is no such night", place=wanted, expected=f"a folder in {parent}", found="none")
+            raise UsageError(
+                "there is no such nightly run", place=wanted, expected=f"a folder in {parent}", found="none"
+            )
         return folder.resolve(), _check(folder, plan)
     for folder in sorted(parent.glob(f"*-{plan.sha256[:8]}"), reverse=True):
         if folder.is_dir() and (is_held(folder) or not _is_finished(folder)):
             return folder.resolve(), _check(folder, plan)
     raise UsageError(
-        "there is no unfinished night of this plan",
+        "there is no unfinished nightly run of this plan",
         place=parent,
-        expected=f"a folder *-{plan.sha256[:8]} whose night was interrupted",
-        found="none; a changed plan starts anew",
+        expected=f"a folder *-{plan.sha256[:8]} of an interrupted run",
+        found="none; a changed plan starts a new run",
         next_step="leave --resume out",
     )
 
@@ -92,7 +94,7 @@ def _is_finished(folder: Path) -> bool:
 def _check(folder: Path, plan: Plan) -> Night | None:
     if is_held(folder):
         raise UsageError(
-            "this night is still running",
+            "this nightly run is still running",
             place=folder,
             expected="one that was interrupted",
             found="a process that holds its folder",
@@ -101,7 +103,7 @@ def _check(folder: Path, plan: Plan) -> Night | None:
     night = load_night(folder) if (folder / FILE_NAME).exists() else None
     if night is not None and night.plan_sha256 != plan.sha256:
         raise UsageError(
-            "this night is of another plan, or the plan was changed since",
+            "this nightly run is of another plan, or the plan was changed since",
             place=folder,
             expected=f"plan {plan.name}, SHA-256 {plan.sha256[:12]}",
             found=f"plan {night.plan}, SHA-256 {night.plan_sha256[:12]}",
@@ -109,7 +111,7 @@ def _check(folder: Path, plan: Plan) -> Night | None:
         )
     if night is not None and not night.interrupted:
         raise UsageError(
-            "this night is finished",
+            "this nightly run is finished",
             place=folder,
             expected="one that was interrupted",
             found=f"{night.outcome}, exit status {night.exit_status}",
@@ -145,7 +147,7 @@ def _holds(record: CellRecord, folder: Path, notebook: str) -> bool:
 
 
 def clear(folder: Path, kept: dict[str, CellRecord], lines: Path) -> None:
-    """Remove what an interrupted night left half-done, and rewrite its divergences from the cells that are kept."""
+    """Remove the partial output of an interrupted run, and rewrite its divergences from the cells that are kept."""
     for path in (folder / "cells").glob(".*.partial"):
         shutil.rmtree(path, ignore_errors=True)
     (folder / "index.html").unlink(missing_ok=True)

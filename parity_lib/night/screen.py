@@ -1,4 +1,4 @@
-"""What a running night shows: a bar in a terminal, a few plain lines in a file. Also keeps the log."""
+"""Shows the progress of a nightly run: a bar in a terminal, else plain lines now and then. Also writes the log."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 PROGRESS_FILE = "progress.json"  # written by a running cell: {"step": .., "done": .., "total": ..}
 REDRAW_SECONDS = 0.2
-PLAIN_SECONDS = 30.0  # between two lines about the same cell, where nobody watches
+PLAIN_SECONDS = 30.0  # between two lines about the same cell, without a terminal
 BAR = "{n_fmt}/{total_fmt} |{bar:24}| {elapsed} {desc}"
 
 
@@ -57,7 +57,7 @@ class Screen:
             self._log.write(line + "\n")
 
     def say(self, *lines: str) -> None:
-        """Write lines for good, into the log and to the stream, with nothing in between."""
+        """Write lines together, into the log and to the stream."""
         with self._lock:
             for line in lines:
                 self.note(line)
@@ -77,7 +77,7 @@ class Screen:
             self._n_done += counts
 
     def tick(self, name: str, folder: Path) -> None:
-        """Show where a cell stands; called many times a second, draws when it is time."""
+        """Show the progress of a cell; called many times a second, redraws at fixed intervals."""
         with self._lock:
             now, cell = time.monotonic(), self._running[name]
             if now < cell.next:
@@ -110,7 +110,7 @@ class Screen:
                 self._bar.clear()
 
     def _put(self, text: str) -> None:
-        # `parity nightly | head` must not end a night: the log has every line.
+        # `parity nightly | head` must not end the run: the log has every line.
         with contextlib.suppress(BrokenPipeError):
             self._stream.write(text)
             self._stream.flush()
@@ -119,14 +119,14 @@ class Screen:
 def _bar(n_cells: int, stream: TextIO) -> tqdm[Never]:
     from tqdm import tqdm
 
-    tqdm.set_lock(threading.RLock())  # the default one is shared between processes, which nobody needs here
+    tqdm.set_lock(threading.RLock())  # the default one is shared between processes
     tqdm.monitor_interval = 0  # no thread of its own
     bar: tqdm[Never] = tqdm(total=n_cells, file=stream, bar_format=BAR, leave=False, dynamic_ncols=True, mininterval=0)
     return bar
 
 
 def read_progress(folder: Path) -> str:
-    """Return what the cell that writes into ``folder`` says it is doing."""
+    """Return the step and progress that the cell in ``folder`` reports."""
     try:
         state = json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8"))
         done, total = int(state["done"]), int(state["total"])

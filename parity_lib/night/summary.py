@@ -1,4 +1,4 @@
-"""The night in a few lines: its headline, its last line, and a summary that a CI page shows under the job."""
+"""The nightly run in a few lines: headline, last line, and a summary for the CI's job page."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _ORDER = (Outcome.INVALID, Outcome.DIVERGED, Outcome.INCOMPLETE, Outcome.NOT_RUN
 
 
 def headline(plan: Plan, records: Sequence[CellRecord], pins: Pins) -> str:
-    """Return what a reader must know first: the plan's own words, which stack ran, and which production models did."""
+    """Return the headline: the plan's words, which stack ran, and which production models ran."""
     compared = [r for r in records if not r.control and r.outcome in (Outcome.PARITY, Outcome.DIVERGED)]
     stacks = sorted({record.cell.stack for record in compared})
     production = {(pin.id, pin.quant) for pin in pins.models if pin.role == PRODUCTION}
     ran = sorted({(r.cell.model, r.cell.quant) for r in compared} & production)
-    parts = [plan.headline, f"ran on stack {', '.join(stacks)}" if stacks else "nothing was compared"]
+    parts = [plan.headline, f"ran on stack {', '.join(stacks)}" if stacks else "no cell was compared"]
     names = ", ".join(f"{model} {quant}" for model, quant in ran)
     wanted = {(cell.model, cell.quant) for cell in plan.cells if not cell.control} & production
     if not ran:

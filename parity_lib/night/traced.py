@@ -1,4 +1,4 @@
-"""Trace the first divergence of a cell by itself: notebook 03 beside the cell's own page."""
+"""Traces the first divergence of a cell automatically, by notebook 03, beside the cell's page."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Traced:
-    """What became of a trace: its page, relative to the cell's folder, and its sentence, or why there is none."""
+    """The result of a trace: its page, relative to the cell's folder, and its sentence, or why there is none."""
 
     page: str
     sentence: str
 
 
 def trace_first(verdict: Verdict, folder: Path, parameters: Mapping[str, Any], notebooks: Path, say: Say) -> Traced:
-    """Trace where a cell broke first. A trace that cannot be made changes no outcome; it is said in its place.
+    """Trace the first divergence of a cell. A trace that fails changes no outcome; its reason takes its place.
 
     Args:
         verdict: of the cell.

@@ -1,4 +1,4 @@
-"""What a night asks of one cell's folder: whether its record is sound, and its lines."""
+"""Checks the record in one cell's folder, and returns its lines."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from parity_lib.records.verdicts import CellId, Verdict, conclude
 def sound_verdict(
     folder: Path, identity: CellId, cell: PlanCell, *, has_vocabulary: bool, require_isa: bool = False, since: datetime
 ) -> tuple[Verdict | None, list[str]]:
-    """Return the record in a cell's folder if it is this cell's own and follows from its rungs, else None and why not.
+    """Return the verdict in a cell's folder if it is this cell's and follows from its rungs, else None and the causes.
 
-    The night trusts no word that it can check: the outcome is concluded again from the rungs, with those that a cell
+    All that can be checked is checked: the outcome is concluded again from the rungs, with those that a cell
     must have climbed; cell, control, fault and time are compared with what the plan asked for, and when.
 
     Args:
@@ -27,7 +27,7 @@ def sound_verdict(
         identity: the cell that must stand in the record.
         cell: what the plan says of it.
         has_vocabulary: whether its file has one; without, there is no tokenizer to compare (T1).
-        require_isa: whether its ISA target has to be proved; an unproven one is no hole then (T7).
+        require_isa: whether its ISA target has to be proven; then an unproven one is not excused as NOT_RUN (T7).
         since: when its notebook was started; an older record is one that was left in place.
     """
     try:
@@ -42,7 +42,7 @@ def sound_verdict(
     proof = verdict.rung(Rung.T7)
     unproven = proof is not None and proof.outcome is not Outcome.PARITY
     if require_isa and proof is not None and unproven and verdict.outcome is Outcome.PARITY:
-        wrong.append(f"the ISA target {identity.isa} is not proved, and has to be: {proof.note}")
+        wrong.append(f"the ISA target {identity.isa} is not proven, as the plan requires: {proof.note}")
     if verdict.cell != identity or verdict.control != cell.control:
         wrong.append(f"the verdict is of another cell: {verdict.cell}")
     if _written(verdict) < since.replace(microsecond=0):
@@ -51,14 +51,14 @@ def sound_verdict(
         candidate = verdict.runs.get("candidate")
         if candidate is None:  # without rows it may have diverged in a lower rung; with a fault that proves nothing
             if cell.fault or verdict.outcome is not Outcome.DIVERGED:
-                wrong.append("the verdict does not say which candidate ran")
+                wrong.append("the verdict does not name the candidate that ran")
         elif (candidate.fault or "") != cell.fault:
             wrong.append(f"the candidate ran with fault {candidate.fault!r}, the plan says {cell.fault!r}")
     return (None if wrong else verdict), wrong
 
 
 def _written(verdict: Verdict) -> datetime:
-    """Return when a record was written; one that does not say it is older than everything."""
+    """Return when a record was written; the earliest time if it does not say."""
     try:
         when = datetime.fromisoformat(verdict.created_at)
     except ValueError:
@@ -67,7 +67,7 @@ def _written(verdict: Verdict) -> datetime:
 
 
 def rename_inside(partial: Path, final: Path) -> None:
-    """Let what was written into the cell's working folder name the folder that a reader will find."""
+    """Replace the cell's working folder by its final one in the paths of its records."""
     for path in (*partial.glob("*.ipynb"), *partial.glob("*.log"), partial / store.VERDICT):
         if path.is_file():
             text = path.read_text(encoding="utf-8", errors="replace")

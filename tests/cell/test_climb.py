@@ -206,7 +206,7 @@ def test_divergence_below_a_dead_reference_is_still_a_divergence(
     assert "not checked, because a side has no rows: llama.cpp commit" in pins.note
     for fault, expected in (
         ("", (verdict, [])),
-        ("eps_x10@all", (None, ["the verdict does not say which candidate ran"])),
+        ("eps_x10@all", (None, ["the verdict does not name the candidate that ran"])),
     ):
         plan = plan_cell(verdict, fault)
         assert sound_verdict(tmp_path / "cell", verdict.cell, plan, has_vocabulary=True, since=since) == expected

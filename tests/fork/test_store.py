@@ -73,6 +73,7 @@ def test_a_stack_that_is_not_built_is_a_not_run_with_its_reason(
     assert source is None or source.revision[:12] in said
 
 
+@pytest.mark.engine
 def test_the_list_names_every_not_run(empty_store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     put(load_pins().stack("avx2"))
     assert main(["stack", "list"]) == 0

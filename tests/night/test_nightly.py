@@ -201,7 +201,7 @@ def test_unproven_target_is_a_not_run_of_its_rung_and_a_gap_where_it_was_named(t
     ends = [night(books, cell), night(books, named), night(books, cell, require_all=True)]
     assert [record.cells[0].outcome for record, _, _ in ends] == [Outcome.PARITY, *[Outcome.INCOMPLETE] * 2]
     assert [record.exit_status for record, _, _ in ends] == [0, 3, 3]
-    assert all("is not proved, and has to be: unproven: no sampler" in text for _, _, text in ends[1:])
+    assert all("is not proven, as the plan requires: unproven: no sampler" in text for _, _, text in ends[1:])
 
 
 def test_page_that_breaks_off_is_a_gap_and_still_drawn(books: Path) -> None:

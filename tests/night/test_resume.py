@@ -86,9 +86,9 @@ def test_a_killed_night_goes_on_with_what_it_had_finished(tmp_path: Path) -> Non
     assert "1 finished cells are kept" in text
     assert not list(folder.glob("cells/.*"))
     assert len(store.load_history(folder.parent / "history.jsonl")) == 2
-    with pytest.raises(UsageError, match="no unfinished night"):
+    with pytest.raises(UsageError, match="no unfinished nightly run"):
         night(books, plan_file, resume="newest")
-    with pytest.raises(UsageError, match="this night is finished"):
+    with pytest.raises(UsageError, match="this nightly run is finished"):
         night(books, plan_file, resume=folder.name)
 
 
@@ -110,7 +110,7 @@ def test_a_changed_notebook_or_plan_resumes_nothing_stale(tmp_path: Path) -> Non
     notebook(books / "02_logits.ipynb", ["'another first cell'", *SOUND])
     record, _, _ = night(books, plan_file, resume=folder.name)
     assert [cell.kept for cell in record.cells] == [False, False]
-    with pytest.raises(UsageError, match="no unfinished night of this plan"):
+    with pytest.raises(UsageError, match="no unfinished nightly run of this plan"):
         night(books, plan(tmp_path, SECOND), resume="newest")
 
 
