@@ -11,14 +11,16 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from parity_lib.base.errors import EngineError
+from parity_lib.base.json_text import encode
 from parity_lib.base.names import Compute, Isa, Settings
+from parity_lib.cell import hardness
 from parity_lib.cell.climbed import Finding
 from parity_lib.cell.open_engines import open_burn, open_llama
 from parity_lib.cell.place import watched_rows
@@ -28,7 +30,9 @@ from parity_lib.engines import sites
 from parity_lib.engines.llamacpp.settings import N_UBATCH
 from parity_lib.engines.node_file import NodeFile
 from parity_lib.judge.t3_ops import Replayed, judge_ops, kinds, non_finite_words
+from parity_lib.model_file.header import ModelFile
 from parity_lib.models.twins import ensure_twin
+from parity_lib.records.hardness import Extreme, Hardness
 
 DECODED = 2  # rows that follow one by one
 PLAIN_BUFFERS = frozenset({"CPU", "CPU_Mapped"})  # ggml-cpu's own, and the memory map of the file
@@ -75,7 +79,15 @@ def replay_cell(cell: Cell, reference: Reference) -> Finding:
         replays += replay(cell, excerpts[:1], Settings.REPACKED)
     rung, divergences = judge_ops(replays)
     told = {"sequences": list(map(_told, replays)), "kinds": kinds(replays), "non_finite": non_finite_words(replays)}
-    return Finding(rung, tuple(divergences), {"ops": told})
+    hard = _hardness(cell, replays)
+    return Finding(rung, tuple(divergences), {"ops": told} | ({} if hard is None else {"hardness": encode(hard)}))
+
+
+def _hardness(cell: Cell, replays: Sequence[Replayed]) -> Hardness | None:
+    """Return how far the reference's values reach in what was replayed with strict settings."""
+    strict = [replay for replay in replays if replay.reach]
+    biases = hardness.bias_norms(ModelFile(cell.model_path), cell.facts.biases)
+    return hardness.join([replay.reach for replay in strict], sum(sum(one.batches) for one in strict), biases)
 
 
 def first_non_finite(reference: Reference) -> int | None:
@@ -133,10 +145,15 @@ def replay(cell: Cell, excerpts: Sequence[Excerpt], settings: Settings) -> list[
                 reference.call("capture", list(part.sequence), list(part.passes), folder, watched=part.n_fills)
                 errors = candidate.call("replay", folder, progress=progress)
                 weights_in = check_buffers(folder, settings)
+                reach = _reach(cell, part, folder) if settings is Settings.STRICT else {}
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
-            replays.append(_replayed(cell, part, settings, errors, weights_in))
+            replays.append(replace(_replayed(cell, part, settings, errors, weights_in), reach=reach))
     return replays
+
+
+def _reach(cell: Cell, part: Excerpt, folder: Path) -> dict[str, Extreme]:
+    return hardness.reach(NodeFile(folder), cell.facts, part.prompt_idx, part.n_prompt)
 
 
 def _replayed(

@@ -97,6 +97,7 @@ def nightly(
 @options.compute
 @options.prompts
 @options.threads
+@click.option("--full", is_flag=True, help="Replay every prompt op by op, and make every row again (T3, T6).")
 @click.option(
     "--candidate-file", default="", metavar="GGUF", help="Another GGUF file for the candidate, as a red control."
 )

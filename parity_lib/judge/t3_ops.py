@@ -13,6 +13,7 @@ from typing import Any
 
 from parity_lib.base.names import Kind, Outcome, Rung
 from parity_lib.numerics.op_error import EXACT_OPS, OpError
+from parity_lib.records.hardness import Extreme
 from parity_lib.records.verdicts import Divergence, RungResult
 
 SOURCE = "parity kernels: llama.cpp to float64, AVX-512 (4.8e-13, 2.4e-12, 4.6e-9), times 4, 4, 21; others exactly"
@@ -29,6 +30,7 @@ class Replayed:
     expected: int  # ops in all passes, from the file's facts
     errors: tuple[OpError, ...]  # in the order in which they ran
     weights_in: Mapping[str, int] = field(default_factory=dict)  # the reference's buffers -> products from it
+    reach: Mapping[str, Extreme] = field(default_factory=dict)  # how far the reference's values reach, by name
 
 
 def judge_ops(replays: Sequence[Replayed]) -> tuple[RungResult, list[Divergence]]:

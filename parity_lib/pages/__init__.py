@@ -26,6 +26,7 @@ _HOME = {
     "text_section": "cell.t1_texts",
     "weight_table": "cell.t2_weights",
     "op_kinds": "cell.t3_ops",
+    "hardness_table": "cell.hardness",
     "self_table": "cell.t6_self",
     "isa_table": "cell.t7_isa",
     "literal_table": "cell.t5_literal",

@@ -10,11 +10,13 @@ import pytest
 
 from parity_lib.base.errors import EngineError
 from parity_lib.base.names import Kind, Outcome, Rung, Settings
+from parity_lib.base.record import decode_record
 from parity_lib.cell import steps
 from parity_lib.cell import t3_replay as replaying
 from parity_lib.cell.steps import Cell, Reference
 from parity_lib.cell.t3_replay import PLAIN_BUFFERS, chosen, excerpt
 from parity_lib.engines.llamacpp.settings import worker_env
+from parity_lib.records.hardness import Hardness
 from tests.shared import reference_kept_in
 
 pytestmark = pytest.mark.engine
@@ -53,6 +55,10 @@ def test_every_op_of_both_prompts_is_inside_strict_and_repacked(opened: Opened) 
     assert finding.rung.compared == finding.rung.expected == 3 * 3 * n_sites
     assert sum(kind["ops"] for kind in told["kinds"].values()) == finding.rung.compared
     assert not (cell.spools / "nodes").exists()
+    hard = decode_record(finding.literal["hardness"], Hardness, "the finding")
+    assert hard.rows == sum(sum(one["passes"]) for one in told["sequences"][:2])
+    assert hard.depth.value < 0 < abs(hard.score.value) < abs(hard.residual.value) * 1000
+    assert set(hard.biases) == {"attn_q.bias", "attn_k.bias", "attn_v.bias"}
 
 
 def test_a_fault_is_red_and_its_first_line_names_op_layer_and_token(opened: Opened) -> None:
