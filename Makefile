@@ -39,7 +39,7 @@ setup: $(STAMPS)/packages $(STAMPS)/reference $(STAMPS)/native $(STAMPS)/faults 
 nightly: setup  ## the nightly comparison: default plan, HTML under reports/nightly/
 	@$(BIN)/parity nightly --plan $(PLAN) $(ARGS)
 
-test: setup lint  ## everything that must hold, with one small night through both engines
+test: setup lint  ## everything that must hold, with one small nightly run through both engines
 	@cargo test --release --locked --quiet --manifest-path $(NATIVE)/Cargo.toml
 	cargo test --release --locked --quiet --features faults --manifest-path $(NATIVE)/Cargo.toml
 	$(if $(strip $(ARGS)),$(BIN)/python -m pytest $(ARGS),$(call HALVES,$(HALF)))
@@ -65,7 +65,7 @@ models: setup  ## make the default models (needs the network once)
 lab: setup  ## JupyterLab on the notebooks
 	@$(BIN)/jupyter lab --notebook-dir=.
 
-bench: setup  ## speed as ratios within one run: teacher-forced pass, memory, statistics, a look at every node, T3, sgemm share
+bench: setup  ## speed as ratios within one run: teacher-forced pass, memory, statistics, observing every node, T3, sgemm share
 	@$(BIN)/python -m parity_lib.cli.bench $(ARGS)
 
 lock:  ## resolve requirements.in again into requirements.txt, with hashes (needs uv)

@@ -34,7 +34,7 @@ def open_llama(
         env: set last, over everything; ``LLAMA_CPP_LIB_PATH`` in it chooses another build than the ISA target's.
 
     Raises:
-        PinError: this CPU lacks the ISA target's instructions, or nobody has built it.
+        PinError: this CPU lacks the ISA target's instructions, or there is no build of it.
     """
     isa, env = isa or cell.sides.reference.isa, env or {}
     libraries = {} if LIB_PATH in env else target_env(cell.pins.llama_cpp, isa)

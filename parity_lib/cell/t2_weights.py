@@ -19,7 +19,7 @@ def compare_tensors(reference: Path, burn: Worker, progress: Progress) -> tuple[
 
     Args:
         reference: the file whose header says what has to be there.
-        burn: the candidate on its own file, which is the same one unless a drill gives it another.
+        burn: the candidate on its own file, the same one unless a red control gives it another.
         progress: called with (tensors done, tensors).
     """
     expected = read_tensors(reference)

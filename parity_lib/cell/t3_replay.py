@@ -1,7 +1,7 @@
 """Capture the reference's graph on a few sequences and replay it through the candidate: the capture of rung T3.
 
 What an op gets wrong does not depend on what a prompt says, so a cell replays two: the first, and one that changes from
-night to night. ``full`` replays all. Of each, the last rows up to ``watched_rows`` are looked at, most in one prefill
+night to night. ``full`` replays all. Of each, the last rows up to ``watched_rows`` are observed, most in one prefill
 and the last two one by one, as a decode; rows before them only fill the cache. Files with types that the target
 re-orders for kernels of its own are replayed a second time with those.
 """

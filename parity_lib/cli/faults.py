@@ -71,7 +71,7 @@ def command(
     baseline = capture_baseline(request, only, faults)
     if baseline.verdict.outcome is not Outcome.PARITY:
         return report_baseline(baseline.verdict)
-    click.echo(f"{baseline.cell.id}: PARITY without a fault; {len(baseline.drills)} faults to seed")
+    click.echo(f"{baseline.cell.id}: PARITY without a fault; {len(baseline.faults)} faults to seed")
     matrix = seed_faults(baseline, _show)
     _summary(matrix)
     click.echo(f"record: {folder / KILLS}")
@@ -130,7 +130,7 @@ def _summary(matrix: KillMatrix) -> None:
 def run(request: CellRequest, only: str, faults: Path | None) -> int:
     """Seed every fault of one op into a cell, print which op T3 named, and return the exit status."""
     from parity_lib.cell.request import open_cell
-    from parity_lib.faults.op_faults import TRIALS, run_place_drills
+    from parity_lib.faults.op_faults import TRIALS, seed_op_faults
 
     cell = open_cell(request)
     said: list[str] = []
@@ -139,7 +139,7 @@ def run(request: CellRequest, only: str, faults: Path | None) -> int:
         said.append(line(trial))
         click.echo(said[-1] if len(said) > 1 else f"{HEAD}\n{said[-1]}")
 
-    table = run_place_drills(cell, say, only, faults)
+    table = seed_op_faults(cell, say, only, faults)
     for text in summary(table):
         click.echo(text)
     click.echo(f"record: {cell.out_dir / TRIALS}")

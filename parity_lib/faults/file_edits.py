@@ -39,7 +39,7 @@ def edited(path: Path, tensor: Tensor, edit: str, row: int) -> Iterator[None]:
     Args:
         path: a copy; no other reader may use it meanwhile.
         tensor: of the file.
-        edit: one of ``place_drills.EDITS``.
+        edit: one of ``EDITS``.
         row: of the tensor; the number of a value where it is a vector.
 
     Raises:

@@ -23,7 +23,7 @@ ENGINE, RECORD = "engine", "record"
 
 
 @dataclass(frozen=True, slots=True)
-class Drill:
+class SeededFault:
     """One fault to seed, and how a cell with it has to end."""
 
     fault: str  # as the engine takes it, or the name of a change of records
@@ -113,7 +113,7 @@ class KillMatrix(Record, frozen=True, tag_field="schema", tag="parity/kills/1"):
         return {rung: sum(rung in kill.caught_by for kill in self.kills) for rung in self.rungs}
 
 
-def load_drills(cell: CellId, names: Mapping[str, object], path: Path | None = None) -> tuple[Drill, ...]:
+def load_faults(cell: CellId, names: Mapping[str, object], path: Path | None = None) -> tuple[SeededFault, ...]:
     """Return every fault of ``fixtures/faults.toml`` with its expected end, named for one model.
 
     Args:
@@ -128,18 +128,18 @@ def load_drills(cell: CellId, names: Mapping[str, object], path: Path | None = N
     table, _ = read_toml(path)
     table.schema(LIST_SCHEMA)
     spots = tuple(_blind(entry) for entry in table.tables("blind", []))
-    drills = tuple(_drill(entry, names, cell, spots) for entry in table.tables("fault"))
+    listed = tuple(_read(entry, names, cell, spots) for entry in table.tables("fault"))
     table.done()
-    twice = [fault for fault, count in Counter(drill.fault for drill in drills).items() if count > 1]
-    mute = [drill.fault for drill in drills if not drill.words]
-    if twice or mute or not drills:
+    twice = [fault for fault, count in Counter(seeded.fault for seeded in listed).items() if count > 1]
+    mute = [seeded.fault for seeded in listed if not seeded.words]
+    if twice or mute or not listed:
         raise FixtureError(
             "the list of faults lacks the expected end of a fault",
             place=path,
             expected="each fault once, with the words that its line must contain",
             found=f"twice: {', '.join(twice) or 'none'}; without words: {', '.join(mute) or 'none'}",
         )
-    return drills
+    return listed
 
 
 def _blind(table: Table) -> Blind:
@@ -148,14 +148,14 @@ def _blind(table: Table) -> Blind:
     return spot
 
 
-def _drill(table: Table, names: Mapping[str, object], cell: CellId, spots: Sequence[Blind]) -> Drill:
+def _read(table: Table, names: Mapping[str, object], cell: CellId, spots: Sequence[Blind]) -> SeededFault:
     fault, words = table.text("name"), table.texts("words")
     try:
         fault, words = fault.format_map(names), tuple(word.format_map(names) for word in words)
     except (KeyError, ValueError) as error:
         known = ", ".join(f"{{{name}}}" for name in names)
         raise FixtureError("an unknown place in a name", place=table.place, expected=known, found=error) from error
-    drill = Drill(
+    seeded = SeededFault(
         fault=fault,
         what=table.text("what"),
         outcome=Outcome(table.one_of("outcome", (Outcome.DIVERGED, Outcome.INCOMPLETE))),
@@ -165,35 +165,35 @@ def _drill(table: Table, names: Mapping[str, object], cell: CellId, spots: Seque
         blind=next((spot.reason for spot in spots if spot.covers(fault, cell)), ""),
     )
     table.done()
-    return drill
+    return seeded
 
 
-def judge_kill(drill: Drill, verdict: Verdict, rows_changed: int | None, seconds: float) -> Kill:
+def judge_kill(seeded: SeededFault, verdict: Verdict, rows_changed: int | None, seconds: float) -> Kill:
     """Return what became of a fault: the verdict of its cell, held against how it has to end.
 
     Args:
-        drill: the fault.
+        seeded: the fault.
         verdict: of the cell with the fault.
         rows_changed: rows of the candidate whose bits are others than without the fault; None where that was not
             compared. A fault of the engine that changes no bit was not seeded, and is no proof of anything.
         seconds: what it took.
     """
     lines = verdict.lines()
-    said = next((line for line in lines if all(word in line for word in drill.words)), None)
+    said = next((line for line in lines if all(word in line for word in seeded.words)), None)
     broken = verdict.lowest_broken
     return Kill(
-        fault=drill.fault,
-        what=drill.what,
-        at=drill.at,
-        expected=drill.outcome,
+        fault=seeded.fault,
+        what=seeded.what,
+        at=seeded.at,
+        expected=seeded.outcome,
         outcome=verdict.outcome,
         caught_by=tuple(sorted(result.rung for result in verdict.rungs if result.outcome is Outcome.DIVERGED)),
         rows_changed=rows_changed,
         lowest=broken.rung.value if broken is not None else "",
         line=said if said is not None else next(iter(lines), ""),
         worst_margin=gate_margin(verdict),
-        problem=_problem(drill, verdict.outcome, said is not None, rows_changed),
-        blind=drill.blind,
+        problem=_problem(seeded, verdict.outcome, said is not None, rows_changed),
+        blind=seeded.blind,
         seconds=seconds,
     )
 
@@ -209,11 +209,11 @@ def gate_margin(verdict: Verdict) -> float | None:
     return 0.0 if gate.worst is not None and not math.isfinite(gate.worst) else gate.margin
 
 
-def _problem(drill: Drill, outcome: Outcome, said: bool, rows_changed: int | None) -> str:
-    if rows_changed == 0 and drill.outcome is Outcome.DIVERGED and drill.at == ENGINE:
+def _problem(seeded: SeededFault, outcome: Outcome, said: bool, rows_changed: int | None) -> str:
+    if rows_changed == 0 and seeded.outcome is Outcome.DIVERGED and seeded.at == ENGINE:
         return "changed no row of the candidate: it was not seeded"
     if outcome is Outcome.PARITY:
-        return "" if drill.blind else f"survived: expected {drill.outcome}, and no rung saw it"
-    if outcome is not drill.outcome:
-        return f"ended {outcome}, expected {drill.outcome}"
-    return "" if said else f"no line says {' and '.join(repr(word) for word in drill.words)}"
+        return "" if seeded.blind else f"survived: expected {seeded.outcome}, and no rung saw it"
+    if outcome is not seeded.outcome:
+        return f"ended {outcome}, expected {seeded.outcome}"
+    return "" if said else f"no line says {' and '.join(repr(word) for word in seeded.words)}"

@@ -23,7 +23,7 @@ from parity_lib.cell.request import let_go
 from parity_lib.cell.rows import Rows
 from parity_lib.cell.steps import Cell, CellRequest, Climbed, Judgement, Reference
 from parity_lib.engines.machine import machine_class
-from parity_lib.faults.judge import ENGINE, RECORD, Drill, Kill, KillMatrix, gate_margin, judge_kill, load_drills
+from parity_lib.faults.judge import ENGINE, RECORD, Kill, KillMatrix, SeededFault, gate_margin, judge_kill, load_faults
 from parity_lib.faults.two_libraries import compare_libraries
 from parity_lib.records import store
 from parity_lib.records.traces import Position
@@ -41,7 +41,7 @@ class Baseline:
     """The cell without a fault: what every fault is judged with, and its own verdict."""
 
     cell: Cell
-    drills: tuple[Drill, ...]
+    faults: tuple[SeededFault, ...]
     not_seeded: Mapping[str, str]  # fault -> why it does not fit
     climbed: Climbed
     judgement: Judgement
@@ -70,13 +70,13 @@ def capture_baseline(request: CellRequest, only: str = "", faults: Path | None =
     cell = steps.open_cell(request)
     shutil.rmtree(cell.out_dir / FOLDER, ignore_errors=True)  # of an earlier run: must not be taken for this one's
     (cell.out_dir / KILLS).unlink(missing_ok=True)
-    _chosen(_drills(cell, (), faults), cell, only)
+    _chosen(_listed(cell, (), faults), cell, only)
     climbed = steps.climb(cell)
     judgement = steps.conclude(cell, climbed)
     store.save_verdict(judgement.verdict, cell.out_dir)
     prompts = climbed.reference.prompts if isinstance(climbed.reference, Reference) else ()
-    drills, not_seeded = _chosen(_drills(cell, prompts, faults), cell, only)
-    return Baseline(cell, drills, not_seeded, climbed, judgement)
+    listed, not_seeded = _chosen(_listed(cell, prompts, faults), cell, only)
+    return Baseline(cell, listed, not_seeded, climbed, judgement)
 
 
 def seed_faults(baseline: Baseline, say: Say) -> KillMatrix:
@@ -98,8 +98,8 @@ def seed_faults(baseline: Baseline, say: Say) -> KillMatrix:
     began = time.monotonic()
     same_rows = compare_libraries(baseline.cell)
     kills = []
-    for drill in baseline.drills:
-        kills.append(_seed(baseline, drill))
+    for seeded in baseline.faults:
+        kills.append(_seed(baseline, seeded))
         say(kills[-1])
     matrix = KillMatrix(
         cell=baseline.cell.id,
@@ -119,7 +119,7 @@ def seed_faults(baseline: Baseline, say: Say) -> KillMatrix:
     return matrix
 
 
-def _drills(cell: Cell, prompts: tuple[tuple[int, ...], ...], faults: Path | None) -> tuple[Drill, ...]:
+def _listed(cell: Cell, prompts: tuple[tuple[int, ...], ...], faults: Path | None) -> tuple[SeededFault, ...]:
     """Return the faults to seed, with this model's names; positions need the tokenised prompts."""
     last = len(cell.suite.prompts) - 1
     places = {
@@ -128,46 +128,46 @@ def _drills(cell: Cell, prompts: tuple[tuple[int, ...], ...], faults: Path | Non
         "cut": cell.suite.prompts[last].n_tokens - 1,
         "token": ROW - (len(prompts[0]) - 1) if prompts else 0,
     }
-    return load_drills(cell.id, places, faults)
+    return load_faults(cell.id, places, faults)
 
 
-def _chosen(drills: tuple[Drill, ...], cell: Cell, only: str) -> tuple[tuple[Drill, ...], dict[str, str]]:
+def _chosen(listed: tuple[SeededFault, ...], cell: Cell, only: str) -> tuple[tuple[SeededFault, ...], dict[str, str]]:
     """Return the faults that match ``only`` and fit the model, and those that match but do not fit, with the reason."""
-    named = [(drill.fault, drill) for drill in drills]
-    return choose(only, named, "fault that fits this model", cell.id, lambda drill: _misfit(drill, cell))
+    named = [(seeded.fault, seeded) for seeded in listed]
+    return choose(only, named, "fault that fits this model", cell.id, lambda seeded: _misfit(seeded, cell))
 
 
-def _misfit(drill: Drill, cell: Cell) -> str:
+def _misfit(seeded: SeededFault, cell: Cell) -> str:
     """Return why a fault does not fit the model or its prompts; "" if it fits."""
-    if drill.needs_bias and not cell.facts.has_qkv_bias:
+    if seeded.needs_bias and not cell.facts.has_qkv_bias:
         return "the model's projections have no biases"
-    if drill.fault == "stale_trace=prompt" and len(cell.suite) < 2:
+    if seeded.fault == "stale_trace=prompt" and len(cell.suite) < 2:
         return "there is only one prompt"
-    if drill.fault in (f"token_off={ROW}", "stale_spool=row") and cell.suite.prompts[0].n_tokens <= ROW:
+    if seeded.fault in (f"token_off={ROW}", "stale_spool=row") and cell.suite.prompts[0].n_tokens <= ROW:
         return f"the first prompt may have fewer than {ROW + 1} rows"
     return ""
 
 
-def _seed(baseline: Baseline, drill: Drill) -> Kill:
+def _seed(baseline: Baseline, seeded: SeededFault) -> Kill:
     """Return what becomes of one fault; its verdict stays in a folder of its own."""
     began = time.monotonic()
-    folder = baseline.cell.out_dir / FOLDER / drill.fault
+    folder = baseline.cell.out_dir / FOLDER / seeded.fault
     folder.mkdir(parents=True)
-    fault = "" if drill.at == RECORD else drill.fault
+    fault = "" if seeded.at == RECORD else seeded.fault
     request = replace(baseline.cell.request, fault=fault, out_dir=folder)
     cell = replace(baseline.cell, request=request, out_dir=folder, started=began)
     try:
-        if drill.at == RECORD:  # the limits stay those of the sound cell, as for every fault
-            climbed = replace(baseline.climbed, twin=stale_rows(baseline, drill.fault, folder))
+        if seeded.at == RECORD:  # the limits stay those of the sound cell, as for every fault
+            climbed = replace(baseline.climbed, twin=stale_rows(baseline, seeded.fault, folder))
         else:
             climbed = steps.climb_candidate(cell, baseline.climbed)
         judgement = steps.conclude(cell, climbed)
     finally:
         shutil.rmtree(cell.spools, ignore_errors=True)
-    changed = _rows_changed(baseline.judgement, judgement) if drill.at == ENGINE else None
+    changed = _rows_changed(baseline.judgement, judgement) if seeded.at == ENGINE else None
     store.save_verdict(judgement.verdict, folder)
     store.save_divergences(judgement.verdict, folder / "divergences.jsonl")
-    return judge_kill(drill, judgement.verdict, changed, time.monotonic() - began)
+    return judge_kill(seeded, judgement.verdict, changed, time.monotonic() - began)
 
 
 def _rows_changed(sound: Judgement, faulty: Judgement) -> int | None:

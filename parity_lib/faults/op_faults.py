@@ -26,11 +26,11 @@ from parity_lib.faults.op_judge import (
     BIAS,
     OUTPUT_BIAS,
     WIDE,
-    PlaceDrill,
+    OpFault,
     Trial,
     TrialTable,
     judge_trial,
-    load_place_drills,
+    load_op_faults,
     share_of,
 )
 from parity_lib.model_file.header import ModelFile, Tensor
@@ -42,21 +42,21 @@ FED = 5  # the position whose token's row is edited
 Say = Callable[[Trial], None]
 
 
-def run_place_drills(cell: Cell, say: Say, only: str = "", path: Path | None = None) -> TrialTable:
+def seed_op_faults(cell: Cell, say: Say, only: str = "", path: Path | None = None) -> TrialTable:
     """Seed every fault of one op that fits the model; write and return the table.
 
     Args:
         cell: the model; its own fault must be empty.
         say: called with each trial as it ends.
         only: a shell pattern of names; a plain word matches anywhere.
-        path: a list of the user's own; None is ``fixtures/place_drills.toml``.
+        path: a list of the user's own; None is ``fixtures/op_faults.toml``.
 
     Raises:
-        UsageError: no drill that fits matches.
+        UsageError: no fault that fits matches.
         EngineError: without a fault an op is over its limit already, or an engine refused or died.
     """
-    began, folder = time.monotonic(), cell.spools / "drills"
-    drills, not_seeded = _chosen(cell, load_place_drills(path), only)
+    began, folder = time.monotonic(), cell.spools / "faults"
+    listed, not_seeded = _chosen(cell, load_op_faults(path), only)
     try:
         tokens = _capture(cell, folder / "nodes")
         copy = Path(shutil.copyfile(cell.model_path, folder / "edited.gguf"))
@@ -67,8 +67,8 @@ def run_place_drills(cell: Cell, say: Say, only: str = "", path: Path | None = N
                 "an op is over its limit without a fault, so no fault was seeded", place=worst.site, found=worst.share
             )
         trials = []
-        for drill in drills:
-            trials.append(_seed(cell, drill, folder / "nodes", copy, tokens))
+        for seeded in listed:
+            trials.append(_seed(cell, seeded, folder / "nodes", copy, tokens))
             say(trials[-1])
     finally:
         shutil.rmtree(cell.spools, ignore_errors=True)
@@ -102,55 +102,55 @@ def _replay(cell: Cell, path: Path, nodes: Path, fault: str | None) -> list[OpEr
     return errors
 
 
-def _chosen(cell: Cell, drills: Sequence[PlaceDrill], only: str) -> tuple[tuple[PlaceDrill, ...], dict[str, str]]:
-    named = [(drill.at(_block(cell, drill)[0])[0], drill) for drill in drills]
-    return choose(only, named, "fault that fits this model", cell.id, lambda drill: _misfit(cell, drill))
+def _chosen(cell: Cell, listed: Sequence[OpFault], only: str) -> tuple[tuple[OpFault, ...], dict[str, str]]:
+    named = [(seeded.at(_block(cell, seeded)[0])[0], seeded) for seeded in listed]
+    return choose(only, named, "fault that fits this model", cell.id, lambda seeded: _misfit(cell, seeded))
 
 
-def _misfit(cell: Cell, drill: PlaceDrill) -> str:
-    if drill.needs == BIAS and not cell.facts.has_qkv_bias:
+def _misfit(cell: Cell, seeded: OpFault) -> str:
+    if seeded.needs == BIAS and not cell.facts.has_qkv_bias:
         return "the model's projections have no biases"
-    if drill.needs == OUTPUT_BIAS and drill.at(0)[2] not in cell.facts.biases:
+    if seeded.needs == OUTPUT_BIAS and seeded.at(0)[2] not in cell.facts.biases:
         return "the model has no such bias"
-    if drill.needs == WIDE and set(cell.facts.types) <= {"F32", "BF16"} and "BF16" in cell.facts.types:
+    if seeded.needs == WIDE and set(cell.facts.types) <= {"F32", "BF16"} and "BF16" in cell.facts.types:
         return "its weights are BF16 already"
-    return _block(cell, drill)[1]
+    return _block(cell, seeded)[1]
 
 
-def _block(cell: Cell, drill: PlaceDrill) -> tuple[int, str]:
+def _block(cell: Cell, seeded: OpFault) -> tuple[int, str]:
     """Return the first block from a fault's depth on (then from block 0) that it fits, and "" or why there is none."""
     n_layer = cell.facts.n_layer
-    start = drill.block(n_layer)
-    if not drill.tensor:
+    start = seeded.block(n_layer)
+    if not seeded.tensor:
         return start, ""
     tensors = ModelFile(cell.model_path).tensors
     for block in (*range(start, n_layer), *range(start)):
-        found = tensors.get(_stored(cell, drill.at(block)[2]))
-        if found is not None and fits(drill.edit, found.type):
+        found = tensors.get(_stored(cell, seeded.at(block)[2]))
+        if found is not None and fits(seeded.edit, found.type):
             return block, ""
-    return start, f"no such tensor has a type with a {drill.edit.replace('_', ' ')}"
+    return start, f"no such tensor has a type with a {seeded.edit.replace('_', ' ')}"
 
 
 def _stored(cell: Cell, tensor: str) -> str:
     return "token_embd.weight" if tensor == "output.weight" and cell.facts.tied_output else tensor
 
 
-def _seed(cell: Cell, drill: PlaceDrill, nodes: Path, copy: Path, tokens: Sequence[int]) -> Trial:
+def _seed(cell: Cell, seeded: OpFault, nodes: Path, copy: Path, tokens: Sequence[int]) -> Trial:
     began = time.monotonic()
-    name, site, tensor = drill.at(_block(cell, drill)[0])
+    name, site, tensor = seeded.at(_block(cell, seeded)[0])
     sites.table(site)  # raises for a site that does not exist
     if not tensor:
         errors = _replay(cell, cell.model_path, nodes, name)
     else:
         stored = ModelFile(copy).tensors[_stored(cell, tensor)]
-        with edited(copy, stored, drill.edit, _row(drill, stored, tokens)):
+        with edited(copy, stored, seeded.edit, _row(seeded, stored, tokens)):
             errors = _replay(cell, copy, nodes, None)
-    return judge_trial(name, drill.what, tensor or "engine", site, errors, time.monotonic() - began)
+    return judge_trial(name, seeded.what, tensor or "engine", site, errors, time.monotonic() - began)
 
 
-def _row(drill: PlaceDrill, tensor: Tensor, tokens: Sequence[int]) -> int:
-    if drill.row == "fed":
+def _row(seeded: OpFault, tensor: Tensor, tokens: Sequence[int]) -> int:
+    if seeded.row == "fed":
         return tokens[FED]
-    if drill.row == "unfed":
+    if seeded.row == "unfed":
         return next(token for token in range(tensor.shape[0] * 2 // 5, tensor.shape[0]) if token not in set(tokens))
     return tensor.shape[0] * 2 // 5

@@ -16,14 +16,14 @@ from parity_lib.base.toml_table import Table, fixture_path, read_toml
 from parity_lib.numerics.op_error import OpError
 from parity_lib.records.verdicts import CellId
 
-LIST_SCHEMA = "parity/place_drills/1"
+LIST_SCHEMA = "parity/op_faults/1"
 EDITS = ("zero_row", "swap_rows", "scale", "sub_scale", "minimum", "code", "number")
 NOTHING, BIAS, OUTPUT_BIAS, WIDE = "nothing", "bias", "output bias", "more than bf16"
-EXACT_SHARE = 0.95  # of the drills: so many must be named to the op; all of them to the layer
+EXACT_SHARE = 0.95  # of the faults: share that must be named to the op; all of them must be named to the layer
 
 
 @dataclass(frozen=True, slots=True)
-class PlaceDrill:
+class OpFault:
     """One fault of one op; ``{block}`` in its names stands for the block at ``depth``."""
 
     name: str
@@ -124,25 +124,25 @@ def judge_trial(fault: str, what: str, at: str, expected: str, errors: Sequence[
     )
 
 
-def load_place_drills(path: Path | None = None) -> tuple[PlaceDrill, ...]:
-    """Return every fault of ``fixtures/place_drills.toml``, or of another list.
+def load_op_faults(path: Path | None = None) -> tuple[OpFault, ...]:
+    """Return every fault of ``fixtures/op_faults.toml``, or of another list.
 
     Raises:
-        FixtureError: the list cannot be read, is empty, or a drill contradicts itself.
+        FixtureError: the list cannot be read, is empty, or a fault contradicts itself.
     """
-    path = fixture_path("place_drills.toml") if path is None else path
+    path = fixture_path("op_faults.toml") if path is None else path
     table, _ = read_toml(path)
     table.schema(LIST_SCHEMA)
-    drills = tuple(_drill(entry) for entry in table.tables("fault"))
+    listed = tuple(_read(entry) for entry in table.tables("fault"))
     table.done()
-    if not drills:
+    if not listed:
         raise FixtureError("the list has no faults", place=path, expected="at least one [[fault]]")
-    return drills
+    return listed
 
 
-def _drill(table: Table) -> PlaceDrill:
+def _read(table: Table) -> OpFault:
     tensor = table.text("tensor", "")
-    drill = PlaceDrill(
+    seeded = OpFault(
         name=table.text("name"),
         what=table.text("what"),
         site=table.text("site"),
@@ -153,9 +153,9 @@ def _drill(table: Table) -> PlaceDrill:
         row=table.one_of("row", ("fed", "unfed", "middle"), "middle"),
     )
     table.done()
-    if not 0 <= drill.depth < 1:
-        raise FixtureError("'depth' is outside", place=table.place, expected="0 to below 1", found=drill.depth)
-    return drill
+    if not 0 <= seeded.depth < 1:
+        raise FixtureError("'depth' is outside", place=table.place, expected="0 to below 1", found=seeded.depth)
+    return seeded
 
 
 def _layer(site: str) -> str:

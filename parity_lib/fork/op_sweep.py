@@ -24,7 +24,7 @@ class Case:
     case: str
     share: float  # largest difference over what it is measured by; a NaN makes it infinite
     worst: str  # input, exact result, result
-    same_bits: bool | None  # a value's bits do not depend on its place in the buffer; None: not looked at
+    same_bits: bool | None  # a value's bits do not depend on its place in the buffer; None: not checked
 
     @property
     def sound(self) -> bool:

@@ -68,7 +68,7 @@ def judge_pins(checks: Sequence[PinCheck], *, required: Sequence[str]) -> RungRe
     """Return T0's result: PARITY if every required check was made and every check holds.
 
     Args:
-        checks: what was looked at, in any order.
+        checks: all checks that were made, in any order.
         required: names that must be among them; a check that was forgotten must not pass.
 
     Returns:

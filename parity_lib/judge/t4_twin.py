@@ -87,7 +87,7 @@ def judge_twin(
     divergences += _pooled(limits)
     value, limit, unit, at = _worst(seen, limits)
     n_positions = len({(d.prompt_idx, d.token_idx) for d in divergences if d.prompt_idx is not None})
-    note = f"{n_positions} positions diverged, {ledger.count(LedgerClass.TIE)} ties counted"
+    note = f"{n_positions} positions diverged, {ledger.count(LedgerClass.TIE)} near-ties counted"
     rung = RungResult(
         rung=Rung.T4,
         outcome=Outcome.DIVERGED if divergences else Outcome.INCOMPLETE if seen.causes else Outcome.PARITY,

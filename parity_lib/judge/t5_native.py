@@ -55,7 +55,7 @@ def judge_native(
 
     Returns:
         The rung, its divergences, and what stands in ``verdict.literal``: the literal numbers, ``spread`` (with
-        ``provisional``) and ``native_ledger``. A hole in the rows or in the self-spread is INCOMPLETE; a divergence
+        ``provisional``) and ``native_ledger``. A missing row, also of the self-spread, is INCOMPLETE; a divergence
         is never hidden by it.
     """
     seen = align(pair, expected)
@@ -115,7 +115,7 @@ def accuse_reference(
 ) -> tuple[RungResult, list[Divergence]]:
     """Return T5 and its divergences with the accused named: with T4 at parity, a red T5 is the reference's.
 
-    With T4 anything else nothing is changed: then the candidate is the first to look at.
+    With any other result of T4 the rung stays as it is: then the candidate is the first suspect.
     """
     if twin.outcome is not Outcome.PARITY or native.outcome is not Outcome.DIVERGED:
         return native, list(divergences)

@@ -19,7 +19,7 @@ _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 def write_junit(night: Night, folder: Path) -> Path:
     """Write ``junit.xml`` beside ``night.json``, atomically.
 
-    A divergence is a failure and carries its greppable lines; a gap or an uncaught control is an error; a hole is
+    A divergence is a failure and carries its greppable lines; a gap or an uncaught control is an error; NOT_RUN is
     skipped, with the reason. A divergence that the plan expects, and a control that was caught, pass.
 
     Raises:

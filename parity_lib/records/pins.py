@@ -129,10 +129,10 @@ class ModelPin:
     name: str
     arch: str
     file: FilePin
-    twin: FilePin | None  # None where nobody has made it yet (production: 4 bytes a weight)
+    twin: FilePin | None  # None if it was not made yet (production: 4 bytes a weight)
     source: str
     licence: str
-    tokenizer_sha256: str  # over tokenizer.*, see model_file; empty where nobody has read the file yet
+    tokenizer_sha256: str  # over tokenizer.*, see model_file; empty if the file was not read yet
     recipe: Recipe
     bf16_twin: FilePin | None = None  # as ``twin``; matrices are BF16, vectors F32
 

@@ -1,6 +1,6 @@
 """Trace one token: separate local from inherited error, sum it to the logit, assign it to an engine.
 
-Four looks at the same fed tokens. The native path, led op by op through the reference's values (T3: local error). The
+Four runs on the same fed tokens. The native path, led op by op through the reference's values (T3: local error). The
 F32 twin, where the candidate runs beside the reference (total error at each site). The float64 oracle on the same
 file (whose error). And runs that start from the reference's residual stream, layer by layer (what each adds to one
 logit). Engines are opened one after the other, each in a worker process of its own.

@@ -106,7 +106,7 @@ def make_notebooks(folder: Path) -> Path:
 
 @pytest.mark.slow
 def test_wrong_hash_in_a_night(cache: Path, tmp_path: Path) -> None:
-    """It is no hole, although the cell is not required: a file that is there and is another one is a finding."""
+    """A file with a wrong hash is a finding, not a NOT_RUN, although the cell is not required."""
     found = flip(next(cache.glob("*.gguf")))
     plan, said = tmp_path / "plan.toml", io.StringIO()
     plan.write_text(PLAN + 'quant = "Q8_0"\nrequired = false\n')

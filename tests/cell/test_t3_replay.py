@@ -98,7 +98,7 @@ def test_the_second_prompt_changes_with_the_day_and_all_have_their_turn() -> Non
     assert chosen(11, 0, full=True) == tuple(range(11))
 
 
-def test_a_long_sequence_is_looked_at_in_its_last_rows(opened: Opened) -> None:
+def test_a_long_sequence_is_observed_in_its_last_rows(opened: Opened) -> None:
     cell, reference = opened
     long = replace(reference, prompts=((3,) * 2008, *reference.prompts[1:]))  # and 5 of the 6 generated ones
     part = excerpt(cell, long, 0)

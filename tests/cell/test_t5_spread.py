@@ -174,7 +174,7 @@ def test_a_reference_whose_activation_path_broke_is_caught(captured: Captured, t
     assert Kind.SPREAD in {d.kind for d in divergences}
 
 
-def test_a_not_run_in_a_variant_is_incomplete(captured: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_row_of_a_variant_is_incomplete(captured: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     cell, reference, twin, candidate, _ = captured
     pair = logits.pair(reference.rows, candidate, expected(captured))
     score = module._score

@@ -83,7 +83,7 @@ def test_what_was_kept_is_not_believed_where_it_saw_too_little(
 
 
 @pytest.mark.parametrize(("required", "outcome"), [(False, Outcome.NOT_RUN), (True, Outcome.INCOMPLETE)])
-def test_unproven_is_a_not_run_unless_the_cell_requires_it(proved: Proved, required: bool, outcome: Outcome) -> None:
+def test_unproven_is_not_run_unless_the_cell_requires_it(proved: Proved, required: bool, outcome: Outcome) -> None:
     cell = replace(proved.cell, request=replace(proved.cell.request, require_isa=required))
     unseen = {"samples": encode(Evidence(BURN, "teacher-forced pass", cell.id.isa, None, "no sampler here"))}
     candidate = replace(proved.candidate, run=structs.replace(proved.candidate.run, isa_evidence=unseen))

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: help, exit status, one clear paragraph for each error, drills end to end."""
+"""The command line as a user meets it: help, exit status, one clear paragraph for each error, red controls."""
 
 from __future__ import annotations
 
@@ -260,14 +260,14 @@ def test_flipped_bit_in_a_weight_block_is_one_and_names_the_tensor(
 
     source = ensure("synthetic-llama", "Q8_0", load_pins())
     tensor = next(t for t in read_tensors(source).values() if t.name == "blk.1.ffn_down.weight")
-    drill = tmp_path / "drill.gguf"
-    shutil.copyfile(source, drill)
-    with drill.open("r+b") as file:
+    spoiled = tmp_path / "spoiled.gguf"
+    shutil.copyfile(source, spoiled)
+    with spoiled.open("r+b") as file:
         file.seek(tensor.offset + 34 * 7 + 5)
         byte = file.read(1)[0]
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte ^ 0x40]))
-    status, _ = run_model(tmp_path, prompts, "--candidate-file", str(drill))
+    status, _ = run_model(tmp_path, prompts, "--candidate-file", str(spoiled))
     text = capsys.readouterr().out
     assert status == 1
     line = next(line for line in text.splitlines() if line.startswith("DIVERGED") and "rung=T2" in line)

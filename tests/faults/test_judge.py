@@ -13,13 +13,13 @@ from parity_lib.base.errors import FixtureError, RecordError
 from parity_lib.base.names import Kind, Outcome, Rung
 from parity_lib.base.record import load_record, save_record
 from parity_lib.base.toml_table import fixture_path
-from parity_lib.faults.judge import Drill, Kill, KillMatrix, judge_kill, load_drills
+from parity_lib.faults.judge import Kill, KillMatrix, SeededFault, judge_kill, load_faults
 from parity_lib.faults.names import known_faults
 from parity_lib.records.verdicts import CellId, Divergence, RungResult, Verdict, conclude
 
 CELL = CellId("smollm2-135m", "Q8_0", "avx512", "crates-io", "f32")
 PLACES = {"block": 12, "last": 9, "cut": 49, "token": -3}
-DRILL = Drill("eps_x10@all", "a test", Outcome.DIVERGED, ("rung=T4", "prompt_idx=3"), "engine", needs_bias=False)
+SEEDED = SeededFault("eps_x10@all", "a test", Outcome.DIVERGED, ("rung=T4", "prompt_idx=3"), "engine", needs_bias=False)
 TEN = [
     "swapped_pairing",
     "dropped_bias=k",
@@ -47,7 +47,7 @@ def verdict(t4: Outcome = Outcome.DIVERGED, *, worst: float = 0.5, pins: Outcome
 
 
 def test_caught_as_it_has_to_be() -> None:
-    kill = judge_kill(DRILL, verdict(), 7, 1.5)
+    kill = judge_kill(SEEDED, verdict(), 7, 1.5)
     assert (kill.problem, kill.survived, kill.word) == ("", False, "caught")
     assert (kill.outcome, kill.caught_by, kill.lowest) == (Outcome.DIVERGED, (Rung.T4,), "T4")
     assert (kill.worst_margin, kill.rows_changed) == (0.5, 7)
@@ -55,39 +55,41 @@ def test_caught_as_it_has_to_be() -> None:
 
 
 @pytest.mark.parametrize(
-    ("drill", "found", "rows", "named"),
+    ("seeded", "found", "rows", "named"),
     [
-        (DRILL, verdict(Outcome.PARITY, worst=0.1), 7, "survived: expected DIVERGED"),
-        (DRILL, verdict(Outcome.PARITY, worst=0.1), 0, "it was not seeded"),
-        (replace(DRILL, blind="known"), verdict(Outcome.PARITY, worst=0.1), 0, "it was not seeded"),
-        (DRILL, verdict(Outcome.PARITY, worst=0.1, pins=Outcome.DIVERGED), 7, "ended INCOMPLETE, expected DIVERGED"),
-        (replace(DRILL, outcome=Outcome.INCOMPLETE), verdict(), None, "ended DIVERGED, expected INCOMPLETE"),
-        (replace(DRILL, words=("prompt_idx=4",)), verdict(), 7, "no line says 'prompt_idx=4'"),
-        (replace(DRILL, words=("rung=T4", "kind=KL")), verdict(), 7, "no line says 'rung=T4' and 'kind=KL'"),
+        (SEEDED, verdict(Outcome.PARITY, worst=0.1), 7, "survived: expected DIVERGED"),
+        (SEEDED, verdict(Outcome.PARITY, worst=0.1), 0, "it was not seeded"),
+        (replace(SEEDED, blind="known"), verdict(Outcome.PARITY, worst=0.1), 0, "it was not seeded"),
+        (SEEDED, verdict(Outcome.PARITY, worst=0.1, pins=Outcome.DIVERGED), 7, "ended INCOMPLETE, expected DIVERGED"),
+        (replace(SEEDED, outcome=Outcome.INCOMPLETE), verdict(), None, "ended DIVERGED, expected INCOMPLETE"),
+        (replace(SEEDED, words=("prompt_idx=4",)), verdict(), 7, "no line says 'prompt_idx=4'"),
+        (replace(SEEDED, words=("rung=T4", "kind=KL")), verdict(), 7, "no line says 'rung=T4' and 'kind=KL'"),
     ],
 )
-def test_other_endings_are_problems_and_say_why(drill: Drill, found: Verdict, rows: int | None, named: str) -> None:
-    kill = judge_kill(drill, found, rows, 0.0)
+def test_other_endings_are_problems_and_say_why(
+    seeded: SeededFault, found: Verdict, rows: int | None, named: str
+) -> None:
+    kill = judge_kill(seeded, found, rows, 0.0)
     assert named in kill.problem
     assert kill.word == ("SURVIVED" if found.outcome is Outcome.PARITY else "UNEXPECTED")
 
 
 def test_known_blind_spot_is_a_survivor_and_no_problem() -> None:
-    kill = judge_kill(replace(DRILL, blind="T3 sees it"), verdict(Outcome.PARITY, worst=0.1), 7, 0.0)
+    kill = judge_kill(replace(SEEDED, blind="T3 sees it"), verdict(Outcome.PARITY, worst=0.1), 7, 0.0)
     assert (kill.survived, kill.word, kill.problem, kill.blind) == (True, "SURVIVED", "", "T3 sees it")
     assert kill.worst_margin == 2.5
 
 
 def test_worst_case_that_is_not_finite_is_outside_of_every_limit() -> None:
-    assert judge_kill(DRILL, verdict(worst=math.nan), 7, 0.0).worst_margin == 0.0
+    assert judge_kill(SEEDED, verdict(worst=math.nan), 7, 0.0).worst_margin == 0.0
 
 
 def test_the_list_names_every_fault_of_the_engine_and_the_ten_that_have_to_be_shown() -> None:
-    drills = load_drills(CELL, PLACES)
-    seeded = {drill.fault.split("=")[0].split("@")[0] for drill in drills if drill.at == "engine"}
-    assert seeded == {name.split("=")[0].split("@")[0].split("[")[0] for name in known_faults()}
-    assert set(TEN) <= {drill.fault for drill in drills}
-    assert {drill.outcome for drill in drills} == {Outcome.DIVERGED, Outcome.INCOMPLETE}
+    listed = load_faults(CELL, PLACES)
+    names = {seeded.fault.split("=")[0].split("@")[0] for seeded in listed if seeded.at == "engine"}
+    assert names == {name.split("=")[0].split("@")[0].split("[")[0] for name in known_faults()}
+    assert set(TEN) <= {seeded.fault for seeded in listed}
+    assert {seeded.outcome for seeded in listed} == {Outcome.DIVERGED, Outcome.INCOMPLETE}
 
 
 def test_blind_spots_belong_to_the_models_that_they_name(tmp_path: Path) -> None:
@@ -96,12 +98,12 @@ def test_blind_spots_belong_to_the_models_that_they_name(tmp_path: Path) -> None
     table.write_text(fixture_path("faults.toml").read_text() + "\n" + spot)
 
     def blind(cell: CellId) -> set[str]:
-        return {drill.fault for drill in load_drills(cell, PLACES, table) if drill.blind}
+        return {seeded.fault for seeded in load_faults(cell, PLACES, table) if seeded.blind}
 
     assert "eps_x10@blk.12" in blind(CELL)
     assert blind(structs.replace(CELL, model="synthetic-llama")) == set()
     assert not set(TEN) & blind(CELL)
-    assert not any(drill.blind for drill in load_drills(CELL, PLACES))  # none is known today
+    assert not any(seeded.blind for seeded in load_faults(CELL, PLACES))  # none is known today
 
 
 FAULT = '[[fault]]\nname = "die"\nwhat = "x"\noutcome = "INCOMPLETE"\nwords = ["SIGABRT"]\n'
@@ -123,7 +125,7 @@ def test_a_list_that_says_nothing_is_refused(tmp_path: Path, text: str, named: s
     path = tmp_path / "faults.toml"
     path.write_text('schema = "parity/faults/1"\n' + text)
     with pytest.raises(FixtureError, match=named):
-        load_drills(CELL, PLACES, path)
+        load_faults(CELL, PLACES, path)
 
 
 def matrix(*kills: Kill) -> KillMatrix:
@@ -142,10 +144,10 @@ def matrix(*kills: Kill) -> KillMatrix:
 
 
 def test_matrix_counts_names_and_comes_back(tmp_path: Path) -> None:
-    caught = judge_kill(DRILL, verdict(worst=math.inf), 7, 1.0)
+    caught = judge_kill(SEEDED, verdict(worst=math.inf), 7, 1.0)
     parity = verdict(Outcome.PARITY, worst=0.1)
-    blind = judge_kill(replace(DRILL, fault="a", blind="known"), parity, 7, 1.0)
-    lost = judge_kill(replace(DRILL, fault="b"), parity, 7, 1.0)
+    blind = judge_kill(replace(SEEDED, fault="a", blind="known"), parity, 7, 1.0)
+    lost = judge_kill(replace(SEEDED, fault="b"), parity, 7, 1.0)
     record = matrix(caught, blind, lost)
     assert [kill.fault for kill in record.survivors] == ["a", "b"]
     assert [kill.fault for kill in record.problems] == ["b"]

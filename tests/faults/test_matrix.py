@@ -109,9 +109,9 @@ def test_records_of_every_fault_stay_and_no_rows(qwen2: tuple[KillMatrix, Path, 
 def test_the_other_architecture(tmp_path: Path) -> None:
     baseline = capture_baseline(request(tmp_path, "synthetic-llama"))
     assert set(baseline.not_seeded) == {f"dropped_bias={part}" for part in "qkv"}
-    chosen = tuple(drill for drill in baseline.drills if drill.fault in LLAMA)
+    chosen = tuple(seeded for seeded in baseline.faults if seeded.fault in LLAMA)
     assert len(chosen) == len(LLAMA)
-    matrix = seed_faults(replace(baseline, drills=chosen), lambda _: None)
+    matrix = seed_faults(replace(baseline, faults=chosen), lambda _: None)
     assert [(kill.fault, kill.problem) for kill in matrix.problems] == []
     assert not matrix.survivors
 

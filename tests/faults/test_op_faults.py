@@ -1,4 +1,4 @@
-"""Every drill of rung T3 seeded for real: the right op named each time, the file as it was afterwards."""
+"""Every fault of one op, seeded for real: the right op named each time, the file as it was afterwards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from parity_lib.base.record import load_record
 from parity_lib.cell.request import open_cell
 from parity_lib.cli.app import main
 from parity_lib.faults import file_edits
-from parity_lib.faults.op_faults import TRIALS, run_place_drills
+from parity_lib.faults.op_faults import TRIALS, seed_op_faults
 from parity_lib.faults.op_judge import EDITS, Trial, TrialTable
 from parity_lib.model_file.facts import read_tensors
 from parity_lib.models.synthetic import Shape, build
@@ -32,12 +32,12 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build("llama", "MIXED", tmp_path_factory.mktemp("mixed") / "mixed.gguf", Shape(n_layer=11, n_vocab=256))
 
 
-def test_every_drill_names_its_op_in_the_architecture_with_biases(tmp_path: Path) -> None:
+def test_every_fault_names_its_op_in_the_architecture_with_biases(tmp_path: Path) -> None:
     path = build("qwen2", "Q4_K_M", tmp_path / "qwen2.gguf", Shape(n_layer=2, n_vocab=512, n_ff=256))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     said: list[Trial] = []
     cell = open_cell(model=str(path), prompts=PROMPTS, out_dir=str(tmp_path / "out"), n_threads=1)
-    table = run_place_drills(cell, said.append)
+    table = seed_op_faults(cell, said.append)
     assert [(trial.fault, trial.expected, trial.named) for trial in table.trials if not trial.is_op] == []
     assert table.is_good
     assert tuple(said) == table.trials
@@ -54,7 +54,7 @@ def test_every_drill_names_its_op_in_the_architecture_with_biases(tmp_path: Path
 def test_every_bias_of_a_llama_file_is_named_by_its_own_sum(tmp_path: Path) -> None:
     path = build("llama", "Q8_0", tmp_path / "biases.gguf", Shape(n_layer=2, n_vocab=512, n_ff=256, biases=1))
     cell = open_cell(model=str(path), prompts=PROMPTS, out_dir=str(tmp_path / "out"), n_threads=1)
-    table = run_place_drills(cell, lambda _trial: None, only="*, one bias")
+    table = seed_op_faults(cell, lambda _trial: None, only="*, one bias")
     named = {trial.named.split("-")[0] for trial in table.trials if trial.is_op}
     assert named == {"Kcur.ADD", "attn_out.ADD", "ffn_gate.ADD", "ffn_up.ADD", "ffn_out.ADD"}
     assert table.is_good
@@ -79,13 +79,13 @@ def test_the_command_prints_a_table_and_says_what_was_not_seeded(
 
 
 def test_a_fault_that_is_named_elsewhere_is_status_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    drills = tmp_path / "mine.toml"
-    drills.write_text(
-        'schema = "parity/place_drills/1"\n[[fault]]\nname = "swap_gate_up@blk.{block}"\nwhat = "swapped"\n'
+    listed = tmp_path / "mine.toml"
+    listed.write_text(
+        'schema = "parity/op_faults/1"\n[[fault]]\nname = "swap_gate_up@blk.{block}"\nwhat = "swapped"\n'
         'depth = 0.5\nsite = "ffn_out-{block}"\n'
     )
     words = ["faults", "synthetic-llama", "Q8_0", "--trace", "--prompts", PROMPTS, "--threads", "1"]
-    assert main([*words, "--faults", str(drills), "--out", str(tmp_path / "out")]) == 1
+    assert main([*words, "--faults", str(listed), "--out", str(tmp_path / "out")]) == 1
     out = capsys.readouterr().out
     assert "`ffn_swiglu-2`, **not** `ffn_out-2`" in out
     assert "layer named 1 of 1, op named 0 of 1" in out
@@ -101,9 +101,9 @@ def test_a_cell_that_is_off_without_a_fault_gets_none(tmp_path: Path) -> None:
         real = op_faults._replay
         patch.setattr(op_faults, "_replay", lambda cell, _path, *rest: real(cell, other, *rest))
         with pytest.raises(EngineError, match=r"embd: without a fault an op is over its limit"):
-            run_place_drills(cell, lambda _: None)
+            seed_op_faults(cell, lambda _: None)
     with pytest.raises(UsageError, match="matches --only"):
-        run_place_drills(cell, lambda _: None, "no such")
+        seed_op_faults(cell, lambda _: None, "no such")
 
 
 @pytest.mark.parametrize("edit", EDITS)

@@ -1,4 +1,4 @@
-"""The list of drills of rung T3, and what a trial comes to."""
+"""The list of faults of one op, and how a trial is judged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from parity_lib.faults.op_judge import (
     Trial,
     TrialTable,
     judge_trial,
-    load_place_drills,
+    load_op_faults,
     share_of,
 )
 from parity_lib.numerics.op_error import OpError, op_error
@@ -43,16 +43,16 @@ def table(*trials: Trial) -> TrialTable:
 
 
 def test_the_shipped_list_is_spread_over_ops_and_layers() -> None:
-    drills = load_place_drills()
-    plain = [drill for drill in drills if drill.needs not in (BIAS, OUTPUT_BIAS)]
+    listed = load_op_faults()
+    plain = [seeded for seeded in listed if seeded.needs not in (BIAS, OUTPUT_BIAS)]
     assert len(plain) >= 25
-    named = {sites.split(drill.at(drill.block(30))[1])[0] for drill in drills}
+    named = {sites.split(seeded.at(seeded.block(30))[1])[0] for seeded in listed}
     assert named >= {site.name for site in sites.BLOCK} - {"Kcur", "Vcur", "kqv", "kqv_out", "ffn_inp"}
-    assert len({drill.block(30) for drill in drills}) >= 20
-    assert {drill.edit for drill in drills if drill.tensor} == set(EDITS)
-    seventeen = [drill.at(drill.block(30)) for drill in drills if drill.name == "ffn_down, row of zeros"]
+    assert len({seeded.block(30) for seeded in listed}) >= 20
+    assert {seeded.edit for seeded in listed if seeded.tensor} == set(EDITS)
+    seventeen = [seeded.at(seeded.block(30)) for seeded in listed if seeded.name == "ffn_down, row of zeros"]
     assert seventeen == [("ffn_down, row of zeros", "ffn_out-17", "blk.17.ffn_down.weight")]
-    once = Counter(drill.at(drill.block(30))[0] for drill in drills)
+    once = Counter(seeded.at(seeded.block(30))[0] for seeded in listed)
     assert set(once.values()) == {1}
 
 
@@ -93,20 +93,20 @@ def test_every_layer_and_nineteen_of_twenty_ops_make_a_good_table() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('schema = "parity/place_drills/1"\nfault = []\n', "no faults"),
-        ('schema = "parity/place_drills/2"\nfault = []\n', "another version"),
-        ('schema = "parity/place_drills/1"\n[[fault]]\nname = "a"\nwhat = "b"\nsite = "c"\ndepth = 1.0\n', "outside"),
-        ('schema = "parity/place_drills/1"\n[[fault]]\nname = "a"\nwhat = "b"\nsite = "c"\ntensor = "t"\n', "edit"),
-        ('schema = "parity/place_drills/1"\n[[fault]]\nname = "a"\nwhat = "b"\nsite = "c"\nedit = "code"\n', "edit"),
+        ('schema = "parity/op_faults/1"\nfault = []\n', "no faults"),
+        ('schema = "parity/op_faults/2"\nfault = []\n', "another version"),
+        ('schema = "parity/op_faults/1"\n[[fault]]\nname = "a"\nwhat = "b"\nsite = "c"\ndepth = 1.0\n', "outside"),
+        ('schema = "parity/op_faults/1"\n[[fault]]\nname = "a"\nwhat = "b"\nsite = "c"\ntensor = "t"\n', "edit"),
+        ('schema = "parity/op_faults/1"\n[[fault]]\nname = "a"\nwhat = "b"\nsite = "c"\nedit = "code"\n', "edit"),
     ],
 )
 def test_a_list_that_cannot_be_meant_is_refused(text: str, words: str, tmp_path: Path) -> None:
     path = tmp_path / "list.toml"
     path.write_text(text)
     with pytest.raises(FixtureError, match=words):
-        load_place_drills(path)
+        load_op_faults(path)
 
 
 def test_a_block_lies_in_the_model() -> None:
-    last = replace(load_place_drills()[0], depth=0.99)
+    last = replace(load_op_faults()[0], depth=0.99)
     assert [last.block(n) for n in (1, 4, 30)] == [0, 3, 29]

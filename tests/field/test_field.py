@@ -1,4 +1,4 @@
-"""Values that are not finite, and sound input at the edge: both engines real, small models, from `docs/drills.md`."""
+"""Values that are not finite, and sound input at the edge, as in `docs/red-controls.md`: real engines, small models."""
 
 from __future__ import annotations
 

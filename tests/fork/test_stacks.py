@@ -1,7 +1,7 @@
-"""Builds of other stacks under a real cell: poisoned is red, a hole is INCOMPLETE, what is built is bit-equal or not.
+"""Builds of other stacks in a real cell: poisoned is red, a missing build INCOMPLETE, others compared bit by bit.
 
 Poisoned is built here if this machine has not built it yet: half a minute where the default extension was built before.
-The stacks with other sources run where somebody built them; where nobody did, the test holds the hole to its words.
+Stacks of other sources run if they were built; else the test checks the reason that is given.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A stack that is not built, stale or damaged is a hole with a next step, and nothing takes its place."""
+"""A stack that is not built, stale or damaged is not run, with a next step; no other build takes its place."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_every_stack_has_its_manifest_and_the_dependencies_of_the_default_one() 
 
 
 @pytest.mark.parametrize("stack", OTHERS)
-def test_a_stack_that_is_not_built_is_a_not_run_with_its_reason(
+def test_a_stack_that_is_not_built_is_not_run_and_says_why(
     stack: str, empty_store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(EngineError, match=rf"stack {stack}: the stack is not built.*found none.*parity stack build"):
@@ -74,7 +74,7 @@ def test_a_stack_that_is_not_built_is_a_not_run_with_its_reason(
 
 
 @pytest.mark.engine
-def test_the_list_names_every_not_run(empty_store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_names_every_stack_that_is_not_built(empty_store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     put(load_pins().stack("avx2"))
     assert main(["stack", "list"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]

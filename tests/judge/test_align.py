@@ -1,4 +1,4 @@
-"""Pairing by position: order does not matter, and no hole goes without a name."""
+"""Pairing by position: order does not matter, and every missing position is named."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_missing_first_row_does_not_make_the_next_one_first(case: Any) -> None
     assert not seen.first[seen.positions.index(Position(0, -2))]
 
 
-def test_each_not_run_is_named(case: Any) -> None:
+def test_each_missing_position_is_named(case: Any) -> None:
     pair = case.keep([*range(18), 3])
     seen = align(pair, [p for p in case.positions if p != Position(1, 2)])
     assert seen.n_expected == 19

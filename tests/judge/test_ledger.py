@@ -26,7 +26,7 @@ TIE, UNEXPLAINED = LedgerClass.TIE, LedgerClass.UNEXPLAINED
         (0.0, math.nan, UNEXPLAINED),
     ],
 )
-def test_a_flip_is_a_tie_up_to_three_sigma(margin: float, sigma: float, expected: LedgerClass) -> None:
+def test_a_flip_is_a_near_tie_up_to_three_sigma(margin: float, sigma: float, expected: LedgerClass) -> None:
     assert classify(margin, sigma) is expected
 
 
@@ -62,7 +62,7 @@ def ledger(n_ties: int, predicted: float) -> Ledger:
     return Ledger(flips, predicted, 0.0)
 
 
-def test_more_ties_than_margins_predict_are_a_surplus() -> None:
+def test_more_near_ties_than_margins_predict_are_a_surplus() -> None:
     assert not ledger(0, 0.0).surplus(Kind.TOP1)
     assert not ledger(1, 0.00135).surplus(Kind.TOP1)  # one tie at exactly three sigma is no surplus
     assert ledger(2, 0.0027).surplus(Kind.TOP1)

@@ -134,7 +134,7 @@ def test_a_file_without_tensors_is_incomplete() -> None:
     assert "no tensor" in rung.note
 
 
-def test_a_divergence_is_not_hidden_by_a_not_run() -> None:
+def test_a_divergence_is_not_hidden_by_a_missing_row() -> None:
     other = TensorSpec("output.weight", "F32", 96, 1)
     rung, divergences = judge_weights([SPEC, other], [compare_tensor(SPEC.name, values(), -values())])
     assert rung.outcome is Outcome.DIVERGED

@@ -178,31 +178,31 @@ def close_call(case: Any, place: tuple[int, int] = PLACE) -> tuple[int, int]:
     return first, second
 
 
-def test_a_tie_inside_the_band_is_counted_and_passes(case: Any, make_bands: Any) -> None:
+def test_a_near_tie_inside_the_band_is_counted_and_passes(case: Any, make_bands: Any) -> None:
     close_call(case)
     rung, divergences, ledger = judge(case, make_bands())
     assert rung.outcome is Outcome.PARITY
     assert not divergences
     assert [(f.kind, f.ledger, f.position) for f in ledger.flips] == [(Kind.TOP1, LedgerClass.TIE, Position(*PLACE))]
-    assert "1 ties counted" in rung.note
+    assert "1 near-ties counted" in rung.note
     assert ledger.predicted_top1 > 0.1
 
 
-def test_the_literal_policy_lets_no_tie_pass(case: Any, make_bands: Any) -> None:
+def test_the_literal_policy_refuses_every_near_tie(case: Any, make_bands: Any) -> None:
     close_call(case)
     rung, divergences, _ = judge(case, make_bands(), policy=LITERAL)
     assert rung.outcome is Outcome.DIVERGED
     assert [(d.kind, d.ledger) for d in divergences] == [(Kind.TOP1, LedgerClass.TIE)]
 
 
-def test_a_tie_outside_of_the_band_diverges(case: Any, make_bands: Any) -> None:
+def test_a_near_tie_outside_of_the_band_diverges(case: Any, make_bands: Any) -> None:
     close_call(case)
     case.candidate[case.row(*PLACE)] -= np.float32(0.1)  # what all logits share changes no margin
     _, divergences, _ = judge(case, make_bands())
     assert (divergences[0].kind, divergences[0].ledger) == (Kind.TOP1, LedgerClass.TIE)
 
 
-def test_more_ties_than_margins_predict_diverge(case: Any, make_bands: Any) -> None:
+def test_more_near_ties_than_margins_predict_diverge(case: Any, make_bands: Any) -> None:
     # Each margin is 2.9 sigma: one flip in 500 is expected there, and every position flips.
     bands = make_bands(limit=1e-3, sigma=1e-4)
     for place in case.positions:
@@ -227,7 +227,7 @@ def test_a_missing_position_is_incomplete_by_name(case: Any, make_bands: Any) ->
     assert not divergences
 
 
-def test_a_divergence_is_not_hidden_by_a_not_run(case: Any, make_bands: Any) -> None:
+def test_a_divergence_is_not_hidden_by_a_missing_row(case: Any, make_bands: Any) -> None:
     case.candidate[case.row(*PLACE), rank(case, PLACE, 0)] += np.float32(0.5)
     rung, divergences, _ = judge_twin(case.keep(list(range(1, 20))), case.positions, make_bands())
     assert rung.outcome is Outcome.DIVERGED

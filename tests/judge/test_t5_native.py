@@ -59,7 +59,7 @@ def test_an_exact_product_passes_and_says_by_how_much(native: Any, pin: SpreadPi
     json.loads(dump_line(literal))
 
 
-def test_both_units_of_rms_are_told(native: Any, pin: SpreadPin) -> None:
+def test_rms_is_given_in_both_units(native: Any, pin: SpreadPin) -> None:
     pooled = judge(native, pin)[2]["spread"]["pooled"]
     within = math.sqrt(np.mean(native.reference.astype(np.float64).std(axis=1) ** 2))
     assert pooled["rms"] == pytest.approx(math.sqrt(2) * 0.1 / within, rel=0.02)
@@ -107,7 +107,7 @@ def test_one_position_far_off_is_an_unexplained_flip(native: Any, pin: SpreadPin
     assert literal["native_ledger"]["counts"]["TOP1"]["unexplained"] == 1
 
 
-def test_a_flip_inside_of_the_spread_is_a_tie_and_passes(native: Any, pin: SpreadPin) -> None:
+def test_a_flip_inside_of_the_spread_is_a_near_tie_and_passes(native: Any, pin: SpreadPin) -> None:
     row, first, second = native.row(*PLACE), rank(native, PLACE, 0), rank(native, PLACE, 1)
     native.reference[row, second] = native.reference[row, first] - np.float32(0.05)
     native.candidate[row, second] = native.candidate[row, first] + np.float32(0.05)
@@ -116,7 +116,7 @@ def test_a_flip_inside_of_the_spread_is_a_tie_and_passes(native: Any, pin: Sprea
     assert literal["native_ledger"]["counts"]["TOP1"]["ties"] == 1
 
 
-def test_more_ties_than_margins_predict_are_not_explained(native: Any, pin: SpreadPin) -> None:
+def test_more_near_ties_than_margins_predict_are_not_explained(native: Any, pin: SpreadPin) -> None:
     for place in native.positions:  # each margin is about 2.5 sigma: one in a hundred flips, and every one does
         row, first, second = native.row(*place), rank(native, place, 0), rank(native, place, 1)
         for rows in (native.reference, *native.ways.values(), native.twin):
@@ -216,7 +216,7 @@ def test_the_accused_is_named_only_where_the_twin_is_green(native: Any, pin: Spr
     assert accuse_reference(red, native_rung, divergences) == (native_rung, divergences)
 
 
-# --- holes
+# --- missing rows
 
 
 @pytest.mark.parametrize("side", ["reference", "candidate"])
@@ -292,7 +292,7 @@ def test_nothing_compared_is_incomplete(native: Any, pin: SpreadPin) -> None:
     assert literal["all"] == {"positions": 0}
 
 
-def test_a_variant_with_a_not_run_is_incomplete(native: Any, pin: SpreadPin) -> None:
+def test_a_variant_with_a_missing_row_is_incomplete(native: Any, pin: SpreadPin) -> None:
     spread = native.spread
     short = structs.replace(spread.variants[1], asked=241)
     spread = structs.replace(spread, variants=(spread.variants[0], short, spread.variants[2]))

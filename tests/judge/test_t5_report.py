@@ -41,7 +41,7 @@ def test_the_literal_numbers_are_of_the_flips_that_were_made(case: Any) -> None:
     assert (flip[0]["reference_id"], flip[0]["candidate_id"]) == (rank(case, PLACE, 0), rank(case, PLACE, 1))
 
 
-def test_rms_is_told_in_the_unit_of_published_tables_and_in_the_unit_of_the_bands(case: Any) -> None:
+def test_rms_is_given_in_the_unit_of_published_tables_and_of_the_bands(case: Any) -> None:
     case.reference += np.linspace(-20, 20, 20, dtype=np.float32)[:, None]  # the mean moves from row to row
     case.candidate = case.reference + np.random.default_rng(2).normal(0, 0.1, (20, 300)).astype(np.float32)
     literal = report_native(case.pair, case.positions)[2]["all"]

@@ -1,4 +1,4 @@
-"""T6's judge: every expected row of every relation counts, a difference is named, a hole is never green."""
+"""T6's judge: every expected row of every relation counts, a difference is named, a missing row is never green."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_each_relation_and_prompt_with_a_difference_has_its_own_line() -> None:
         (lambda found: found.update(sideways={}), "no such relation: sideways"),
     ],
 )
-def test_a_not_run_is_incomplete_and_named(change: object, named: str) -> None:
+def test_a_missing_row_is_incomplete_and_named(change: object, named: str) -> None:
     found = all_found()
     change(found)  # type: ignore[operator]
     rung, divergences, _ = judge_self(ROWS, EXPECTED, found)
@@ -84,7 +84,7 @@ def test_a_row_that_the_teacher_forced_pass_lost_is_incomplete() -> None:
     assert "decode: 1 rows not in the teacher-forced pass: prompt 1 token 3" in rung.note
 
 
-def test_a_difference_is_a_fact_that_no_not_run_hides() -> None:
+def test_a_difference_is_not_hidden_by_a_missing_row() -> None:
     found = all_found()
     found["decode"].pop(Position(0, 1))
     found["decode"][Position(0, 2)] = b"other"

@@ -111,13 +111,13 @@ def test_the_reference_mixes_widths_and_tiles_need_their_buffer() -> None:
         of_burn("avx512"),
     ],
 )
-def test_too_little_is_a_not_run_and_incomplete_where_it_is_required(evidence: Evidence) -> None:
+def test_too_few_samples_are_not_run_and_incomplete_where_required(evidence: Evidence) -> None:
     proof = prove(evidence)
     assert (proof.proven, proof.observed, proof.contradicted) == (False, UNPROVEN, False)
     outcomes = [judge_isa([proof], expected=1, required=required)[0] for required in (False, True)]
     assert [rung.outcome for rung in outcomes] == [Outcome.NOT_RUN, Outcome.INCOMPLETE]
     assert all(rung.note.startswith("unproven: ") for rung in outcomes)
-    assert [len(conclude([rung], required=())[1]) for rung in outcomes] == [1, 1]  # alone a hole shows nothing either
+    assert [len(conclude([rung], required=())[1]) for rung in outcomes] == [1, 1]
 
 
 NO_TILES = "amx is not possible for burn here, which ran avx512: it has no kernel of tiles"
@@ -160,7 +160,7 @@ def test_what_was_run_instead_has_to_be_shown_too() -> None:
     assert judge_isa([unseen], expected=1, required=False)[0].outcome is Outcome.NOT_RUN
 
 
-def test_a_missing_proof_is_a_not_run() -> None:
+def test_a_missing_proof_is_not_run() -> None:
     proof = prove(of_burn("avx512", (FMA512, 40)))
     rung, divergences = judge_isa([proof], expected=2, required=False)
     assert (rung.outcome, rung.compared, rung.expected, divergences) == (Outcome.NOT_RUN, 1, 2, [])
@@ -168,7 +168,7 @@ def test_a_missing_proof_is_a_not_run() -> None:
     assert judge_isa([], expected=0, required=True)[0].outcome is Outcome.INCOMPLETE
 
 
-def test_a_not_run_leaves_the_other_rungs_their_outcome() -> None:
+def test_a_rung_that_is_not_run_leaves_the_others_their_outcome() -> None:
     good = judge_isa([prove(of_burn("avx512", (FMA512, 40)))], expected=1, required=False)[0]
     not_run = judge_isa([prove(of_burn("avx512"))], expected=1, required=False)[0]
     twin = replace(good, rung=Rung.T4)

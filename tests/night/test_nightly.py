@@ -135,7 +135,7 @@ def test_notebook_that_swallows_the_alarm_is_no_parity(mixed: tuple[Night, Path,
     assert (cell.outcome, cell.good) == (Outcome.DIVERGED, False)
 
 
-def test_target_that_the_machine_lacks_is_a_not_run_that_names_it(mixed: tuple[Night, Path, str]) -> None:
+def test_target_that_the_machine_lacks_is_not_run_and_is_named(mixed: tuple[Night, Path, str]) -> None:
     assert mixed[0].cells[4].outcome is Outcome.NOT_RUN
     assert f"cannot run the ISA target {FOREIGN}: it lacks" in mixed[0].cells[4].causes[0]
 
@@ -189,7 +189,7 @@ def test_required_cell_that_cannot_run_is_a_gap_and_so_is_any_with_require_all(b
         assert any(line.startswith("INCOMPLETE model=llama-3-8b") for line in text.splitlines())
 
 
-def test_unproven_target_is_a_not_run_of_its_rung_and_a_gap_where_it_was_named(tmp_path: Path) -> None:
+def test_unproven_target_is_not_run_at_its_rung_and_a_gap_where_it_was_named(tmp_path: Path) -> None:
     not_run = (
         "\nrungs[5] = RungResult(Rung.T7, Outcome.NOT_RUN, 2, 1, None, None, 'proofs', note='unproven: no sampler')"
     )
@@ -212,7 +212,7 @@ def test_page_that_breaks_off_is_a_gap_and_still_drawn(books: Path) -> None:
     assert "SIGABRT" in (folder / "index.html").read_text()
 
 
-def test_night_of_not_run_alone_is_no_parity_and_only_chooses_cells(books: Path) -> None:
+def test_night_whose_cells_are_all_not_run_is_not_at_parity_and_only_chooses_cells(books: Path) -> None:
     record, _, _ = night(books, MODEL, PRODUCTION + "required = false\n", only="llama-3*")
     assert [cell.cell.model for cell in record.cells] == ["llama-3-8b"]
     assert (record.outcome, record.exit_status) == (Outcome.INCOMPLETE, 3)

@@ -1,4 +1,4 @@
-"""The plan of stacks: every pinned one but the default has a cell; what no version pins is a hole with its reason."""
+"""The plan of stacks: each pinned one but the default has a cell; one without a pin is not run and says why."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_every_stack_has_a_cell_and_the_tile_product_is_declared() -> None:
 
 
 @pytest.mark.slow
-def test_the_tile_product_is_a_not_run_with_its_reason() -> None:
+def test_the_tile_product_is_not_run_and_says_why() -> None:
     plan, pins = load_plan(plan_path("stacks")), load_pins()
     [cell] = plan.only(TILES)
     assert (cell.model, cell.quant, cell.compute, cell.required) == ("smollm2-135m", "Q8_0", Compute.BF16, False)

@@ -119,7 +119,7 @@ def test_ruff_clean(path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_record_is_written_before_the_looks_and_the_looks_before_the_alarm() -> None:
+def test_the_record_is_saved_before_the_report_and_the_report_before_the_assert_cell() -> None:
     found = code(ROOT / "notebooks" / "02_logits.ipynb")
     order = [next(i for i, cell in enumerate(found) if tag in tags(cell)) for tag in ("record", "assert")]
     (assert_cell,) = [cell for cell in found if "assert" in tags(cell)]

@@ -64,7 +64,7 @@ def test_a_sound_cell_is_green_and_its_record_says_so(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["02_logits.html", "02_logits.ipynb", "cell"]
 
 
-def test_a_seeded_fault_raises_the_alarm_after_the_record_and_the_drill_down_still_runs(tmp_path: Path) -> None:
+def test_a_seeded_fault_fails_the_assert_cell_after_the_record_and_the_details_still_run(tmp_path: Path) -> None:
     path, page = execute("02_logits", tmp_path, out_dir=str(tmp_path / "cell"), fault="eps_x10@all")
     verdict = store.load_verdict(tmp_path / "cell")
     assert verdict.outcome is Outcome.DIVERGED

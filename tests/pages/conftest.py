@@ -173,7 +173,7 @@ def cell_record(
 
 @pytest.fixture(scope="session")
 def night(make_verdict: Callable[..., Verdict]) -> Night:
-    """A night as it should be read in ten seconds: one divergence, two holes, one gap, one expected finding."""
+    """A nightly run to be read in ten seconds: one divergence, two cells not run, one gap, one expected finding."""
     lines = tuple(make_verdict(Outcome.DIVERGED).lines())
     not_run = {"causes": ("the file is not staged; next: parity models stage llama-3-8b Q4_K_M FILE",)}
     died = {"causes": ("the notebook's process ended with SIGABRT", "cell 8 broke off: the kernel died")}

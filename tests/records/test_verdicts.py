@@ -180,7 +180,7 @@ def test_run_info_with_another_field_is_refused() -> None:
         (verdict(Outcome.PARITY, []), "PARITY without a rung"),
         (verdict(Outcome.PARITY, [T0, RED], [FLIP]), "a rung diverged and the outcome is PARITY"),
         (verdict(Outcome.PARITY, [T0, rung(Rung.T4, compared=8)]), "PARITY although: T4 twin: compared 8 of 9"),
-        (verdict(Outcome.PARITY, [T0, T4], causes=("a hole",)), "PARITY although: a hole"),
+        (verdict(Outcome.PARITY, [T0, T4], causes=("a gap",)), "PARITY although: a gap"),
         (verdict(Outcome.PARITY, [T0, replace(T4, limit=math.inf)]), "its limit is not finite"),
         (verdict(Outcome.PARITY, [T0, replace(T4, worst=math.nan)]), "its worst case or its limit is not finite"),
         (verdict(Outcome.PARITY, [T0, T4], literal={"n_nonfinite": {"reference": 3, "candidate": 0}}), "not finite"),

@@ -61,7 +61,7 @@ class _Arbitrated(Walk):
             self.kernels.append(KernelErrors("", buffer, None, None, self._errors[-1]))
             return
         exact = self._oracle.value(site, self._first, self._n_rows)
-        if exact.shape[-1] < reference.shape[-1]:  # keys that nobody has seen
+        if exact.shape[-1] < reference.shape[-1]:  # without the keys that the mask hides
             exact = np.pad(exact, ((0, 0), (0, 0), (0, reference.shape[-1] - exact.shape[-1])))
         theirs, ours = (op_error(site, op, self._batch, self._first, exact, side) for side in (reference, candidate))
         self.kernels.append(KernelErrors(self._oracle.weight_type(site), buffer, theirs, ours, self._errors[-1]))

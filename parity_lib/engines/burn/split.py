@@ -30,7 +30,7 @@ class BurnSplit(Burn):
 
         Args:
             folder: a capture of ``LlamaTaps``.
-            reference: the file that the reference read; this engine's own may be another, for drills.
+            reference: the file that the reference read; this engine's own may be another, as a red control.
             progress: called with products done and to do.
 
         Raises:

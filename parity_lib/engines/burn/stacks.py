@@ -1,7 +1,7 @@
 """Finds and loads the builds of the candidate that `parity stack build` made, each with its receipt.
 
 A stack has up to two libraries, each with a receipt: the judged one, and one of the same sources with the cargo
-feature ``faults``, for red controls and drills. ``stacks`` makes them; `make setup` installs the judged one of
+feature ``faults``, for red controls. `parity stack build` makes them; `make setup` installs the judged one of
 ``crates-io``.
 """
 

@@ -18,7 +18,7 @@ from parity_lib.numerics.isa_samples import MIN_VECTORS
 from parity_lib.records.isa_evidence import LLAMA_CPP, Buffer, Evidence
 
 OWN = ("libggml", "libllama")
-ROWS = 96  # of the prefill that is looked at; the last of them are decoded again, one at a time
+ROWS = 96  # of the observed prefill; the last of them are decoded again, one at a time
 DECODED = 4
 ENOUGH = 3 * MIN_VECTORS  # samples at vector instructions after which nothing more is run
 

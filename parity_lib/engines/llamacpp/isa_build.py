@@ -25,7 +25,7 @@ def target_env(pin: LlamaCppPin, isa: str, cache: Path | None = None) -> dict[st
     """Return a worker's environment that loads llama.cpp as built for a target; empty for the installed build.
 
     Raises:
-        PinError: this CPU lacks the ISA target's instructions, or nobody has built it.
+        PinError: this CPU lacks the ISA target's instructions, or there is no build of it.
     """
     folder = target_folder(pin, isa, cache)
     return {} if folder == installed_folder() else {LIB_PATH: str(folder)}
@@ -45,7 +45,7 @@ def target_folder(pin: LlamaCppPin, isa: str, cache: Path | None = None) -> Path
         cache: folder that keeps the wheels; the project's cache by default.
 
     Raises:
-        PinError: this CPU lacks the ISA target's instructions, or nobody has built it.
+        PinError: this CPU lacks the ISA target's instructions, or there is no build of it.
     """
     missing = machine.missing_flags(pin.target(isa).cpu_flags)
     if missing:

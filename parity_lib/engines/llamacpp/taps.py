@@ -228,5 +228,5 @@ class _Looks:
         view: F32 = np.ndarray(shape, np.float32, memory, strides=strides)
         while view.ndim > 2 and view.shape[0] == 1:
             view = view[0]
-        # The graph has room for a multiple of 256 keys; nobody looks at what the mask hides.
+        # The graph has room for a multiple of 256 keys; what the mask hides is not compared.
         return view[..., : self._n_keys] if known.is_masked else view

@@ -338,7 +338,7 @@ def test_a_panic_is_an_error_and_the_process_goes_on(models: dict[str, Path], ta
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_abort_ends_the_worker_and_is_told(models: dict[str, Path], target: Isa, tmp_path: Path) -> None:
+def test_an_abort_ends_the_worker_and_is_reported(models: dict[str, Path], target: Isa, tmp_path: Path) -> None:
     with (
         Worker("burn", {"path": models["llama"], "isa": target, "fault": "die"}) as worker,
         pytest.raises(WorkerDied) as died,

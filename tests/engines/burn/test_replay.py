@@ -69,7 +69,7 @@ def llama(models: dict[str, Path], captures: dict[str, Path]) -> tuple[Path, Pat
     return models["llama Q8_0"], captures["llama Q8_0"]
 
 
-def test_looking_changes_no_bit_of_the_reference(models: dict[str, Path], target: str, tmp_path: Path) -> None:
+def test_taps_change_no_bit_of_the_reference(models: dict[str, Path], target: str, tmp_path: Path) -> None:
     path = models["qwen2 Q4_K_M"]
     with reference(path, target, "llama_cpp") as engine:
         engine.call("score", [TOKENS], tmp_path / "plain.f32")

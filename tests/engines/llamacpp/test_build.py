@@ -72,7 +72,7 @@ def test_a_host_gets_the_widest_target_that_it_can_run(cpuinfo: str, target: str
     assert host_target(PIN, path) == target
 
 
-def test_a_host_that_can_run_none_is_told_so(tmp_path: Path) -> None:
+def test_a_host_that_can_run_no_target_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "cpuinfo"
     path.write_text("flags\t: sse2\n")
     with pytest.raises(PinError, match="avx512, avx2, neon"):
@@ -196,7 +196,7 @@ def test_an_sdist_in_the_cache_is_used_only_by_its_hash(recipe: Recipe, tmp_path
     assert said == []
 
 
-def test_progress_is_told_at_most_every_ten_seconds_and_at_the_end() -> None:
+def test_progress_is_reported_at_most_every_ten_seconds_and_at_the_end() -> None:
     lines = [f"  [{i}/139] /usr/bin/g++ -c file{i}.cpp\n" for i in range(1, 140)]
     clock = iter(range(10_000))
     steps = list(build_steps(["  *** Configuring\n", *lines], clock=lambda: float(next(clock))))

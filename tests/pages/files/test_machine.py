@@ -21,9 +21,7 @@ class Looked:
 SOUND = [
     Looked("machine", None, "runner-3, class x, 2 cores"),
     Looked("ISA target of this machine", ok=True, found="avx512"),
-    Looked(
-        "ISA target amx", ok=False, found="the CPU lacks amx_tile", next_step="cells of this ISA target are holes here"
-    ),
+    Looked("ISA target amx", ok=False, found="the CPU lacks amx_tile", next_step="cells of it are not run here"),
     Looked("burn extension", ok=True, found="fresh, stack crates-io: burn-ndarray 0.21.0"),
 ]
 BROKEN = Looked("llama.cpp", ok=False, found="no receipt", next_step="make setup", blocks=True)
