@@ -7,8 +7,8 @@ from pathlib import Path
 
 from parity_lib.base.names import Settings
 from parity_lib.cell.request import Cell
-from parity_lib.engines.llamacpp.isa_build import LIB_PATH, target_env
-from parity_lib.engines.llamacpp.settings import worker_env
+from parity_lib.engines.llamacpp.isa_build import target_env
+from parity_lib.engines.llamacpp.settings import LIB_PATH, worker_env
 from parity_lib.engines.worker.client import Worker
 
 

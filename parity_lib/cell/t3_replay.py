@@ -19,7 +19,7 @@ import numpy as np
 
 from parity_lib.base.errors import EngineError
 from parity_lib.base.json_text import encode
-from parity_lib.base.names import Compute, Isa, Settings
+from parity_lib.base.names import Compute, Settings
 from parity_lib.cell import hardness
 from parity_lib.cell.climbed import Finding
 from parity_lib.cell.open_engines import open_burn, open_llama
@@ -27,6 +27,7 @@ from parity_lib.cell.place import watched_rows
 from parity_lib.cell.reference import Reference
 from parity_lib.cell.request import Cell
 from parity_lib.engines import sites
+from parity_lib.engines.llamacpp.buffers import reordering
 from parity_lib.engines.llamacpp.settings import N_UBATCH
 from parity_lib.engines.node_file import NodeFile
 from parity_lib.judge.t3_ops import Replayed, judge_ops, kinds, non_finite_words
@@ -36,14 +37,6 @@ from parity_lib.records.hardness import Extreme, Hardness
 
 DECODED = 2  # rows that follow one by one
 PLAIN_BUFFERS = frozenset({"CPU", "CPU_Mapped"})  # ggml-cpu's own, and the memory map of the file
-_X86 = ("Q4_0", "Q4_K")
-REORDERED: Mapping[Isa, tuple[str, ...]] = {
-    Isa.AVX2: _X86,
-    Isa.AVX512: _X86,
-    Isa.AMX: ("Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"),
-    Isa.NEON: ("Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K"),
-}
-"""Types of which each target may re-order some weights (ggml-cpu's ``repack.cpp`` and ``amx.cpp``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +67,7 @@ def replay_cell(cell: Cell, reference: Reference) -> Finding:
         numbers = (*numbers, lost)
     excerpts = [excerpt(cell, reference, number) for number in numbers]
     replays = replay(cell, excerpts, Settings.STRICT)
-    reordered = sorted(set(cell.facts.types) & set(REORDERED[Isa(cell.sides.reference.isa)]))
+    reordered = reordering(cell.sides.reference.isa, set(cell.facts.types))
     if reordered and cell.id.compute != Compute.BF16:
         replays += replay(cell, excerpts[:1], Settings.REPACKED)
     rung, divergences = judge_ops(replays)

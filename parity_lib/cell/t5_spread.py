@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +12,11 @@ import numpy as np
 from msgspec.structs import replace
 
 from parity_lib.base.errors import EngineError
-from parity_lib.base.names import LedgerClass, Settings
+from parity_lib.base.names import Isa, LedgerClass, Settings
 from parity_lib.cell import rows as logits
 from parity_lib.cell.open_engines import open_llama
 from parity_lib.cell.rows import Rows
+from parity_lib.engines.llamacpp.buffers import AMX, REPACK, reordering
 from parity_lib.engines.llamacpp.isa_build import find_other_build
 from parity_lib.engines.llamacpp.settings import ASLEEP, N_UBATCH
 from parity_lib.judge.align import Aligned, align
@@ -44,8 +44,6 @@ if TYPE_CHECKING:
 DECODE_TOKENS = 256
 """Prompts of up to so many fed tokens are decoded one at a time. A longer one costs more than all others together, and
 from 512 cached positions on the flash kernel splits its work by the number of threads: no pin could hold."""
-REPACKED = ("Q4_0", "Q4_K", "Q2_K", "IQ4_NL")  # what x86-64 repacks with AVX2 or AVX-512, when it may
-REPACK_BUFFER = "CPU_REPACK"
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,14 +189,15 @@ def _prove(cell: Cell, way: _Way, run: RunInfo) -> None:
     Settings that were not taken would give the strict rows again, and a spread that looks small.
     """
     buffers = run.isa_evidence["weight_buffers_mib"]
-    on_x86 = platform.machine() in ("x86_64", "AMD64")
+    own = reordering(run.isa_requested, set(cell.facts.types))
     may = way.settings is Settings.DEFAULT
-    must = may and on_x86 and bool(set(cell.facts.types) & set(REPACKED))
-    if (must and REPACK_BUFFER not in buffers) or (not may and REPACK_BUFFER in buffers):
+    must = may and own and run.isa_requested != Isa.NEON
+    found = {REPACK, AMX} & set(buffers)
+    if (must and not own & found) or (not may and found):
         raise EngineError(
             "llama.cpp did not run as the variant is called",
             place=f"self-spread {way.name}",
-            expected=f"weights {'in' if may else 'outside of'} {REPACK_BUFFER}",
+            expected=f"weights {'in' if may else 'outside of'} {' or '.join(sorted(own if may else {REPACK, AMX}))}",
             found=dict(buffers),
             next_step="see llama_cpp.log; was the reference built without repacking?",
         )

@@ -82,10 +82,13 @@ def split(model: str, quant: str, targets: str, prompts: str, n_threads: int, ou
 def build(target: str) -> int:
     """Build llama.cpp for TARGET into the cache, beside the installed one; about 5 minutes on 2 cores, once.
 
-    Nothing is installed: a cell of that target finds it there. A target that this CPU lacks can be built and not run.
+    Nothing is installed: a cell of that target finds it there. The build is tried before it counts: a product of each
+    weight type in a process of its own. One that dies is refused with the instruction that it died at. A target that
+    this CPU lacks is built, and said to be not tried.
     """
     from parity_lib.base.surroundings import cache_dir
     from parity_lib.engines.llamacpp.build import ensure_wheel
+    from parity_lib.engines.llamacpp.isa_build import try_wheel
     from parity_lib.engines.llamacpp.recipe import compiler_version, recipe_for
     from parity_lib.records.pins import load_pins
 
@@ -93,4 +96,5 @@ def build(target: str) -> int:
     recipe = recipe_for(pin, pin.target(target).isa, compiler_version())
     wheel = ensure_wheel(recipe, cache_dir(), lambda line: click.echo(f"reference: {line}", err=True))
     click.echo(wheel)
+    click.echo(f"tried: {try_wheel(wheel)} products, each right")
     return 0

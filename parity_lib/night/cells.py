@@ -107,8 +107,8 @@ class Cells:
         return targets.host(self.pins, cell.stack if cell.stack in self.pins.stacks else CRATES_IO)
 
     def require_isa(self, cell: PlanCell) -> bool:
-        """Return whether a cell requires its target to be proven: if it names one; with ``--require-all`` always."""
-        return cell.isa != HOST or self.require_all
+        """Return whether a cell requires its target to be proven: if the plan says so, or with ``--require-all``."""
+        return cell.require_isa or self.require_all
 
     def key(self, cell: PlanCell) -> str:
         """Return the cell's name with the target filled in, and 8 digits over everything that can change its result."""

@@ -9,10 +9,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from parity_lib.base.choice import choose
-from parity_lib.base.errors import FixtureError, UsageError
+from parity_lib.base.errors import FixtureError, PinError, UsageError
 from parity_lib.base.names import Compute, Isa, Rung
 from parity_lib.base.surroundings import kind_of
 from parity_lib.base.toml_table import Table, fixture_path, read_toml
+from parity_lib.engines import machine
+from parity_lib.engines.targets import sides
+from parity_lib.records.pins import load_pins
 
 SCHEMA = "parity/plan/1"
 HOST = "host"  # as ``isa``: the widest ISA target that this machine can run
@@ -39,6 +42,8 @@ class PlanCell:
     fault: str  # a seeded fault in the candidate, or ""
     control: bool  # a red control: not caught is INVALID
     limit_s: int  # wall clock of the notebook
+    require_isa: bool  # both engines must have run the ISA target, and T7 must have seen it; else T7 reports
+    where_possible: bool  # not in the plan of a machine on which no engine can run the ISA target
 
     @property
     def name(self) -> str:
@@ -97,8 +102,8 @@ def plan_path(name: str) -> Path:
     )
 
 
-def load_plan(path: Path | str, notebooks: Path = NOTEBOOKS) -> Plan:
-    """Return a plan; its notebooks are in the folder ``notebooks``.
+def load_plan(path: Path | str, notebooks: Path = NOTEBOOKS, cpuinfo: Path = machine.CPUINFO) -> Plan:
+    """Return a plan whose notebooks lie in ``notebooks``, without the cells that this machine leaves out.
 
     Raises:
         FixtureError: unreadable, another version, an unknown or missing key, no cell, a cell twice, an expected
@@ -111,7 +116,8 @@ def load_plan(path: Path | str, notebooks: Path = NOTEBOOKS) -> Plan:
     title, headline = table.text("title"), table.text("headline")
     defaults = table.table("defaults", {})
     shared = _Defaults(defaults)
-    cells = tuple(_cell(entry, shared, notebooks) for entry in table.tables("cell", []))
+    listed = tuple(_cell(entry, shared, notebooks) for entry in table.tables("cell", []))
+    cells = tuple(cell for cell in listed if not cell.where_possible or _is_possible(cell, cpuinfo))
     complete, stacks = table.boolean("complete", False), table.strings("stacks", {})
     jobs = table.integer("jobs", 1, least=1)
     table.done()
@@ -122,6 +128,15 @@ def load_plan(path: Path | str, notebooks: Path = NOTEBOOKS) -> Plan:
     if unused:
         raise FixtureError("declares a stack that no cell wants", place=path, found=", ".join(unused))
     return Plan(path.stem, title, headline, cells, sha256, path, complete, jobs, stacks)
+
+
+def _is_possible(cell: PlanCell, cpuinfo: Path) -> bool:
+    """Return whether some engine can run a cell's ISA target on this machine."""
+    try:
+        sides(load_pins(), cell.stack, cell.isa, cpuinfo)
+    except PinError:
+        return False
+    return True
 
 
 class _Defaults:
@@ -139,11 +154,11 @@ class _Defaults:
 
 
 def _cell(table: Table, shared: _Defaults, notebooks: Path) -> PlanCell:
-    fault = table.text("fault", "")
+    fault, isa = table.text("fault", ""), table.one_of("isa", [HOST, *Isa], shared.isa)
     cell = PlanCell(
         model=table.text("model"),
         quant=table.text("quant"),
-        isa=table.one_of("isa", [HOST, *Isa], shared.isa),
+        isa=isa,
         stack=table.text("stack", shared.stack),
         compute=table.one_of("compute", list(Compute), shared.compute),
         notebook=table.text("notebook", shared.notebook),
@@ -155,8 +170,14 @@ def _cell(table: Table, shared: _Defaults, notebooks: Path) -> PlanCell:
         fault=fault,
         control=table.boolean("control", False),
         limit_s=table.integer("limit_s", shared.limit_s, least=1),
+        require_isa=table.boolean("require_isa", isa != HOST),
+        where_possible=table.boolean("where_possible", False),
     )
     table.done()
+    if cell.where_possible and isa == HOST:
+        raise FixtureError(
+            "the host's ISA target is possible everywhere", place=table.place, expected="an ISA target by name"
+        )
     if len({cell.expect == DIVERGED, bool(cell.reason), bool(cell.at)}) > 1:
         raise FixtureError(
             "an expected divergence, its reason and its rung go together",

@@ -89,7 +89,7 @@ def test_changed_source_is_another_key(tmp_path: Path, name: str, rows_too: bool
 
 def test_receipt_is_that_of_the_build_that_runs(cell: Cell) -> None:
     run: RunInfo = steps.capture_reference(cell).rows.run
-    assert asdict(target_receipt(cell.pins.llama_cpp, cell.id.isa)) == dict(run.build)
+    assert asdict(target_receipt(cell.pins.llama_cpp, cell.sides.reference.isa)) == dict(run.build)
 
 
 @pytest.mark.parametrize("start", [*ROWS, *sorted({name for names in MORE.values() for name in names})])

@@ -133,12 +133,39 @@ def test_a_variant_that_did_not_run_as_it_is_called_is_refused(repacked: Capture
         module._prove(cell, default, reference.rows.run)  # strict rows, said to be those of the defaults
     repack = structs.replace(reference.rows.run, isa_evidence={"weight_buffers_mib": {"CPU": 1.0, "CPU_REPACK": 2.0}})
     module._prove(cell, default, repack)
-    with pytest.raises(EngineError, match="outside of CPU_REPACK"):
+    with pytest.raises(EngineError, match="outside of AMX or CPU_REPACK"):
         module._prove(cell, module.WAYS[1], repack)
 
 
+@pytest.mark.parametrize(
+    ("isa", "buffers", "good"),
+    [
+        ("amx", {"CPU_Mapped", "AMX"}, True),  # as measured on AMX: K-quants lie in AMX
+        ("amx", {"CPU_Mapped", "CPU_REPACK"}, False),
+        ("amx", {"CPU_Mapped"}, False),
+        ("avx512", {"CPU_Mapped", "CPU_REPACK"}, True),
+        ("avx512", {"CPU_Mapped", "AMX"}, False),
+        ("avx2", {"CPU_Mapped"}, False),
+        ("neon", {"CPU_Mapped"}, True),  # the CPU's own extensions decide there
+    ],
+)
+def test_weights_may_lie_where_the_target_can_put_them(
+    repacked: Captured, isa: str, buffers: set[str], good: bool
+) -> None:
+    cell, reference, *_ = repacked
+    run = replace(reference.rows.run, isa_requested=isa, isa_evidence={"weight_buffers_mib": dict.fromkeys(buffers, 1)})
+    if good:
+        module._prove(cell, module.WAYS[0], run)
+    else:
+        with pytest.raises(EngineError, match="did not run as the variant is called"):
+            module._prove(cell, module.WAYS[0], run)
+    if buffers & {"AMX", "CPU_REPACK"}:
+        with pytest.raises(EngineError, match="outside of AMX or CPU_REPACK"):
+            module._prove(cell, module.WAYS[1], run)
+
+
 def test_settings_that_were_not_taken_are_refused(captured: Captured) -> None:
-    kwargs = {"path": str(captured[0].model_path), "settings": Settings.DEFAULT, "isa": captured[0].id.isa}
+    kwargs = {"path": str(captured[0].model_path), "settings": Settings.DEFAULT, "isa": captured[0].sides.reference.isa}
     with pytest.raises(EngineError, match="other switches"), Worker("llama_cpp", kwargs, env=worker_env("strict")):
         pass
 
@@ -243,7 +270,7 @@ def test_a_kept_build_runs_in_a_worker_and_gives_the_installed_one_s_bits(
     cell, reference, *_ = captured
     folder = unpack(wheel)
     assert unpack(wheel) == folder  # made once
-    kwargs = {"path": str(cell.model_path), "isa": cell.id.isa, "n_threads": 1}
+    kwargs = {"path": str(cell.model_path), "isa": cell.sides.reference.isa, "n_threads": 1}
     env = worker_env("strict") | {"LLAMA_CPP_LIB_PATH": str(folder)}
     with Worker("llama_cpp", kwargs, env=env) as engine:
         engine.call("score", reference.sequences, tmp_path / "rows")

@@ -18,6 +18,7 @@ from parity_lib.records.isa_evidence import BURN, LLAMA_CPP, UNPROVEN, Buffer, E
 from parity_lib.records.verdicts import conclude
 
 RECORDED = Path(__file__).parents[1] / "fixtures" / "polyfill.json"
+MEASURED = json.loads((Path(__file__).parents[1] / "fixtures" / "amx.json").read_text())  # on a machine that has AMX
 FMA512 = Kernel("burn_gguf.abi3.so", "kernel_target_avx512", "_mm512_fmadd_ps", "vfmadd231ps", 512, ("AVX512F",), 1)
 FMA256 = Kernel("burn_gguf.abi3.so", "kernel_target_fma", "_mm256_fmadd_ps", "vfmadd231ps", 256, ("FMA",), 1)
 DOT = Kernel("libggml-cpu.so.0", "ggml_vec_dot_q8_0_q8_0", "", "vpdpbusd", 256, ("AVX512VL", "AVX512_VNNI"), 1)
@@ -140,6 +141,24 @@ def test_a_candidate_that_has_no_such_kernel_is_reported_and_red_where_it_is_req
     twin = replace(rung, rung=Rung.T4, outcome=Outcome.PARITY)
     concluded, causes = conclude([twin, rung], required=(Rung.T4, Rung.T7))
     assert (concluded, causes) == (Outcome.DIVERGED if required else Outcome.PARITY, ())
+
+
+@pytest.mark.parametrize("share", MEASURED["tiles"]["share_of_vector_samples"])
+@pytest.mark.parametrize("weights", MEASURED["tiles"]["weights_in_the_buffer_amx"])
+@pytest.mark.parametrize("mnemonic", MEASURED["tiles"]["instructions"])
+def test_what_was_measured_on_amx_proves_the_reference_and_names_the_candidate(
+    share: float, weights: int, mnemonic: str
+) -> None:
+    tile, n_tiles = replace(TILE, instruction=mnemonic, features=("AMX_TILE",)), round(100 * share)
+    buffer = Buffer("AMX", {"q8_0": weights}, weights, weights << 16, 1)
+    tiles = prove(of_llama("amx", (tile, n_tiles), (DOT, 100 - n_tiles), buffers=(buffer,)))
+    [candidate] = {cell["t7"]["candidate"] for cell in MEASURED["cells"]}
+    burn = prove(of_burn(candidate, (FMA512, 60), impossible=NO_TILES))
+    strict = prove(of_llama("avx512", (DOT, 60)))
+    rung, _ = judge_isa([burn, strict, tiles], expected=3, required=False)
+    assert (tiles.observed, tiles.proven, rung.outcome) == ("amx", True, Outcome.REPORTED)
+    assert rung.note.count("is not possible for burn") == 1
+    assert f"AMX buffer {weights} weights" in rung.note
 
 
 def test_a_reference_that_has_no_such_build_here_accuses_nobody() -> None:

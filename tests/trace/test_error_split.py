@@ -33,7 +33,7 @@ def captured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cell, Path]:
     folder = tmp_path_factory.mktemp("split")
     path = build("llama", "MIXED", folder / "mixed.gguf", Shape(n_layer=11, n_vocab=256))
     cell = open_cell(model=str(path), prompts=str(PROMPTS), out_dir=str(folder / "out"), n_threads=1)
-    asked = {"path": str(path), "isa": cell.id.isa, "settings": "strict", "n_threads": 1}
+    asked = {"path": str(path), "isa": cell.sides.reference.isa, "settings": "strict", "n_threads": 1}
     with Worker("llama_taps", asked, env=worker_env("strict")) as engine:
         engine.call("capture", TOKENS, [4, 16, 1, 1], folder / "nodes", watched=1)
     return cell, folder / "nodes"
@@ -96,7 +96,7 @@ def test_a_bf16_twin_is_no_other_dequantisation(tmp_path: Path) -> None:
     shape = Shape(n_layer=1, n_vocab=256)
     plain, twin = (build("llama", kind, tmp_path / f"{kind}.gguf", shape) for kind in ("F32", "BF16"))
     cell = open_cell(model=str(plain), prompts=str(PROMPTS), out_dir=str(tmp_path / "out"), n_threads=1)
-    asked = {"path": str(twin), "isa": cell.id.isa, "settings": "strict", "n_threads": 1}
+    asked = {"path": str(twin), "isa": cell.sides.reference.isa, "settings": "strict", "n_threads": 1}
     with Worker("llama_taps", asked, env=worker_env("strict")) as engine:
         engine.call("capture", TOKENS, [20, 2], tmp_path / "nodes")
     found = split_errors(cell, TOKENS, tmp_path / "nodes", twin, Compute.BF16)

@@ -46,7 +46,7 @@ class Bench:
             model=str(self.model), prompts=str(PROMPTS), out_dir=str(folder / "out"), n_threads=1
         )
         self.nodes = folder / "nodes"
-        asked = {"path": str(self.model), "isa": self.cell.id.isa, "settings": "strict", "n_threads": 1}
+        asked = {"path": str(self.model), "isa": self.cell.sides.reference.isa, "settings": "strict", "n_threads": 1}
         with Worker("llama_taps", asked, env=worker_env("strict")) as engine:
             engine.call("capture", TOKENS, PASSES, self.nodes)
             self.run: RunInfo = engine.call("run_info")
@@ -56,7 +56,7 @@ class Bench:
         return replace(self.cell, request=request, candidate_path=candidate or self.model)
 
     def replayed(self, cell: Cell) -> Replayed:
-        asked = {"path": str(cell.candidate_path), "isa": cell.id.isa, "compute": "ggml", "n_threads": 1}
+        asked = {"path": str(cell.candidate_path), "isa": cell.sides.candidate.isa, "compute": "ggml", "n_threads": 1}
         with Worker("burn_replay", asked | {"fault": cell.request.fault or None}) as engine:
             errors = tuple(engine.call("replay", self.nodes))
         return Replayed(0, 10, "strict", tuple(PASSES), len(errors), errors)

@@ -9,19 +9,34 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+from collections.abc import Mapping, Set
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from parity_lib.base.errors import EngineError
+from parity_lib.base.names import Isa
 from parity_lib.engines.llamacpp.abi import GgmlTensor
 
 PLAIN = ("", "CPU", "CPU_Mapped")  # as the file has them
-AMX = "AMX"
+REPACK, AMX = "CPU_REPACK", "AMX"
+REORDERS: Mapping[Isa, Mapping[str, tuple[str, ...]]] = {
+    Isa.AVX2: {REPACK: ("Q4_0", "Q4_K", "IQ4_NL")},
+    Isa.AVX512: {REPACK: ("Q4_0", "Q4_K", "IQ4_NL", "Q2_K")},
+    Isa.AMX: {AMX: ("Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"), REPACK: ("IQ4_NL", "Q2_K")},
+    Isa.NEON: {REPACK: ("Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")},
+}
+"""For each target, the buffer that its build prefers for weights of some types, where the shape allows (ggml-cpu's
+``repack.cpp`` and ``amx.cpp``; tiles come before ``CPU_REPACK``). NEON's depend on the CPU's own extensions too."""
 AMX_TYPES = frozenset({1, 2, 3, 8, 12, 13, 14, 23})  # F16, Q4_0, Q4_1, Q8_0, Q4_K, Q5_K, Q6_K, IQ4_XS (amx.cpp)
 ROWS = 32  # a re-ordered weight has a multiple of so many: 8 for CPU_REPACK, two tiles of 16 for AMX
 Pointer = Any  # an opaque object of ggml's
+
+
+def reordering(target: str, types: Set[str]) -> frozenset[str]:
+    """Return the buffers in which a target's build may put weights of a file that has these tensor types."""
+    return frozenset(buffer for buffer, held in REORDERS[Isa(target)].items() if types & set(held))
 
 
 class InitParams(ctypes.Structure):

@@ -23,6 +23,8 @@ from parity_lib.base.errors import EngineError, PinError
 from parity_lib.base.exit_status import OK, ended, guard_streams
 from parity_lib.base.files import LOCK, hold
 from parity_lib.base.surroundings import cache_dir, restart_clean
+from parity_lib.engines import machine
+from parity_lib.engines.llamacpp.probe import probe
 from parity_lib.engines.llamacpp.receipt import (
     FILE_NAME,
     Receipt,
@@ -257,7 +259,9 @@ def _ensure(options: argparse.Namespace) -> int:
     target = host_target(pin) if options.target == "host" else pin.target(options.target).isa
     recipe = recipe_for(pin, target, compiler_version())
     site = options.site or Path(sysconfig.get_path("purelib"))
-    ensure(recipe, options.cache or cache_dir(), site, _say, pip_site=options.site)
+    done = ensure(recipe, options.cache or cache_dir(), site, _say, pip_site=options.site)
+    if done != "present" and not machine.missing_flags(recipe.cpu_flags):
+        _say(f"tried: {probe(read_receipt(site / LIBRARIES / FILE_NAME), site / LIBRARIES)} products, each right")
     return OK
 
 

@@ -8,17 +8,17 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from parity_lib.base.errors import ParityError, PinError
+from parity_lib.base.errors import EngineError, ParityError, PinError
 from parity_lib.base.files import replacing
 from parity_lib.base.names import Isa
 from parity_lib.base.surroundings import cache_dir
 from parity_lib.engines import machine
 from parity_lib.engines.llamacpp.build import LIBRARIES, kept_wheel
+from parity_lib.engines.llamacpp.probe import accept, check_accepted, probe, refuse
 from parity_lib.engines.llamacpp.receipt import FILE_NAME, Receipt, hash_libraries, read_receipt
 from parity_lib.engines.llamacpp.recipe import compiler_version, recipe_for
+from parity_lib.engines.llamacpp.settings import LIB_PATH
 from parity_lib.records.pins import LlamaCppPin
-
-LIB_PATH = "LLAMA_CPP_LIB_PATH"  # tells the binding where its libraries are
 
 
 def target_env(pin: LlamaCppPin, isa: str, cache: Path | None = None) -> dict[str, str]:
@@ -45,7 +45,7 @@ def target_folder(pin: LlamaCppPin, isa: str, cache: Path | None = None) -> Path
         cache: folder that keeps the wheels; the project's cache by default.
 
     Raises:
-        PinError: this CPU lacks the ISA target's instructions, or there is no build of it.
+        PinError: this CPU lacks the ISA target's instructions, there is no build of it, or it was refused.
     """
     missing = machine.missing_flags(pin.target(isa).cpu_flags)
     if missing:
@@ -69,6 +69,7 @@ def target_folder(pin: LlamaCppPin, isa: str, cache: Path | None = None) -> Path
             found="no wheel, or one that does not match its receipt",
             next_step=f"parity isa build {isa} (about 5 minutes on 2 cores, once)",
         )
+    check_accepted(wheel)
     try:
         return unpack(wheel)
     except (OSError, zipfile.BadZipFile) as error:
@@ -111,6 +112,7 @@ def find_other_build(pin: LlamaCppPin, isa: str, cache: Path | None = None) -> O
             recipe = recipe_for(pin, Isa(name), compiler_version())
             wheel = kept_wheel(recipe, wheels / recipe.key)
             if wheel is not None:
+                check_accepted(wheel)
                 return OtherBuild(Isa(name), unpack(wheel))
         except (ParityError, OSError, zipfile.BadZipFile) as error:
             reasons.append(f"{name}: {error}")
@@ -119,6 +121,23 @@ def find_other_build(pin: LlamaCppPin, isa: str, cache: Path | None = None) -> O
             f"{name}: no wheel in the cache (python -m parity_lib.engines.llamacpp.build --target {name} --site DIR)"
         )
     return "; ".join(reasons) or "no other ISA target is pinned"
+
+
+def try_wheel(wheel: Path) -> int:
+    """Try the build in a kept wheel and note beside it whether it may be used; return the number of products.
+
+    Raises:
+        PinError: this CPU lacks instructions that it uses, so that nothing was tried.
+        EngineError: it died, or gave a wrong product; from now on it is refused.
+    """
+    folder = unpack(wheel)
+    try:
+        n_products = probe(read_receipt(folder / FILE_NAME), folder)
+    except EngineError as error:
+        refuse(wheel, error)
+        raise
+    accept(wheel)
+    return n_products
 
 
 def unpack(wheel: Path) -> Path:

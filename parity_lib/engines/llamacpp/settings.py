@@ -60,7 +60,8 @@ WAITING: dict[Settings, dict[str, str]] = {
     Settings.REPACKED: ASLEEP,
     Settings.DEFAULT: {},
 }
-HARMLESS = ("GGML_NO_BACKTRACE", "LLAMA_CPP_LIB_PATH")
+LIB_PATH = "LLAMA_CPP_LIB_PATH"  # tells the binding where its libraries are
+HARMLESS = ("GGML_NO_BACKTRACE", LIB_PATH)
 # Which build serves which ISA target; the widest instructions of a build are the ones its kernels use.
 FEATURE = {Isa.AVX2: "AVX2", Isa.AVX512: "AVX512", Isa.AMX: "AMX_INT8", Isa.NEON: "NEON"}
 READ_BACK = {

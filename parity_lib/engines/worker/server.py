@@ -28,6 +28,7 @@ ENGINES = {
     "llama_dispatch": "parity_lib.engines.llamacpp.dispatch:LlamaDispatch",
     "llama_taps": "parity_lib.engines.llamacpp.taps:LlamaTaps",
     "llama_op": "parity_lib.engines.llamacpp.one_op:LlamaOp",
+    "llama_products": "parity_lib.engines.llamacpp.probe:Products",
     "llama_quantize": "parity_lib.engines.llamacpp.quantize:Quantizer",
     "llama_vocabulary": "parity_lib.engines.llamacpp.tokenizer:LlamaVocabulary",
     "burn": "parity_lib.engines.burn.engine:Burn",
