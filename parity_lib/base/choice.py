@@ -30,6 +30,9 @@ def choose(
 
     Raises:
         UsageError: nothing is left.
+
+    >>> choose("eps*", [("eps_x10@all", 1), ("die", 2)], "fault", "fixtures/faults.toml")
+    ((1,), {})
     """
     pattern = only if any(c in only for c in "*?[") else f"*{only}*"
     matching = [(name, thing) for name, thing in named if fnmatch.fnmatchcase(name, pattern)]

@@ -12,6 +12,9 @@ class ParityError(Exception):
         expected: what would have been right.
         found: what was there instead.
         next_step: what the reader should do about it.
+
+    >>> print(PinError("another file", place="a.gguf", expected="SHA-256 01", found="SHA-256 02", next_step="fetch it"))
+    a.gguf: another file; expected SHA-256 01; found SHA-256 02; next: fetch it
     """
 
     exit_status = 3

@@ -29,6 +29,9 @@ def encode(value: object) -> Any:  # noqa: ANN401 - a JSON value is of any type
 
     Raises:
         RecordError: a type that no record holds, or a key that is no text.
+
+    >>> encode({"worst": float("nan"), "rungs": ("T0", "T1")})
+    {'worst': {'nonfinite': 'nan'}, 'rungs': ['T0', 'T1']}
     """
     if value is None or isinstance(value, bool | int):
         return value
@@ -62,7 +65,11 @@ def _field(value: object) -> Any:  # noqa: ANN401 - a JSON value is of any type
 
 
 def decode(value: Any) -> Any:  # noqa: ANN401 - a JSON value is of any type
-    """Return parsed JSON with NaN and infinities restored."""
+    """Return parsed JSON with NaN and infinities restored.
+
+    >>> decode({"worst": {"nonfinite": "-inf"}})
+    {'worst': -inf}
+    """
     if isinstance(value, dict):
         if set(value) == {_MARK}:
             word = value[_MARK]

@@ -39,7 +39,11 @@ class Settings(StrEnum):
 
 
 class Rung(StrEnum):
-    """The ladder, lowest first."""
+    """The ladder, lowest first.
+
+    >>> Rung.T4.title
+    'T4 twin'
+    """
 
     T0 = "T0"
     T1 = "T1"

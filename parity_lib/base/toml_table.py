@@ -63,7 +63,11 @@ def read_toml(path: Path) -> tuple[Table, str]:
 
 
 def close_matches(word: str, known: Iterable[str]) -> str:
-    """Return `` (did you mean ..?)`` for names that resemble ``word``, or an empty string."""
+    """Return `` (did you mean ..?)`` for names that resemble ``word``, or an empty string.
+
+    >>> close_matches("smolm2-135m", ["smollm2-135m", "synthetic-llama"])
+    ' (did you mean smollm2-135m?)'
+    """
     near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
     return f" (did you mean {' or '.join(near)}?)" if near else ""
 

@@ -35,7 +35,12 @@ HOST = "host"  # as ``isa``: the widest ISA target that this machine can run
 
 @dataclass(frozen=True, slots=True)
 class CellRequest:
-    """What the user asks for. Empty strings mean the default."""
+    """What the user asks for. Empty strings mean the default.
+
+    >>> request = CellRequest("smollm2-135m", "Q8_0", fault="eps_x10@all")
+    >>> request.isa, request.stack, request.compute
+    ('host', 'crates-io', 'f32')
+    """
 
     model: str  # an id of gguf_parity.toml, or the path of any GGUF file
     quant: str = ""  # read from the file where ``model`` is a path

@@ -77,6 +77,12 @@ def shape_of(*shares: npt.ArrayLike) -> Shape:
 
     Raises:
         TraceMismatchError: there is no profile, or one without a position.
+
+    >>> shape = shape_of([0.0, 2.0, 5.0, 9.0])
+    >>> shape.kind.value
+    'zero at position 0 and rising'
+    >>> shape.causes
+    'attention or RoPE: queries, keys, scale, mask, cache'
     """
     profiles = [np.nan_to_num(np.asarray(share, np.float64), nan=np.inf, posinf=np.inf) for share in shares]
     if not profiles or any(values.ndim != 1 or not values.size for values in profiles):

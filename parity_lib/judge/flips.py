@@ -151,7 +151,11 @@ def _entry(flip: Flip) -> dict[str, object]:
 
 
 def classify(margin: float, sigma: float) -> LedgerClass:
-    """Return TIE if margin <= 3 sigma, else UNEXPLAINED, also where one of them is NaN."""
+    """Return TIE if margin <= 3 sigma, else UNEXPLAINED, also where one of them is NaN.
+
+    >>> classify(margin=0.02, sigma=0.01).value, classify(margin=0.05, sigma=0.01).value
+    ('TIE', 'UNEXPLAINED')
+    """
     return LedgerClass.TIE if margin <= SIGMAS * sigma else LedgerClass.UNEXPLAINED
 
 
@@ -159,6 +163,9 @@ def predicted_flips(margins: F64, sigmas: F64) -> float:
     """Return the expected number of flips: the sum over positions of P(N(0, sigma) > margin).
 
     That is erfc(margin / (sigma sqrt 2)) / 2. With sigma 0 only an exact tie can flip, and it counts half.
+
+    >>> round(predicted_flips(np.array([0.0, 1.0, 9.0]), np.array([1.0, 1.0, 1.0])), 4)
+    0.6587
     """
     total = 0.0
     for margin, sigma in zip(margins.tolist(), sigmas.tolist(), strict=True):
@@ -173,6 +180,9 @@ def poisson_tail(count: int, mean: float) -> float:
     """Return P(X >= count) for a Poisson variable; an upper bound for the sum of rare independent flips.
 
     Summed upwards from ``count``, so that a tail of 1e-20 is not lost beside 1.
+
+    >>> round(poisson_tail(3, mean=0.5), 4)
+    0.0144
     """
     if count <= 0:
         return 1.0
@@ -196,6 +206,9 @@ def margin_of_swap(left: Sequence[float], entered: Sequence[float]) -> float:
     """Return the reference's margin of a changed set: its largest logit that left less its smallest that entered.
 
     The widest pair, so that one far-off id among several cannot hide behind a close one.
+
+    >>> margin_of_swap([7.0, 6.5], [6.0])
+    1.0
     """
     return float(np.max(left)) - float(np.min(entered))
 

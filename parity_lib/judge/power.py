@@ -41,7 +41,11 @@ def text_numbers(sequences: Sequence[Tokens], prompt_lengths: Sequence[int]) -> 
 
 
 def effective_positions(tokens: Tokens) -> int:
-    """Return how many positions of one prompt differ in their last three fed tokens; the first two always count."""
+    """Return how many positions of one prompt differ in their last three fed tokens; the first two always count.
+
+    >>> effective_positions([1, 2, 3] * 40) < effective_positions(list(range(120)))
+    True
+    """
     return min(len(tokens), N_GRAM - 1) + len(set(_grams(tokens)))
 
 

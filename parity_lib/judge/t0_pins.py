@@ -25,7 +25,13 @@ class PinCheck:
 
 
 def check_equal(name: str, expected: object, found: object) -> PinCheck:
-    """Return a check that two values are equal as text; None and an empty text are never equal."""
+    """Return a check that two values are equal as text; None and an empty text are never equal.
+
+    >>> print(check_equal("prompts", "85e4442e", "0badcafe"))
+    prompts: expected 85e4442e, found 0badcafe
+    >>> check_equal("prompts", None, None).ok
+    False
+    """
     known = None not in (expected, found) and "" not in (str(expected), str(found))
     return PinCheck(name, _shown(expected), _shown(found), known and str(expected) == str(found))
 
@@ -40,6 +46,9 @@ def check_commit(name: str, expected: str, found: str | None) -> PinCheck:
     """Return a check of the commit that a library reports about itself.
 
     It is abbreviated, and ``-dirty`` when it was built from the sdist: the pinned commit has to start with it.
+
+    >>> check_commit("llama.cpp commit", "0c1e57098bba43ac29e6e3b677cdceebdd22334f", "0c1e570-dirty").ok
+    True
     """
     short = (found or "").removesuffix("-dirty")
     ok = len(short) >= _SHORTEST_COMMIT and expected.startswith(short)

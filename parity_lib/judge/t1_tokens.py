@@ -202,7 +202,11 @@ def describe(text: TextResult) -> str:
 
 
 def first_difference(sides: Sequence[Ids]) -> int | None:
-    """Return the index of the first id that is not the same on all sides, or None."""
+    """Return the index of the first id that is not the same on all sides, or None.
+
+    >>> first_difference([(1, 2, 3), (1, 2, 4)]), first_difference([(1, 2), (1, 2)])
+    (2, None)
+    """
     longest = max(map(len, sides), default=0)
     return next((i for i in range(longest) if len({ids[i : i + 1] for ids in sides}) > 1), None)
 

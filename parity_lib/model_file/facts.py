@@ -85,6 +85,11 @@ def read_facts(path: Path) -> ModelFacts:
     Raises ``ModelFileError`` if a fact is missing, a tensor is missing, unknown, of another shape or of an
     unsupported type, or if the file asks for a computation that is not supported. The candidate refuses the same files
     in the same words (``burn_gguf/src/facts.rs``).
+
+    >>> from parity_lib.models.synthetic import build
+    >>> facts = read_facts(build("llama", "Q8_0", folder / "synthetic.gguf"))
+    >>> facts.arch, facts.n_layer, facts.n_vocab
+    ('llama', 4, 2048)
     """
     return facts_of(ModelFile(path))
 
@@ -276,6 +281,9 @@ def made_up_tokens(text: str, n_vocab: int) -> list[int]:
 
     Id i is the first 8 bytes, big-endian, of SHA-256(text + "/" + i in decimal), modulo ``n_vocab``: the same on
     every machine, different for every prompt.
+
+    >>> made_up_tokens("ab", n_vocab=100)
+    [28, 42]
     """
     data = text.encode()
     n_tokens = max(2, -(-len(data) // BYTES_PER_TOKEN))

@@ -61,6 +61,11 @@ class ModelFile:
     """An open GGUF file, memory-mapped: metadata by key, tensors by name.
 
     Raises ``ModelFileError`` if the file cannot be read as GGUF version 2 or 3, little-endian.
+
+    >>> from parity_lib.models.synthetic import build
+    >>> file = ModelFile(build("llama", "Q8_0", folder / "synthetic.gguf"))
+    >>> file.text("general.architecture"), file.tensors["output_norm.weight"].type
+    ('llama', 'F32')
     """
 
     def __init__(self, path: Path) -> None:

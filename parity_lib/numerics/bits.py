@@ -44,7 +44,14 @@ class BitDifference:
 
 
 def compare_bits(first: F32, second: F32, positions: Sequence[Position]) -> BitDifference:
-    """Compare two sets of rows, ``(n, n_vocab)`` float32 each, of the same positions; a block in memory at a time."""
+    """Compare two sets of rows, ``(n, n_vocab)`` float32 each, of the same positions; a block in memory at a time.
+
+    >>> first = np.zeros((1, 3), np.float32)
+    >>> second = np.array([[0.0, 0.0, 0.25]], np.float32)
+    >>> found = compare_bits(first, second, [Position(0, -1)])
+    >>> found.equal, found.equal_logits, found.part
+    (False, 2, Part(position=Position(prompt_idx=0, token_idx=-1), token=2, first=0.0, second=0.25))
+    """
     assert first.shape == second.shape, "rows of the same tokens"
     assert len(first) == len(positions), "a position for each row"
     n_rows, n_vocab = first.shape

@@ -46,6 +46,10 @@ def quantise(kind: str, x: F32) -> Quantised:
 
     Raises:
         TraceMismatchError: an unknown type, or rows that are no whole number of blocks.
+
+    >>> row = np.array([[1.0] + [0.3] * 31], np.float32)
+    >>> quantise("Q8_0", row).values[0, :2].round(4).tolist()
+    [0.9999, 0.2992]
     """
     if kind not in set(ACTIVATIONS.values()) or x.shape[-1] % _sizes(kind)[0]:
         raise TraceMismatchError("activations cannot be converted", place=kind, expected="whole blocks", found=x.shape)
@@ -66,7 +70,11 @@ def quantise(kind: str, x: F32) -> Quantised:
 
 
 def round_bf16(x: F32) -> F32:
-    """Return values rounded to BF16, nearest even, subnormals kept; no NaN among them."""
+    """Return values rounded to BF16, nearest even, subnormals kept; no NaN among them.
+
+    >>> round_bf16(np.array([1.00390625, 1.01171875], np.float32)).tolist()
+    [1.0, 1.015625]
+    """
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32).astype(np.uint64)
     rounded = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
     out: F32 = rounded.astype(np.uint32).view(np.float32)
@@ -81,6 +89,10 @@ def product(weights: F32, x: Quantised, minima: F64 | None = None) -> F64:
         x: activations.
         minima: of the rows' blocks, ``(n_out, n_in / 32)``, where ``x`` has sums: ``W x`` already holds the minimum
             times the sum of the rounded values; the reference multiplies it with ``sums`` instead.
+
+    >>> x = quantise("F32", np.array([[1.0, 2.0]], np.float32))
+    >>> product(np.array([[3.0, 4.0]], np.float32), x).tolist()
+    [[11.0]]
     """
     out: F64 = x.values @ weights.astype(np.float64).T + correction(x, minima)
     return out

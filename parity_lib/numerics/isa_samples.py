@@ -24,7 +24,11 @@ TOP = 8  # kernels that a record keeps
 
 
 def target_of(features: Iterable[str]) -> str | None:
-    """Return the target that an instruction of these extensions belongs to; None if it uses no vector unit."""
+    """Return the target that an instruction of these extensions belongs to; None if it uses no vector unit.
+
+    >>> str(target_of(["AVX", "FMA"])), str(target_of(["AVX512F", "AVX"])), target_of(["INTEL386"])
+    ('avx2', 'avx512', None)
+    """
     targets = {_target(feature) for feature in features} - {None}
     return max((target for target in targets if target is not None), key=lambda target: WIDTH[target], default=None)
 

@@ -70,6 +70,9 @@ def top_k(rows: F32, k: int = TOP_STORED) -> I32:
 
     Equal logits (and the two zeros) stand in the order of their ids. NaN is lower than everything, also than
     minus infinity, so that a NaN can only be in the top where nothing else is left.
+
+    >>> top_k(np.array([[0.5, 2.0, np.nan, 2.0]], np.float32), k=3)
+    array([[1, 3, 0]], dtype=int32)
     """
     _check(rows)
     k = min(k, rows.shape[1])
@@ -99,6 +102,10 @@ def row_statistics(rows: F32) -> RowStatistics:
 
     Raises:
         TraceMismatchError: not a float32 array of two dimensions, or rows without a logit.
+
+    >>> found = row_statistics(np.array([[0.0, 0.0, 0.0, 0.0]], np.float32))
+    >>> float(found.logsumexp[0].round(6)), float(found.std[0])
+    (1.386294, 0.0)
     """
     _check(rows)
     sums = _SideSums(*rows.shape)
@@ -111,6 +118,10 @@ def pair_statistics(reference: F32, candidate: F32) -> PairStatistics:
 
     Raises:
         TraceMismatchError: the shapes differ, or an array is not float32 of two dimensions.
+
+    >>> found = pair_statistics(np.array([[1.0, 0.0]], np.float32), np.array([[1.5, 0.5]], np.float32))
+    >>> float(found.rms[0]), abs(float(found.kl_ref_cand[0])) < 1e-12
+    (0.5, True)
     """
     _check(reference)
     _check(candidate)
@@ -280,7 +291,12 @@ def _check(rows: F32) -> None:
 
 
 def row_digests(rows: F32) -> npt.NDArray[np.uint8]:
-    """Return the SHA-256 of each row's little-endian bytes, ``(n, 32)``, to find equal rows without storing them."""
+    """Return the SHA-256 of each row's little-endian bytes, ``(n, 32)``, to find equal rows without storing them.
+
+    >>> digests = row_digests(np.array([[1, 2], [1, 2], [1, 3]], np.float32))
+    >>> digests.shape, bool((digests[0] == digests[1]).all()), bool((digests[0] == digests[2]).all())
+    ((3, 32), True, False)
+    """
     _check(rows)
     digests = [hashlib.sha256(np.ascontiguousarray(row, "<f4").data).digest() for row in rows]
     return np.frombuffer(b"".join(digests), np.uint8).reshape(len(rows), 32).copy()
@@ -305,6 +321,9 @@ def summary(values: F64) -> Summary:
 
     Raises:
         TraceMismatchError: there is no value.
+
+    >>> summary(np.array([1.0, 2.0, 3.0, 10.0]))
+    Summary(mean=4.0, p50=2.0, p95=10.0, p99=10.0, max=10.0)
     """
     if values.size == 0:
         raise TraceMismatchError("no position to summarise", expected="at least one")
@@ -319,6 +338,9 @@ def pooled_rms_over_std(rms: F64, std: F64) -> float:
 
     Pooled and not averaged: a position weighs as much as its logits spread. No position at all, or a reference
     whose rows are all constant and a candidate that differs, gives infinity; two equal constants give 0.
+
+    >>> pooled_rms_over_std(np.array([0.3, 0.4]), np.array([3.0, 4.0]))
+    0.1
     """
     if len(rms) == 0:
         return float("inf")
@@ -333,6 +355,9 @@ def std_of_all(mean: F64, std: F64) -> float:
 
     About twice the pooled deviation within rows on a trained model, because the mean moves from row to row, which
     softmax does not see. Published tables divide by this one. NaN if a row is, or where there is none.
+
+    >>> std_of_all(mean=np.array([-3.0, 3.0]), std=np.array([4.0, 4.0]))
+    5.0
     """
     return float(np.sqrt(np.mean(std * std) + np.var(mean))) if len(std) else float("nan")
 
@@ -342,6 +367,9 @@ def pair_sigma(errors: F64) -> F64:
 
     The error that all logits of a position share cancels, as it does in softmax and in a margin. Equal to
     sqrt(2 k / (k - 1)) times the (population) standard deviation of the k errors; with one error it is 0.
+
+    >>> pair_sigma(np.array([[5.0, 5.0], [0.0, 2.0]])).tolist()
+    [0.0, 2.0]
     """
     k = errors.shape[1]
     if k < 2:

@@ -101,6 +101,13 @@ def op_error(
 
     Raises:
         TraceMismatchError: the shapes differ or hold nothing.
+
+    >>> reference = np.full((2, 4), 2.0, np.float32)
+    >>> candidate = reference.copy()
+    >>> candidate[1, 3] += 0.5
+    >>> found = op_error("ffn_out-0", "MUL_MAT", 0, 10, reference, candidate)
+    >>> found.nmse, (found.position, found.position_nmse), (found.channel, found.channel_nmse)
+    (0.0078125, (11, 0.015625), (3, 0.03125))
     """
     if reference.shape != candidate.shape or reference.size == 0:
         raise TraceMismatchError(

@@ -49,6 +49,10 @@ def split_product(
 
     Raises:
         TraceMismatchError: the shapes differ or hold nothing.
+
+    >>> found = split_product("ffn_out-0", "Q8_0", [[10.0]], [[10.5]], [[10.75]], n_weights=1, differ=0)
+    >>> found.activations, found.accumulation, found.total
+    (0.25, 0.0625, 0.5625)
     """
     values = [np.asarray(value, np.float64) for value in (exact, rounded, reference)]
     if not values[0].size or len({value.shape for value in values}) != 1:

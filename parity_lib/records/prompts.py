@@ -39,6 +39,10 @@ class PromptSuite:
 
         Raises:
             UsageError: there is none; the message lists what there is.
+
+        >>> suite = load_prompts()
+        >>> suite.get(0).name, suite.get("insulin").idx
+        ('insulin', 0)
         """
         names = {prompt.name: prompt for prompt in self.prompts}
         word = str(key)
@@ -59,6 +63,11 @@ def load_prompts(path: Path | str | None = None) -> PromptSuite:
     Raises:
         FixtureError: unreadable, another version, an unknown or missing key, numbers that are not
             0, 1, 2, ... in order, a name twice, or no prompt at all.
+
+    >>> len(load_prompts())
+    11
+    >>> load_prompts().get(0).n_tokens
+    50
     """
     path = fixture_path("prompts.toml") if path is None else Path(path)
     table, sha256 = read_toml(path)

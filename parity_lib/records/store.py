@@ -54,6 +54,11 @@ def load_verdict(path: Path | str) -> Verdict:
 
     Raises:
         RecordError: missing, of another version, not of its schema, or its outcome does not follow from its rungs.
+
+    >>> load_verdict("no such folder")
+    Traceback (most recent call last):
+        ...
+    parity_lib.base.errors.RecordError: no such folder: cannot be read; found No such file or directory
     """
     path = Path(path)
     path = path / VERDICT if path.is_dir() else path

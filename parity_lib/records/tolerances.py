@@ -176,6 +176,10 @@ def load_tolerances(path: Path | str | None = None) -> ToleranceTable:
 
     Raises:
         FixtureError: unreadable, another version, unknown key, no source, bad limit or metric, two bands for one key.
+
+    >>> band = load_tolerances().band("smollm2-135m", "Q8_0", Rung.T4, "delta_over_std", FIRST)
+    >>> band.limit > 0, "float64" in band.source
+    (True, True)
     """
     path = fixture_path("tolerances.toml") if path is None else Path(path)
     table, sha256 = read_toml(path)

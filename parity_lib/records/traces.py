@@ -179,6 +179,9 @@ def expected_positions(prompt_lengths: Sequence[int], generated_lengths: Sequenc
 
     Raises:
         TraceMismatchError: the lists differ in length, or a prompt or its continuation is empty.
+
+    >>> [tuple(position) for position in expected_positions([2], [3])]
+    [(0, -1), (0, 0), (0, 1), (0, 2)]
     """
     if len(prompt_lengths) != len(generated_lengths):
         raise TraceMismatchError(

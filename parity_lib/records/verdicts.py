@@ -18,7 +18,14 @@ TopK = tuple[tuple[Count, float], ...]  # (token id, logit), logit descending, t
 
 
 class CellId(Record, frozen=True):
-    """The identity of a cell: model, quant, ISA target, stack, compute policy."""
+    """The identity of a cell: model, quant, ISA target, stack, compute policy.
+
+    >>> cell = CellId("smollm2-135m", "Q8_0", "avx512", "crates-io", "f32")
+    >>> str(cell)
+    'smollm2-135m · Q8_0 · avx512 · crates-io · f32'
+    >>> cell.fields()
+    'model=smollm2-135m quant=Q8_0 isa=avx512 stack=crates-io compute=f32'
+    """
 
     model: NotEmpty
     quant: NotEmpty
@@ -56,7 +63,13 @@ class Divergence(Record, frozen=True):
     note: str = ""
 
     def line(self, cell: CellId, *, control: bool = False) -> str:
-        """Return the one greppable line of this divergence, by the names that the user gave."""
+        """Return the one greppable line of this divergence, by the names that the user gave.
+
+        >>> cell = CellId("smollm2-135m", "Q8_0", "avx512", "crates-io", "f32")
+        >>> line = Divergence(Rung.T2, Kind.TENSOR, 0.0, where="blk.1.ffn_down.weight", delta=3.0).line(cell)
+        >>> line.replace(cell.fields(), "..")
+        'DIVERGED .. rung=T2 where=blk.1.ffn_down.weight kind=TENSOR delta=+3 limit=0'
+        """
         parts = ["CONTROL" if control else "DIVERGED", cell.fields(), f"rung={self.rung}"]
         if self.prompt_idx is not None:
             parts.append(f"prompt_idx={self.prompt_idx} token_idx={self.token_idx}")
@@ -97,7 +110,11 @@ class RungResult(Record, frozen=True):
 
     @property
     def margin(self) -> float | None:
-        """Return limit over worst (above 1 is inside); None without a number, or if no value differed."""
+        """Return limit over worst (above 1 is inside); None without a number, or if no value differed.
+
+        >>> RungResult(Rung.T4, Outcome.PARITY, 20, 20, worst=2.0, limit=10.0, unit="rms/std").margin
+        5.0
+        """
         if self.worst is None or self.limit is None or self.worst == 0 or not math.isfinite(self.worst):
             return None
         return self.limit / self.worst
@@ -173,7 +190,11 @@ class Verdict(Record, frozen=True, tag_field="schema", tag="parity/verdict/1"):
 
 
 def margin_words(margin: float) -> str:
-    """Return limit over worst in words: ``4.5x inside``, ``340x over``, or ``over`` where equality was asked for."""
+    """Return limit over worst in words: ``4.5x inside``, ``340x over``, or ``over`` where equality was asked for.
+
+    >>> margin_words(4.5), margin_words(0.25), margin_words(0)
+    ('4.5x inside', '4.0x over', 'over')
+    """
     if margin <= 0:
         return "over"
     return f"{_times(margin if margin >= 1 else 1 / margin)}x {'inside' if margin >= 1 else 'over'}"
@@ -192,6 +213,12 @@ def conclude(rungs: Sequence[RungResult], *, required: Sequence[Rung]) -> tuple[
     A pin mismatch judges nothing, whatever else was seen. Otherwise a divergence counts, whatever else is missing.
     A rung that is required and absent, or that compared less than it expected, or that expected nothing,
     makes the cell incomplete, and so does a cell in which no rung was judged.
+
+    >>> tokens = RungResult(Rung.T1, Outcome.PARITY, 674, 674, worst=0, limit=0, unit="texts")
+    >>> conclude([tokens], required=[Rung.T1])[0].value
+    'PARITY'
+    >>> conclude([tokens], required=[Rung.T1, Rung.T2])
+    (<Outcome.INCOMPLETE: 'INCOMPLETE'>, ('T2 weights: did not run',))
     """
     seen = {result.rung: result for result in rungs}
     causes = [f"{rung.title}: did not run" for rung in required if rung not in seen]
