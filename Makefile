@@ -12,6 +12,7 @@ STAMPS := $(VENV)/.stamps
 NATIVE := parity_lib/burn_gguf
 PLAN   ?= fixtures/plans/smoke.toml
 ARGS   ?=
+MODELS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export VIRTUAL_ENV := $(abspath $(VENV))
 export PATH := $(abspath $(BIN)):$(PATH)
@@ -36,8 +37,13 @@ help:  ## show this list
 
 setup: $(STAMPS)/packages $(STAMPS)/reference $(STAMPS)/native $(STAMPS)/faults  ## build everything: packages, llama.cpp (about 5 minutes on 2 cores), the burn crate
 
-nightly: setup  ## the nightly comparison: default plan, HTML under reports/nightly/
-	@$(BIN)/parity nightly --plan $(PLAN) $(ARGS)
+nightly: setup  ## the nightly comparison: default plan, HTML under reports/nightly/; MODELS=real fetches Qwen2.5 first
+	@case "$(MODELS)" in
+	  "") ;;
+	  real) $(BIN)/parity models fetch qwen2.5-coder-0.5b ;;
+	  *) echo "MODELS=$(MODELS) is unknown; expected real or nothing; next: make nightly MODELS=real" >&2; exit 2 ;;
+	esac
+	$(BIN)/parity nightly --plan $(PLAN) $(ARGS)
 
 test: setup lint  ## everything that must hold, with one small nightly run through both engines
 	@cargo test --release --locked --quiet --manifest-path $(NATIVE)/Cargo.toml

