@@ -1,6 +1,6 @@
 """Compares two GGUF inference engines logit by logit: llama.cpp is the reference, burn the candidate.
 
-Every public name is imported when it is first used (PEP 562): who only judges stored traces loads no engine.
+Every public name is imported when it is first used (PEP 562): judging stored traces does not load an engine.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class Rung(StrEnum):
     T7 = "T7"
 
     @property
-    def title(self) -> str:  # type: ignore[override]  # of a rung, a word; nobody title-cases one
+    def title(self) -> str:  # type: ignore[override]  # the name of a rung, not str.title
         """Name and question in two words, as the reports print it."""
         return f"{self.value} {_RUNG_WORD[self.value]}"
 

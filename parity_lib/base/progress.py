@@ -14,7 +14,7 @@ Progress = Callable[[int, int], None]
 """Called with (done, total) in rows; may raise ``KeyboardInterrupt`` to stop the engine cleanly."""
 
 
-FILE_NAME = "progress.json"  # exists beforehand if a night reads it: {"step": .., "done": .., "total": ..}
+FILE_NAME = "progress.json"  # exists beforehand if a nightly run reads it: {"step": .., "done": .., "total": ..}
 WRITE_SECONDS = 0.5
 LINE_SECONDS = 10.0
 

@@ -42,7 +42,7 @@ def reach(capture: NodeFile, facts: ModelFacts, prompt_idx: int, n_prompt: int) 
 def _values(
     capture: NodeFile, batch: int, facts: ModelFacts, first: int, n_rows: int
 ) -> Iterator[tuple[str, str, npt.NDArray[np.float32]]]:
-    """Yield what is looked at: scores and depths ``(heads, rows, keys)``, residuals ``(rows, n_embd)``."""
+    """Yield the observed values: scores and depths ``(heads, rows, keys)``, residuals ``(rows, n_embd)``."""
     for layer in range(facts.n_layer):
         scores = _scores(capture.get(batch, f"kq-{layer}"), facts, first, n_rows)
         yield SCORE, f"kq-{layer}", np.nan_to_num(scores, nan=0.0)

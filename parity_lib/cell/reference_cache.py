@@ -33,7 +33,7 @@ from parity_lib.records.traces import Position, RunInfo
 SCHEMA = "parity/kept-reference/1"
 LIMIT = "PARITY_TRACES_GB"  # environment variable: how much may be kept; 0 keeps nothing
 DEFAULT_GB = 30.0
-KEEP_FREE = 4 << 30  # bytes of the disk that are not for keeping: a night writes its rows there first
+KEEP_FREE = 4 << 30  # bytes of the disk that the cache leaves free: running cells write their rows first
 RECORD, ROWS, REFUTED = "record.json", "rows.f32", "refuted"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of the disk that is written to, never of the cache
 ENTRY = re.compile(r"[a-z0-9]+-[0-9a-f]{32}")

@@ -52,7 +52,7 @@ def delivered(
     """Name the rows of a spool.
 
     Args:
-        run: who wrote it.
+        run: info of the engine that wrote it.
         spool: raw float32 rows, sequences one after the other; see ``engines/worker/protocol.py``.
         n_vocab: logits in a row.
         sequences: what was fed.

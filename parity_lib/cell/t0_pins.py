@@ -114,7 +114,7 @@ def judge_all(cell: Cell, files: Sequence[PinCheck], runs: Mapping[str, RunInfo]
     Args:
         cell: the cell.
         files: what ``file_checks`` found.
-        runs: who made the rows, by side, as a verdict names them. A side that is absent has delivered no rows, so that
+        runs: run info by side, as a verdict names them. A side that is absent has delivered no rows, so that
             the rungs that need them are INCOMPLETE: here its pins are left out, and the note says so.
     """
     checks = [*files, *package_checks(), *_llama_checks(cell, runs), *_burn_checks(cell, runs)]

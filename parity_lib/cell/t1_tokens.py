@@ -144,7 +144,7 @@ def hold_to_ranks(
 ) -> tuple[list[TextResult], RankCheck | None]:
     """Add to each result the ids by the ranks that are pinned for this vocabulary, and compare all ranks' bytes.
 
-    The results are unchanged where none are pinned, or nobody has fetched them, which the check then says.
+    The results are unchanged where none are pinned, or were not fetched; the check's note says which.
     """
     pin = pin_for(built.metadata, load_pins().ranks)
     ranks = None if pin is None else open_ranks(built.metadata, pin)

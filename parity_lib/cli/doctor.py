@@ -155,7 +155,7 @@ def _models() -> Iterator[Check]:
         found = f"{status.state}{', F32 twin made' if status.twin else ''}{'; ' + status.note if status.note else ''}"
         step = "parity models prepare" if default else on_request(status.pin)
         if default and status.state == "absent":
-            # A night makes what it needs: this is no failure.
+            # Absent is not a failure: a nightly run makes the files that it needs.
             yield Check(f"{status.pin.id} {status.pin.quant}", None, f"not made yet; {step}")
         else:
             broken = status.state == "differs"

@@ -6,7 +6,7 @@ from parity_lib.base.names import Kind, Outcome, Rung
 from parity_lib.records.traces import Position
 from parity_lib.records.verdicts import Divergence, Verdict
 
-TRACE_PAGE = "trace/03_trace.html"  # in the folder of a night's cell
+TRACE_PAGE = "trace/03_trace.html"  # in the folder of a cell of a nightly run
 TRACED = (Rung.T4, Rung.T3, Rung.T6, Rung.T5)  # whose position is traced, the most telling first
 
 

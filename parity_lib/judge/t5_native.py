@@ -49,7 +49,7 @@ def judge_native(
     Args:
         pair: reference on the file as it is, strict settings, against the candidate; same fed tokens.
         expected: every position that has to be there.
-        spread: the reference's own spread on the same file and tokens, measured tonight or cached.
+        spread: the reference's own spread on the same file and tokens, measured in this run or cached.
         pin: of this file, target and prompts. From another machine class only its limits are taken; without any, the
             limits are derived from ``spread``: then the reference is not held to anything that was measured before.
 

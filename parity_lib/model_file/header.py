@@ -253,7 +253,7 @@ class ModelFile:
 
 
 def require_file(path: Path) -> None:
-    """Refuse a pipe, a folder and whatever else is no regular file; a pipe waits until somebody writes into it.
+    """Refuse a pipe, a folder and whatever else is no regular file; opening a pipe without a writer blocks.
 
     Raises:
         ModelFileError: it is something else. A path where nothing is passes.

@@ -94,7 +94,7 @@ class Cells:
     plan: Plan
     pins: Pins
     notebooks: Path
-    folder: Path  # the night's
+    folder: Path  # of the nightly run
     source: str  # digest of everything that results depend on
     require_all: bool
     full: bool = False  # every prompt is replayed and made again, not a part of them
@@ -133,12 +133,12 @@ class Cells:
     def _ready(self, cell: PlanCell, *, has_vocabulary: bool, fresh: bool) -> Ready:
         isa, key = self.isa(cell), self.key(cell)
         partial = self.folder / "cells" / f".{key}.partial"
-        shutil.rmtree(partial, ignore_errors=True)  # of a night that was killed
+        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
         partial.mkdir(parents=True)
-        (partial / PROGRESS_FILE).write_text("{}")  # tells the cell that somebody reads it there
+        (partial / PROGRESS_FILE).write_text("{}")  # its existence asks the cell to report progress there
         notebook = self.notebooks / f"{cell.notebook}.ipynb"
-        tonight = {"fresh": fresh, "full": self.full, "day": self.day, "require_isa": self.require_isa(cell)}
-        parameters = cell_parameters(cell, isa, notebook, partial, tonight)
+        run_wide = {"fresh": fresh, "full": self.full, "day": self.day, "require_isa": self.require_isa(cell)}
+        parameters = cell_parameters(cell, isa, notebook, partial, run_wide)
         job = NotebookJob(notebook, partial / notebook.name, parameters, partial / "run.log", cell.limit_s)
         identity = CellId(cell.model, cell.quant, isa, cell.stack, cell.compute)
         return Ready(cell, identity, key, job, has_vocabulary, parameters.get("fresh", False), datetime.now(UTC))

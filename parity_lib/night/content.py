@@ -68,7 +68,7 @@ def cell_key(cell: PlanCell, isa: str, notebooks: Path, source: str) -> str:
         cell: the entry of the plan.
         isa: the ISA target that it runs on.
         notebooks: where its notebook lies.
-        source: what ``source_digest`` said when the night began.
+        source: what ``source_digest`` returned when the nightly run began.
     """
     digest = hashlib.sha256(f"{cell.content()} {isa} {source}".encode())
     for path in [*([fixture_path(cell.prompts)] if cell.prompts else []), notebooks / f"{cell.notebook}.ipynb"]:

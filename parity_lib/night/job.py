@@ -22,7 +22,7 @@ from parity_lib.base.errors import EngineError, UsageError
 from parity_lib.base.surroundings import clean_environment
 
 REPLY_KEY = "parity_reply"  # cell metadata: the status of the kernel's reply, written when it arrived
-CELL_RAISED = 10  # exit statuses of the child; 1 stays Python's own, for an error that nobody expected
+CELL_RAISED = 10  # exit statuses of the child; 1 stays Python's own, for an unexpected error
 USAGE = 2
 POLL_SECONDS = 0.1
 DUMP_SECONDS = 8.0  # after the limit: time for the kernel's stack, and for papermill to save the notebook

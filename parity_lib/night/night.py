@@ -203,7 +203,7 @@ class _Run:
         finished = self.pool.wait()
         number, ready = finished.item
         self.screen.end(ready.key)
-        if finished.end is None:  # its request was refused: somebody changed the notebook since the plan was checked
+        if finished.end is None:  # its request was refused: the notebook was changed since the plan was checked
             shutil.rmtree(ready.partial, ignore_errors=True)
             self._finish(number, self.cells.not_run(ready.cell, str(finished.error), excusable=False))
         else:

@@ -228,7 +228,7 @@ def main() -> int:
     if "check" in request:
         return 0
     if request["cpus"] and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, request["cpus"])  # inherited by the kernel and its workers, who count their cores
+        os.sched_setaffinity(0, request["cpus"])  # inherited by the kernel and its workers, which count their cores
     try:
         execute(request)
     except PapermillExecutionError as error:

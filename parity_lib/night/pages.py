@@ -31,7 +31,7 @@ def draw(notebook: Path, html: Path, banner: Banner | None, say: Say) -> Path | 
     try:
         with contextlib.suppress(RecordError):
             return export(notebook, html, banner=banner)
-    except Exception as error:  # noqa: BLE001 - a page that cannot be drawn must not end the night
+    except Exception as error:  # noqa: BLE001 - a page that cannot be drawn must not end the run
         say(f"INCOMPLETE page={html.name} cause={type(error).__name__}: {error}")
     return None
 

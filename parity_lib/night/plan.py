@@ -64,7 +64,7 @@ class Plan:
 
     name: str
     title: str
-    headline: str  # what a reader must know about this night as a whole
+    headline: str  # what a reader must know about the whole run
     cells: tuple[PlanCell, ...]
     sha256: str  # of the file's bytes
     path: Path

@@ -101,7 +101,7 @@ class Pool(Generic[T]):
 
         try:
             finished = Finished(item, run_notebook(job, tick), None)
-        except BaseException as error:  # noqa: BLE001 - it is raised again where the night waits for it
+        except BaseException as error:  # noqa: BLE001 - it is raised again in the main thread
             finished = Finished(item, None, error)
         self._back.put((slot, finished))
 

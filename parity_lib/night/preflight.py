@@ -54,9 +54,9 @@ def check_plan(plan: Plan, cells: Sequence[PlanCell], pins: Pins, notebooks: Pat
 
 
 def cell_parameters(
-    cell: PlanCell, isa: str, notebook: Path, out_dir: Path, tonight: Mapping[str, Any]
+    cell: PlanCell, isa: str, notebook: Path, out_dir: Path, run_wide: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the parameters of a cell's notebook: the plan's, and those of ``tonight`` that the notebook declares."""
+    """Return the parameters of a cell's notebook: the plan's, and those of ``run_wide`` that the notebook declares."""
     parameters: dict[str, Any] = {
         "model": cell.model,
         "quant": cell.quant,
@@ -69,7 +69,7 @@ def cell_parameters(
         "out_dir": str(out_dir),
     }
     known = declared_names(notebook)
-    return parameters | {name: value for name, value in tonight.items() if name in known}
+    return parameters | {name: value for name, value in run_wide.items() if name in known}
 
 
 def declared_names(notebook: Path) -> frozenset[str]:

@@ -21,7 +21,7 @@ def new_folder(parent: Path, name: str) -> Path:
     """Make the folder of a new nightly run and return its path.
 
     Raises:
-        UsageError: another night has this name: it was started with the same plan in the same second.
+        UsageError: another run has this name: it was started with the same plan in the same second.
         RecordError: it cannot be made.
     """
     folder = parent.resolve() / name
@@ -58,8 +58,8 @@ def unfinished_night(parent: Path, wanted: str, plan: Plan) -> tuple[Path, Night
     """Return the folder of an unfinished run of this plan, and its record or None if no cell was finished.
 
     Args:
-        parent: where nights lie.
-        wanted: ``NEWEST``, or a night's name or folder.
+        parent: the folder of the nightly runs.
+        wanted: ``NEWEST``, or the name or folder of a nightly run.
         plan: today's; another content is another night.
 
     Raises:

@@ -18,7 +18,7 @@ from parity_lib.pages.kit.scraps import read_records
 from parity_lib.records.verdicts import Verdict
 
 NOTEBOOK = "03_trace.ipynb"
-LIMIT_S = 1800.0  # a trace that takes longer than most nights is asked for by hand
+LIMIT_S = 1800.0  # a longer trace is made by hand: parity trace
 
 Say = Callable[[str], None]
 

@@ -37,7 +37,7 @@ class CellRecord(Record, frozen=True):
     reason: str
     fault: str
     control: bool
-    outcome: Outcome  # of the night: a control that was caught stays DIVERGED, one that was not is INVALID
+    outcome: Outcome  # in the nightly run: a control that was caught stays DIVERGED, one that was not is INVALID
     good: bool  # came out as the plan expects
     causes: tuple[str, ...]
     lines: tuple[str, ...]  # greppable
@@ -112,7 +112,7 @@ class Night(Record, frozen=True):
 
 
 class StoredNight(Record, frozen=True, tag_field="schema", tag="parity/night/2"):
-    """``night.json``: the night, and what follows from its cells, for readers without this library."""
+    """``night.json``: a nightly run with its outcome and exit status, for readers without this library."""
 
     night: Night
     outcome: Outcome

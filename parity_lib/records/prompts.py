@@ -79,7 +79,7 @@ def load_prompts(path: Path | str | None = None) -> PromptSuite:
     seen: set[str] = set()
     for number, prompt in enumerate(prompts):
         if prompt.idx != number:
-            # prompt_idx is part of every record: a gap or another order would re-number old nights.
+            # prompt_idx is part of every record: a gap or another order would re-number old records.
             raise FixtureError("numbers are not in order", place=path, expected=f"idx = {number}", found=prompt.idx)
         if prompt.name in seen or prompt.name.isdecimal():
             raise FixtureError("a name is taken twice or is a number", place=path, found=prompt.name)

@@ -143,7 +143,7 @@ class HistoryEntry(Record, frozen=True, tag_field="schema", tag="parity/history/
     machine_class: str
     cell: CellId
     control: bool
-    outcome: Outcome  # of the night
+    outcome: Outcome  # in the nightly run
     provisional: bool
     unpinned: bool
     rungs: Mapping[Rung, RungHistory]

@@ -166,7 +166,7 @@ class Verdict(Record, frozen=True, tag_field="schema", tag="parity/verdict/1"):
     def contradictions(self) -> list[str]:
         """Return what in this record denies its own outcome, one sentence each; empty for a sound record.
 
-        A stored PARITY is trusted by a night without the engines: it must follow from the rungs beside it.
+        A nightly run accepts a stored PARITY without running engines: it must follow from the rungs beside it.
         """
         found = []
         concluded, causes = conclude(self.rungs, required=())

@@ -71,7 +71,7 @@ def pin_for(metadata: TokenizerMetadata, pins: tuple[RankPin, ...]) -> RankPin |
 
 
 def open_ranks(metadata: TokenizerMetadata, pin: RankPin) -> RankTokenizer | None:
-    """Return the tokenizer of pinned ranks, or None where nobody has fetched them.
+    """Return the tokenizer of pinned ranks, or None if they were not fetched.
 
     Raises:
         PinError: the file is there and is another one.

@@ -42,7 +42,7 @@ def fingerprint(linear: Callable[..., F32], policy: str) -> dict[str, str]:
     for one row or for two terms (gemm has), and no model's product has so few. The second number stands at each place
     in turn, since only terms that meet in one partial sum can tell; what is rounded gives 0 at all of them.
 
-    Both are told by what lies nearer: a product with a wrong low bit is for other rungs to find.
+    Each is decided by the nearer value: a wrong low bit of a product is for other rungs to find.
 
     Args:
         linear: the candidate's own op, ``linear(type, blocks, n_out, n_in, x, policy)``.

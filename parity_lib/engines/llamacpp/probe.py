@@ -1,4 +1,4 @@
-"""Try a build of llama.cpp when it is made: a product of each weight type in a process of its own, before any night.
+"""Tries a new build of llama.cpp: a product of each weight type in a worker process, before any run uses it.
 
 Each type is multiplied as the file has it, and in each buffer that the build re-orders it for. A build that dies is
 refused with the signal, the instruction and the likely cause; one that multiplies wrongly is refused too.
@@ -51,7 +51,7 @@ CAUSES: Mapping[str, str] = {
 
 
 class Products(LlamaOp):
-    """The engine kind ``llama_products``: multiplies small matrices with the loaded ggml; says where it dies."""
+    """The engine kind ``llama_products``: multiplies small matrices with the loaded ggml; reports where it dies."""
 
     def __init__(self, n_threads: int = 2) -> None:
         tell_where_it_dies()
