@@ -153,7 +153,9 @@ def test_weights_may_lie_where_the_target_can_put_them(
     repacked: Captured, isa: str, buffers: set[str], good: bool
 ) -> None:
     cell, reference, *_ = repacked
-    run = replace(reference.rows.run, isa_requested=isa, isa_evidence={"weight_buffers_mib": dict.fromkeys(buffers, 1)})
+    run = structs.replace(
+        reference.rows.run, isa_requested=isa, isa_evidence={"weight_buffers_mib": dict.fromkeys(buffers, 1)}
+    )
     if good:
         module._prove(cell, module.WAYS[0], run)
     else:

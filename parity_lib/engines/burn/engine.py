@@ -23,7 +23,8 @@ from parity_lib.engines.burn import paths
 from parity_lib.engines.burn.build_info import CRATES_IO, load
 from parity_lib.engines.burn.paths import Digests, Span
 from parity_lib.engines.sampler import Watch
-from parity_lib.engines.spool import checked, new_spool
+from parity_lib.engines.spool import new_spool
+from parity_lib.engines.worker.protocol import OnOneFile
 from parity_lib.model_file.digest import sha256_file
 from parity_lib.records.isa_evidence import UNPROVEN, Evidence
 from parity_lib.records.traces import F32, RunInfo
@@ -38,7 +39,7 @@ def _silent(done: int, total: int) -> None:
     pass
 
 
-class Burn:
+class Burn(OnOneFile):
     """burn on one model file, in this process; meant to live in a worker (``Worker("burn", ...)``).
 
     All sequences are rows of one pass. A row's bits depend on the tokens before it and on nothing else.
@@ -65,7 +66,7 @@ class Burn:
     def __init__(
         self,
         path: Path | str,
-        isa: Isa | str = Isa.AVX512,
+        isa: Isa | str,
         stack: str = CRATES_IO,
         compute: Compute | str = Compute.F32,
         n_threads: int = 2,
@@ -75,9 +76,10 @@ class Burn:
         sampled: bool = False,
         with_faults: bool = False,
     ) -> None:
+        super().__init__(path)
         self._started = datetime.now(UTC)
         self._seconds = 0.0
-        self._path, self._isa, self._stack = Path(path), Isa(isa), stack
+        self._isa, self._stack = Isa(isa), stack
         self._compute, self._n_threads, self._fault = Compute(compute), n_threads, fault
         self._plain = list(plain)
         self._extension, self._build = load(stack, faults=with_faults or fault is not None)
@@ -91,12 +93,12 @@ class Burn:
 
     def n_vocab(self) -> int:
         """Return the number of logits in a row."""
-        self._open()
+        self._require_open()
         return int(self._facts["n_vocab"])
 
     def run_info(self) -> RunInfo:
         """Return what ran, with the settings as the engine itself reports them."""
-        self._open()
+        self._require_open()
         return RunInfo(
             engine="burn",
             version=next(self._build["crates"][name] for name in BACKENDS if name in self._build["crates"]),
@@ -259,18 +261,17 @@ class Burn:
 
     def tensors(self) -> list[tuple[str, str, tuple[int, ...]]]:
         """Return name, type and shape (numpy order) of every tensor, in the order of the file."""
-        self._open()
+        self._require_open()
         return [(name, kind, tuple(reversed(dims))) for name, kind, dims, _ in self._file.tensors()]
 
     def dequantize(self, name: str, *, scalar: bool = False) -> bytes:
         """Return a tensor's values as little-endian float32; ``scalar`` takes the plain twin of the fast code."""
-        self._open()
+        self._require_open()
         with self._translated():
             values: bytes = self._file.dequantize(name, scalar)
         return values
 
-    def close(self) -> None:
-        """Free the model. Every later call is refused."""
+    def _free(self) -> None:
         self._model = self._file = None
 
     def _load(self, n_threads: int) -> Extension:
@@ -279,14 +280,9 @@ class Burn:
     def _new_session(self, n_sequences: int) -> Extension:
         return self._extension.Session(self._model, n_sequences)
 
-    def _open(self) -> None:
-        if self._model is None:
-            raise EngineError("the engine is closed", place=self._path.name, next_step="open the model again")
-
     def _check(self, sequences: Sequence[Sequence[int]]) -> list[list[int]]:
         """Return the sequences as lists of plain ints, or raise ``EngineError`` for what cannot be fed."""
-        self._open()
-        return checked(sequences, self._facts["n_ctx_train"], self.n_vocab(), self._path.name)
+        return self._checked(sequences, self._facts["n_ctx_train"], self._facts["n_vocab"])
 
     @contextlib.contextmanager
     def _spool(self, spool: Path) -> Iterator[Path]:

@@ -30,6 +30,7 @@ from parity_lib.engines.llamacpp.settings import (
 )
 from parity_lib.engines.llamacpp.tokenizer import Vocabulary
 from parity_lib.engines.spool import SpoolWriter, spool_writer
+from parity_lib.engines.worker.protocol import OnOneFile
 from parity_lib.model_file.digest import sha256_file
 from parity_lib.numerics.metrics import top_k
 from parity_lib.records.traces import F32, RunInfo
@@ -43,7 +44,7 @@ def _silent(done: int, total: int) -> None:
     pass
 
 
-class LlamaCpp:
+class LlamaCpp(OnOneFile):
     """llama.cpp on one model file, in this process; meant to live in a worker (``Worker("llama_cpp", ...)``).
 
     One sequence at a time, always from an empty cache, up to 512 rows a batch. With strict settings a
@@ -65,14 +66,15 @@ class LlamaCpp:
     def __init__(
         self,
         path: Path | str,
+        isa: Isa | str,
         settings: Settings | str = Settings.STRICT,
-        isa: Isa | str = Isa.AVX512,
         n_threads: int = 2,
         n_ctx: int | None = None,
     ) -> None:
+        super().__init__(path)
         self._started = datetime.now(UTC)
         self._seconds = 0.0
-        self._path, self._settings, self._isa = Path(path), Settings(settings), Isa(isa)
+        self._settings, self._isa = Settings(settings), Isa(isa)
         self._n_threads, self._fixed_ctx = n_threads, n_ctx
         self._model: Ctypes = None
         self._context: Ctypes = None
@@ -179,10 +181,7 @@ class LlamaCpp:
         """Quantise the file ``src`` to ``ftype`` and write it to ``dst``; the loaded model is not used."""
         quantize_here(Path(src), Path(dst), ftype, self._n_threads)
 
-    def close(self) -> None:
-        """Free the model. Every later call is refused."""
-        if self._model is None:
-            return
+    def _free(self) -> None:
         self._api.llama_free(self._context)
         self._api.llama_batch_free(self._batch)
         self._api.llama_model_free(self._model)
@@ -190,14 +189,6 @@ class LlamaCpp:
 
     def _load_model(self) -> None:
         api, log = self._api, self._library.log
-        if not self._path.is_file():
-            raise ModelFileError(
-                "there is no such model file",
-                place=self._path,
-                expected="a GGUF file",
-                found="something else" if self._path.exists() else "nothing",
-                next_step="correct the path",
-            )
         self._sha256 = sha256_file(self._path)
         log.mark()
         params = model_params(self._library, self._settings)
@@ -276,32 +267,9 @@ class LlamaCpp:
 
     def _check(self, sequences: Sequence[Sequence[int]], n_tokens: Sequence[int]) -> list[int]:
         """Return the rows that each sequence gives, or raise ``EngineError`` for what cannot be fed."""
-        self._require_open()
-        if not sequences or len(n_tokens) != len(sequences) or min(n_tokens) < 1:
-            raise EngineError(
-                "no sequence was given, or a number of tokens is missing",
-                place=self._path.name,
-                expected="at least one sequence, and at least one token for each",
-                found=f"{len(sequences)} sequences, numbers of tokens {list(n_tokens)}",
-                next_step="correct the plan or the prompts",
-            )
         limit = min(self._fixed_ctx or self._n_ctx_train, self._n_ctx_train)
-        rows = [len(tokens) + n - 1 for tokens, n in zip(sequences, n_tokens, strict=True)]
-        for index, tokens in enumerate(sequences):
-            self._vocabulary.check_ids(index, tokens)
-            if len(tokens) == 0 or rows[index] > limit:
-                raise EngineError(
-                    "a sequence does not fit the model's context",
-                    place=f"{self._path.name}, sequence {index}",
-                    expected=f"1 to {limit} tokens",
-                    found=f"{len(tokens)} of the prompt and {rows[index] - len(tokens)} generated",
-                    next_step="shorten the prompt or generate fewer tokens",
-                )
-        return rows
-
-    def _require_open(self) -> None:
-        if self._model is None:
-            raise EngineError("the engine is closed", place=self._path.name, next_step="open the model again")
+        fed = self._checked(sequences, limit, self._vocabulary.n_tokens, n_tokens)
+        return [len(tokens) + n - 1 for tokens, n in zip(fed, n_tokens, strict=True)]
 
     def _failed(self, what: str, place: str, expected: object, found: object) -> EngineError:
         return EngineError(

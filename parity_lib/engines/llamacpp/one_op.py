@@ -20,6 +20,7 @@ from parity_lib.engines.llamacpp.buffers import PLAIN, InitParams, Reordered, de
 from parity_lib.engines.one_op import OneOp, Rows
 from parity_lib.engines.oracle.engine import score_scale
 from parity_lib.engines.oracle.rope import BETA_FAST, BETA_SLOW
+from parity_lib.engines.worker.protocol import Engine
 from parity_lib.records.traces import F32
 
 TYPES = {kind.name: int(kind) for kind in gguf.GGMLQuantizationType}
@@ -28,7 +29,7 @@ ROOM = 16 << 20  # bytes beside the values: tensors, graph, work of one row
 Pointer = Any  # a ggml_tensor of ggml's own memory
 
 
-class LlamaOp:
+class LlamaOp(Engine):
     """Computes single ops with the loaded ggml, by the kernels that the op's weight was multiplied with.
 
     Args:

@@ -6,10 +6,11 @@ import os
 import shutil
 from pathlib import Path
 
-from parity_lib.base.errors import EngineError, ModelFileError, UsageError
+from parity_lib.base.errors import EngineError, UsageError
 from parity_lib.base.files import FREE_CACHE, replacing
 from parity_lib.engines.llamacpp.abi import Library, Log, load
 from parity_lib.engines.worker.client import Worker
+from parity_lib.engines.worker.protocol import Engine, require_model
 
 PREFIX = "LLAMA_FTYPE_MOSTLY_"
 ALL_F32 = "LLAMA_FTYPE_ALL_F32"
@@ -21,7 +22,7 @@ def quantize_file(src: Path | str, dst: Path | str, ftype: str, *, n_threads: in
         worker.call("quantize", str(src), str(dst), ftype)
 
 
-class Quantizer:
+class Quantizer(Engine):
     """The engine kind ``llama_quantize``: no model is loaded."""
 
     def __init__(self, n_threads: int = 2) -> None:
@@ -30,9 +31,6 @@ class Quantizer:
     def quantize(self, src: str, dst: str, ftype: str) -> None:
         """Write ``dst`` from ``src`` as ``ftype``."""
         quantize_here(Path(src), Path(dst), ftype, self._n_threads)
-
-    def close(self) -> None:
-        """Do nothing: no resource is held."""
 
 
 def quantize_here(src: Path, dst: Path, ftype: str, n_threads: int) -> None:
@@ -54,10 +52,7 @@ def quantize_here(src: Path, dst: Path, ftype: str, n_threads: int) -> None:
     """
     library = load()
     number = ftype_number(library, ftype)
-    if not src.is_file():
-        raise ModelFileError(
-            "there is no such model file", place=src, expected="a GGUF file", next_step="correct the path"
-        )
+    require_model(src)
     with replacing(dst, kind=EngineError, next_step=FREE_CACHE) as part:
         _run(library, src, part, number, ftype, n_threads)
 

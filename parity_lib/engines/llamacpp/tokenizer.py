@@ -9,6 +9,7 @@ from pathlib import Path
 
 from parity_lib.base.errors import EngineError, ModelFileError
 from parity_lib.engines.llamacpp.abi import Ctypes, Library, load
+from parity_lib.engines.worker.protocol import OnOneFile, check_ids
 
 VOCAB_NONE = 0  # enum llama_vocab_type: token ids without text; asking it for text aborts the process
 SPECIAL_ROOM = 16  # ids added around a text: BOS, EOS and the like
@@ -65,20 +66,8 @@ class Vocabulary:
             EngineError: the file has no vocabulary, or an id is outside of it.
         """
         self._require_text()
-        self.check_ids(0, ids)
+        check_ids(ids, self.n_tokens, self._name)
         return [self._piece(token, ctypes.create_string_buffer(64)) for token in ids]
-
-    def check_ids(self, index: int, ids: Sequence[int]) -> None:
-        """Raise ``EngineError`` if an id of sequence number ``index`` is outside of the vocabulary."""
-        for at, token in enumerate(ids):
-            if not 0 <= token < self.n_tokens:
-                raise EngineError(
-                    "a token id is outside of the vocabulary",
-                    place=f"{self._name}, sequence {index}, token {at}",
-                    expected=f"0 to {self.n_tokens - 1}",
-                    found=token,
-                    next_step="tokenise the prompt with this model's own vocabulary",
-                )
 
     def _piece(self, token: int, buffer: ctypes.Array[ctypes.c_char]) -> bytes:
         n = self._api.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, True)
@@ -97,7 +86,7 @@ class Vocabulary:
             )
 
 
-class LlamaVocabulary:
+class LlamaVocabulary(OnOneFile):
     """The engine kind ``llama_vocabulary``: llama.cpp with ``vocab_only``, so that even an 8B file opens in a second.
 
     Answers ``n_vocab``, ``tokenize`` and ``token_bytes`` as the engine ``llama_cpp`` does; no settings, no target: the
@@ -114,7 +103,7 @@ class LlamaVocabulary:
 
     def __init__(self, path: Path | str, n_threads: int = 1) -> None:
         del n_threads
-        self._path = Path(path)
+        super().__init__(path)
         self._library = load()
         self._model: Ctypes = self._load()
         self._vocabulary = Vocabulary(self._library, self._model, self._path.name)
@@ -131,22 +120,15 @@ class LlamaVocabulary:
         """Return the bytes of each token; see ``Vocabulary.token_bytes``."""
         return self._open().token_bytes(ids)
 
-    def close(self) -> None:
-        """Free the vocabulary. Every later call is refused."""
-        if self._model is not None:
-            self._library.api.llama_model_free(self._model)
-            self._model = None
+    def _free(self) -> None:
+        self._library.api.llama_model_free(self._model)
+        self._model = None
 
     def _open(self) -> Vocabulary:
-        if self._model is None:
-            raise EngineError("the engine is closed", place=self._path.name, next_step="open the model again")
+        self._require_open()
         return self._vocabulary
 
     def _load(self) -> Ctypes:
-        if not self._path.is_file():
-            raise ModelFileError(
-                "there is no such model file", place=self._path, expected="a GGUF file", next_step="correct the path"
-            )
         api, log = self._library.api, self._library.log
         log.mark()
         params = api.llama_model_default_params()

@@ -21,6 +21,7 @@ from parity_lib.base.progress import Progress
 from parity_lib.engines import machine
 from parity_lib.engines.oracle.rope import ANGLES, EXACT, magnitude, rope
 from parity_lib.engines.spool import new_spool
+from parity_lib.engines.worker.protocol import OnOneFile
 from parity_lib.model_file.digest import sha256_file
 from parity_lib.model_file.facts import ModelFile, Tensor, facts_of
 from parity_lib.numerics.ggml_activations import ACTIVATIONS, Quantised, correction, minima, quantise
@@ -107,7 +108,7 @@ def _new_rows(spool: Path, shape: tuple[int, int], dtype: np.dtype[Any]) -> Iter
         rows.flush()
 
 
-class Oracle:
+class Oracle(OnOneFile):
     """The float64 engine on one GGUF file; answers ``engines/worker/protocol.py``, and ``score64`` in full precision.
 
     Args:
@@ -124,15 +125,16 @@ class Oracle:
     def __init__(self, path: Path | str, n_threads: int = 2, angles: str = EXACT, *, rounded: bool = False) -> None:
         if angles not in ANGLES:
             raise EngineError("unknown angles", place="oracle", expected=" or ".join(ANGLES), found=angles)
+        super().__init__(path)
         self._angles, self._rounded = angles, rounded
-        self._file: ModelFile | None = ModelFile(Path(path))
+        self._file = ModelFile(self._path)
         self._facts = facts_of(self._file)
-        self._path, self._n_threads, self._seconds = Path(path), n_threads, 0.0
+        self._n_threads, self._seconds = n_threads, 0.0
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
 
     def run_info(self) -> RunInfo:
         """Return what ran."""
-        self._open()
+        self._require_open()
         return RunInfo(
             engine="oracle",
             version=f"numpy {np.__version__}",
@@ -159,7 +161,7 @@ class Oracle:
 
     def n_vocab(self) -> int:
         """Return the number of logits in a row."""
-        self._open()
+        self._require_open()
         return self._facts.n_vocab
 
     def score(self, sequences: Sequence[Sequence[int]], spool: Path, *, progress: Progress) -> list[int]:
@@ -181,9 +183,8 @@ class Oracle:
             streams = rows.reshape(self._facts.n_layer, len(sequence), -1)
             self._score([sequence], folder / "logits.f64", np.dtype("<f8"), progress, streams)
 
-    def close(self) -> None:
-        """Close the file. Every later call is refused."""
-        self._file = None
+    def _free(self) -> None:
+        del self._file
 
     def _score(
         self,
@@ -193,8 +194,7 @@ class Oracle:
         progress: Progress,
         streams: F64 | None = None,
     ) -> list[int]:
-        file = self._open()
-        self._check(sequences)
+        sequences, file = self._checked(sequences, self._facts.n_ctx_train, self._facts.n_vocab), self._file
         began = time.perf_counter()
         n_rows = sum(len(tokens) for tokens in sequences)
         with _new_rows(spool, (n_rows, self._facts.n_vocab), dtype) as rows:
@@ -251,28 +251,3 @@ class Oracle:
 
     def _linear(self, weight: Tensor, x: F64, bias: Tensor | None = None) -> Any:  # noqa: ANN401 - array or map
         return linear(weight, x, bias=bias, rounded=self._rounded)
-
-    def _open(self) -> ModelFile:
-        if self._file is None:
-            raise EngineError("the engine is closed", place=self._path.name, next_step="open the model again")
-        return self._file
-
-    def _check(self, sequences: Sequence[Sequence[int]]) -> None:
-        if not sequences:
-            raise EngineError("no sequence was given", place="sequences", expected="at least one", found="none")
-        for index, tokens in enumerate(sequences):
-            if not 0 < len(tokens) <= self._facts.n_ctx_train:
-                raise EngineError(
-                    "a sequence does not fit the model's context",
-                    place=f"{self._path.name}, sequence {index}",
-                    expected=f"1 to {self._facts.n_ctx_train} tokens",
-                    found=len(tokens),
-                )
-            wrong = [token for token in tokens if not 0 <= token < self._facts.n_vocab]
-            if wrong:
-                raise EngineError(
-                    "a token id is outside of the vocabulary",
-                    place=f"{self._path.name}, sequence {index}",
-                    expected=f"0 to {self._facts.n_vocab - 1}",
-                    found=wrong[0],
-                )

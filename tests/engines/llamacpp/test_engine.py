@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from msgspec import structs
 
 from parity_lib.base.errors import EngineError, ModelFileError, PinError
 from parity_lib.base.names import Settings
@@ -273,7 +273,7 @@ def test_run_info_says_what_really_ran(tiny_models: dict[str, Path], target: str
     assert "CPU_REPACK" not in strict.isa_evidence["weight_buffers_mib"]
     assert strict.seconds > 0
     assert strict.peak_rss_bytes > 10 << 20
-    assert replace(strict, fault="x") != strict
+    assert structs.replace(strict, fault="x") != strict
 
 
 @pytest.mark.parametrize("switches", [{}, {"GGML_CPU_TILED_MM": "1"}, {"GGML_CPU_DISABLE_FUSION": "1"}])
@@ -305,7 +305,7 @@ def _garbage(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("damage", "words"),
-    [(_missing, "no such model file"), (_truncated, "llama.cpp says"), (_garbage, "llama.cpp says")],
+    [(_missing, "no such model file"), (_truncated, "llama.cpp's log"), (_garbage, "llama.cpp's log")],
 )
 def test_a_damaged_file_is_refused_with_llama_cpps_own_words(
     tiny_models: dict[str, Path], target: str, damage: Callable[[Path], None], words: str, tmp_path: Path
