@@ -154,14 +154,15 @@ def compare_command(
 def _models_of(plan: str) -> list[tuple[str, str]]:
     """Return the models and quants of a plan that this machine can make or has, each once."""
     from parity_lib.models.cache import models_dir
+    from parity_lib.models.recipes import on_request
     from parity_lib.night.plan import load_plan, plan_path
-    from parity_lib.records.pins import load_pins
+    from parity_lib.records.pins import ON_REQUEST, load_pins
 
     pins, found = load_pins(), []
     for name, quant in dict.fromkeys((cell.model, cell.quant) for cell in load_plan(plan_path(plan)).cells):
         pin = pins.model(name, quant)
-        if pin.recipe.kind == "staged" and not (models_dir() / pin.file_name).exists():
-            click.echo(f"left out: {name} {quant} is not staged")
+        if pin.recipe.kind in ON_REQUEST and not (models_dir() / pin.file_name).exists():
+            click.echo(f"left out: {name} {quant} is not on this machine; next: {on_request(pin)}")
         else:
             found.append((name, quant))
     return found

@@ -42,13 +42,14 @@ def check_digest(path: Path, pin: FilePin | None, name: str, kind: str, *, fresh
     made_here = pin is None or (kind in BY_LLAMA_CPP and machine_class() not in pin.made)
     if (pin is not None and pin.accepts(digest)) or (made_here and read_receipt(path).get("sha256") == digest):
         return digest
+    verb = f"fetch {name}" if kind == "fetch" else "prepare"
     raise PinError(
         "the file is not the pinned one",
         place=f"{name}: {path}",
         expected=f"SHA-256 {' or '.join(pin.known) if pin else read_receipt(path).get('sha256', 'as in its receipt')}",
         found=f"{digest}, {path.stat().st_size:,} bytes"
         + (f" for {pin.bytes:,}" if pin and pin.bytes != path.stat().st_size else ""),
-        next_step="unless it was changed on purpose, remove it and run `parity models prepare`",
+        next_step=f"unless it was changed on purpose, remove it and run `parity models {verb}`",
     )
 
 

@@ -205,6 +205,9 @@ def test_no_run_fetches_it(real: Real, shop: Shop) -> None:
     real.fetch()
     assert ensure("qwen2.5-coder-0.5b", "Q4_K_M", real.pins, remake=True).read_bytes() == real.data
     assert list_models(real.pins)[0].state == "ready"
+    (models_dir() / "qwen2.5-coder-0.5b.Q4_K_M.gguf").write_bytes(b"another file")
+    with pytest.raises(PinError, match=r"remove it and run `parity models fetch qwen2.5-coder-0.5b Q4_K_M`"):
+        ensure("qwen2.5-coder-0.5b", "Q4_K_M", real.pins)
 
 
 def test_a_file_of_the_users_own_is_linked_if_it_is_the_pinned_one(
