@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from parity_lib.base.names import Compute, Outcome, Rung
 from parity_lib.cell import rows as logits
@@ -19,6 +19,7 @@ from parity_lib.cell.reference import Reference, score
 from parity_lib.cell.rows import Rows
 from parity_lib.judge.align import Aligned, align
 from parity_lib.judge.literal import literal_report
+from parity_lib.records.row_numbers import Bf16
 from parity_lib.records.traces import PairTrace, Position
 from parity_lib.records.verdicts import RungResult
 
@@ -26,16 +27,6 @@ if TYPE_CHECKING:
     from parity_lib.cell.request import Cell
 
 BAND, CANDIDATE, PLAIN = "band", "candidate", "plain_f32"
-TOLD = (
-    "top1_share",
-    "top5_set_share",
-    "rms_over_std",
-    "rms_over_row_std",
-    "max_abs",
-    "delta",
-    "kl_ref_cand",
-    "positions",
-)
 
 
 def capture_plain(cell: Cell, reference: Reference) -> Rows:
@@ -46,7 +37,7 @@ def capture_plain(cell: Cell, reference: Reference) -> Rows:
 
 def report_bf16(
     bf16_twin: Rows, f32_twin: Rows, candidate: Rows, plain: Rows, expected: Sequence[Position]
-) -> tuple[RungResult, dict[str, Any], PairTrace]:
+) -> tuple[RungResult, Bf16, PairTrace]:
     """Report rung T4 of a cell with ``compute="bf16"``: three distances to llama.cpp on the BF16 twin.
 
     Args:
@@ -57,8 +48,8 @@ def report_bf16(
         expected: every position of the cell.
 
     Returns:
-        The rung, REPORTED, or INCOMPLETE where a position is missing or not finite; what stands in
-        ``literal["bf16"]``; and the pair (BF16 twin, candidate), to be stored as the cell's ``twin`` pair.
+        The rung, REPORTED, or INCOMPLETE where a position is missing or not finite; what was
+        measured; and the pair (BF16 twin, candidate), to be stored as the cell's ``twin`` pair.
     """
     pair = logits.pair(bf16_twin, candidate, expected)
     seen = {
@@ -66,16 +57,16 @@ def report_bf16(
         CANDIDATE: align(pair, expected),
         PLAIN: align(logits.pair(bf16_twin, plain, expected), expected),
     }
-    told = {name: _numbers(aligned) for name, aligned in seen.items()}
+    told = Bf16(**{name: literal_report(aligned) for name, aligned in seen.items()})
     own = seen[CANDIDATE]
     causes = [f"{name}: {cause}" for name, cause in _causes(seen)]
-    rms, band = (told[name]["all"].get("rms_over_row_std", math.nan) for name in (CANDIDATE, BAND))
+    rms, band = (math.nan if r.all is None else r.all.rms_over_row_std for r in (told.candidate, told.band))
     rung = RungResult(
         rung=Rung.T4,
         outcome=Outcome.INCOMPLETE if causes else Outcome.REPORTED,
         expected=own.n_expected,
         compared=len(own),
-        worst=rms if isinstance(rms, float) and math.isfinite(rms) else None,
+        worst=rms if math.isfinite(rms) else None,
         limit=None,
         unit="rms/std",
         worst_where="pooled, against llama.cpp on the BF16 twin",
@@ -83,12 +74,6 @@ def report_bf16(
         note="; ".join(causes) or f"the BF16 band is {band:.3g}",
     )
     return rung, told, pair
-
-
-def _numbers(seen: Aligned) -> dict[str, Any]:
-    report = literal_report(seen)
-    kept = {scope: {k: report[scope][k] for k in TOLD if k in report[scope]} for scope in ("all", "generated")}
-    return {**kept, "n_nonfinite": report["n_nonfinite"]}
 
 
 def _causes(seen: dict[str, Aligned]) -> list[tuple[str, str]]:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import contextlib
 import time
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypeVar, Union
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar, Union
 
 from parity_lib.base.errors import ParityError
 from parity_lib.cell.reference import Reference
 from parity_lib.cell.request import Cell
 from parity_lib.cell.rows import Rows
 from parity_lib.judge.t0_pins import PinCheck
+from parity_lib.records.measured import Measured
 from parity_lib.records.self_spread import SelfSpread
 from parity_lib.records.tolerances import BandSet
 from parity_lib.records.verdicts import Divergence, RungResult
 
 R = TypeVar("R")
+NOTHING = Measured()
 LOG = "steps"  # name of the log that gets the traceback of an error outside of the hierarchy
 
 
@@ -28,7 +30,7 @@ class Finding:
 
     rung: RungResult
     divergences: tuple[Divergence, ...]
-    literal: Mapping[str, Any] = field(default_factory=dict)  # numbers for the verdict
+    measured: Measured = NOTHING  # numbers for the verdict
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -26,7 +26,8 @@ from parity_lib.judge.t0_pins import PinCheck
 from parity_lib.judge.t4_twin import judge_twin
 from parity_lib.judge.t5_native import accuse_reference, judge_native, name_site, report_native, with_site
 from parity_lib.model_file.facts import NO_TOKENIZER
-from parity_lib.records.isa_evidence import BURN, LLAMA_CPP, proofs_of
+from parity_lib.records.isa_evidence import BURN, LLAMA_CPP
+from parity_lib.records.measured import Cache, Measured, joined
 from parity_lib.records.self_spread import SelfSpread
 from parity_lib.records.self_spread_pins import load_spreads
 from parity_lib.records.tolerances import BandSet
@@ -78,16 +79,16 @@ def conclude(cell: Cell, climbed: Climbed) -> Judgement:
     rungs = _rungs(cell, climbed, judged)
     outcome, causes = concluded(rungs, required=required_rungs(cell))
     limits = climbed.bands if isinstance(climbed.bands, BandSet) else None
-    literal = _literal(cell, climbed, findings)
+    measured = _measured(cell, climbed, findings)
     verdict = _verdict(
         cell,
         outcome=outcome,
         rungs=rungs,
         divergences=tuple(d for found in findings for d in found.divergences),
         runs=runs,
-        provisional=(limits is not None and limits.provisional) or bool(literal.get("spread", {}).get("provisional")),
+        provisional=(limits is not None and limits.provisional) or measured.provisional,
         causes=causes,
-        literal=literal,
+        measured=measured,
     )
     return _judgement(verdict, climbed, twin, native)
 
@@ -150,7 +151,7 @@ def _runs(climbed: Climbed) -> dict[str, RunInfo]:
 
 def _observed(run: RunInfo, isa: Found[Finding], engine: str) -> RunInfo:
     """Return an engine's run with the ISA target that the first proof of this engine has seen (T7)."""
-    proofs = proofs_of(isa.literal) if isinstance(isa, Finding) else ()
+    proofs = isa.measured.proofs if isinstance(isa, Finding) else ()
     seen = next((p.observed for p in proofs if p.evidence.engine == engine), run.isa_observed)
     return structs.replace(run, isa_observed=seen)
 
@@ -179,9 +180,10 @@ def _judge_rows(cell: Cell, climbed: Climbed) -> tuple[Found[_Paired], Found[_Pa
 
 def _with_site(native: Found[_Paired], ops: Found[Finding]) -> Found[_Paired]:
     """Name at T5 where the values of llama.cpp are first not finite, if the replay of its graph (T3) saw that."""
-    words = ops.literal.get("ops", {}).get("non_finite", "") if isinstance(ops, Finding) else ""
-    if not isinstance(native, _Paired):
+    replayed = ops.measured.ops if isinstance(ops, Finding) else None
+    if not isinstance(native, _Paired) or replayed is None:
         return native
+    words = replayed.non_finite
     rung = name_site(native.finding.rung, words, native.finding.divergences)
     found = tuple(with_site(divergence, words) for divergence in native.finding.divergences)
     return replace(native, finding=replace(native.finding, rung=rung, divergences=found))
@@ -192,7 +194,7 @@ def judge_f32_twin(cell: Cell, reference: Reference, twin: Rows, candidate: Rows
     expected = positions(cell, reference)
     pair = logits.pair(twin, candidate, expected)
     rung, divergences, ledger = judge_twin(pair, expected, limits)
-    return _Paired(Finding(rung, tuple(divergences), {"ledger": ledger.to_json()}), pair)
+    return _Paired(Finding(rung, tuple(divergences), Measured(ledger=ledger.record())), pair)
 
 
 def judge_deployed(cell: Cell, reference: Reference, candidate: Rows, spread: SelfSpread) -> _Paired:
@@ -202,22 +204,22 @@ def judge_deployed(cell: Cell, reference: Reference, candidate: Rows, spread: Se
     pin = load_spreads().find(
         cell.id.model, cell.id.quant, reference.rows.run.isa_requested, machine_class(), cell.suite.sha256
     )
-    rung, divergences, literal = judge_native(pair, expected, spread, pin)
-    return _Paired(Finding(rung, tuple(divergences), literal), pair)
+    rung, divergences, numbers = judge_native(pair, expected, spread, pin)
+    return _Paired(Finding(rung, tuple(divergences), numbers), pair)
 
 
 def report_twin(cell: Cell, reference: Reference, twin: Rows, candidate: Rows, bf16: Bf16Rows) -> _Paired:
     """Report T4 against the BF16 twin: end to end no number judges the arithmetic of BF16."""
     rung, told, pair = report_bf16(bf16.twin, twin, candidate, bf16.plain, positions(cell, reference))
-    return _Paired(Finding(rung, (), {"bf16": told}), pair)
+    return _Paired(Finding(rung, (), Measured(bf16=told)), pair)
 
 
 def report_deployed(cell: Cell, reference: Reference, candidate: Rows) -> _Paired:
     """Report T5 literally, without a band; a row that is not finite diverges."""
     expected = positions(cell, reference)
     pair = logits.pair(reference.rows, candidate, expected)
-    rung, divergences, literal = report_native(pair, expected)
-    return _Paired(Finding(rung, tuple(divergences), literal), pair)
+    rung, divergences, numbers = report_native(pair, expected)
+    return _Paired(Finding(rung, tuple(divergences), numbers), pair)
 
 
 def positions(cell: Cell, reference: Reference) -> tuple[Position, ...]:
@@ -235,26 +237,26 @@ def incomplete(cell: Cell, cause: str) -> Verdict:
         runs={},
         provisional=False,
         causes=(cause,),
-        literal=_diary(cell),
+        measured=_diary(cell),
     )
 
 
-def _literal(cell: Cell, climbed: Climbed, findings: Sequence[Finding]) -> dict[str, Any]:
+def _measured(cell: Cell, climbed: Climbed, findings: Sequence[Finding]) -> Measured:
     """Return the numbers of all rungs; beside burn's relations those of llama.cpp, and how much of the text is new."""
-    literal = {key: value for finding in findings for key, value in finding.literal.items()}
-    if isinstance(climbed.spread, SelfSpread) and "self" in literal:
-        reference = {**literal["self"].get("reference", {}), **defaults_relation(climbed.spread)}
-        literal["self"] = {**literal["self"], "reference": reference}
+    found = joined([*(finding.measured for finding in findings), _diary(cell)])
+    if isinstance(climbed.spread, SelfSpread) and found.itself is not None:
+        relations = {**found.itself.reference, **defaults_relation(climbed.spread)}
+        found = structs.replace(found, itself=structs.replace(found.itself, reference=relations))
     if isinstance(climbed.reference, Reference):
         text = text_numbers(climbed.reference.sequences, climbed.reference.prompt_lengths)
-        literal["text"] = text
-        literal["power"] = power_statement(sum(numbers["effective_positions"] for numbers in text))
-    return literal | _diary(cell)
+        power = power_statement(sum(numbers.effective_positions for numbers in text))
+        found = structs.replace(found, text=text, power=power)
+    return found
 
 
-def _diary(cell: Cell) -> dict[str, Any]:
+def _diary(cell: Cell) -> Measured:
     diary = cell.diary
-    return {"cache": {**diary.cache, "notes": list(diary.notes)}, "seconds": dict(diary.seconds)}
+    return Measured(cache=Cache(dict(diary.cache), tuple(diary.notes)), seconds=dict(diary.seconds))
 
 
 def _verdict(cell: Cell, **known: Known) -> Verdict:

@@ -21,6 +21,7 @@ from parity_lib.judge.t0_pins import PinCheck, judge_pins
 from parity_lib.judge.t1_tokens import join_rungs
 from parity_lib.model_file.facts import NO_TOKENIZER, read_tensors
 from parity_lib.records import store
+from parity_lib.records.measured import Measured, joined
 from parity_lib.records.verdicts import RungResult, Verdict, conclude
 from parity_lib.tokenizers.build import BuiltTokenizer
 from parity_lib.tokenizers.metadata import read_metadata
@@ -72,8 +73,8 @@ def check_file(cell: Cell) -> Verdict:
 def check_cases(cell: Cell) -> Finding:
     """Hold both tokenizers to llama.cpp's own vocabulary cases; they belong to the build, not to the cell's file."""
     cell.progress.step("vocabulary cases")
-    rung, divergences, literal = compare_vocabulary_cases()
-    return Finding(rung, tuple(divergences), {"cases": literal})
+    rung, divergences, cases = compare_vocabulary_cases()
+    return Finding(rung, tuple(divergences), Measured(cases=cases))
 
 
 def judge_file(
@@ -96,7 +97,7 @@ def judge_file(
         provisional=False,
         unpinned=cell.unpinned,
         causes=causes,
-        literal={key: value for finding in found for key, value in finding.literal.items()},
+        measured=joined(finding.measured for finding in found),
         pins=t0_pins.recorded_pins(cell),
         control=cell.request.control,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),

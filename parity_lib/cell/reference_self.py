@@ -6,7 +6,6 @@ Both cost more passes than the rows themselves, so both are kept in the cache be
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from parity_lib.base.json_text import encode
 from parity_lib.base.record import decode_record
@@ -20,6 +19,7 @@ from parity_lib.cell.t5_spread import capture_spread
 from parity_lib.cell.t6_self import make_plan
 from parity_lib.engines.llamacpp.isa_build import find_other_build
 from parity_lib.model_file.digest import sha256_file
+from parity_lib.records.measured import EqualRows
 from parity_lib.records.self_spread import DEFAULT_DECODE, SelfSpread
 from parity_lib.records.traces import Position
 
@@ -41,22 +41,22 @@ def kept_spread(cell: Cell, reference: Reference, twin: Rows | None) -> SelfSpre
     return decode_record(through_cache(cell, "spread", fields, make, again=False).data, SelfSpread, "the cached spread")
 
 
-def measure_reference(cell: Cell, reference: Reference) -> dict[str, Any]:
+def measure_reference(cell: Cell, reference: Reference) -> dict[str, EqualRows]:
     """Return how many rows of the reference, strict settings, are bit-equal to those that it decoded, by relation.
 
     PREFILL: up to 512 rows a graph, against the rows that it saw one by one while it generated. THREADS: the shortest
     prompts with another number of threads. Both are expected to be equal to the bit.
     """
     kept = through_cache(cell, "relations", fed(reference), lambda: _measured(cell, reference), again=False)
-    return dict(kept.data)
+    return {name: decode_record(rows, EqualRows, "the cached relations") for name, rows in kept.data.items()}
 
 
-def defaults_relation(spread: SelfSpread) -> dict[str, dict[str, int]]:
+def defaults_relation(spread: SelfSpread) -> dict[str, EqualRows]:
     """Return PREFILL with the defaults instead, from the self-spread; rows of rms 0 are equal, but for signed zeros."""
     variant = spread.variant(DEFAULT_DECODE)
     if variant is None:
         return {}
-    return {DEFAULTS: {"compared": len(variant), "equal": int((variant.rms == 0).sum())}}
+    return {DEFAULTS: EqualRows(len(variant), int((variant.rms == 0).sum()))}
 
 
 def _measured(cell: Cell, reference: Reference) -> Kept:
@@ -64,10 +64,10 @@ def _measured(cell: Cell, reference: Reference) -> Kept:
     plan = make_plan([len(tokens) for tokens in reference.sequences], n_threads)
     batches = _equal_rows(cell, reference, everything, n_threads, "llama.cpp prefills")
     threads = _equal_rows(cell, reference, plan.threads, plan.n_threads, "llama.cpp with other threads")
-    return Kept({PREFILL: batches, THREADS: threads})
+    return Kept(encode({PREFILL: batches, THREADS: threads}))
 
 
-def _equal_rows(cell: Cell, reference: Reference, prompts: Sequence[int], n_threads: int, step: str) -> dict[str, int]:
+def _equal_rows(cell: Cell, reference: Reference, prompts: Sequence[int], n_threads: int, step: str) -> EqualRows:
     """Score some prompts in batches and count the rows that are bit-equal to those that the reference saw."""
     sequences = [reference.sequences[i] for i in prompts]
     lengths = [reference.prompt_lengths[i] for i in prompts]
@@ -80,4 +80,4 @@ def _equal_rows(cell: Cell, reference: Reference, prompts: Sequence[int], n_thre
     named = [Position(prompts[p.prompt_idx], p.token_idx) for p in again.positions]
     equal = sum(bool((seen[p] == digest).all()) for p, digest in zip(named, again.digests, strict=True))
     spool.unlink()
-    return {"compared": len(named), "equal": equal}
+    return EqualRows(len(named), equal)

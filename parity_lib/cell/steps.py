@@ -14,6 +14,8 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 
+from msgspec import structs
+
 from parity_lib.base.errors import ParityError, PinError
 from parity_lib.base.names import Compute, Rung
 from parity_lib.cell import request as folder
@@ -34,6 +36,7 @@ from parity_lib.cell.t3_replay import replay_cell
 from parity_lib.engines.worker.client import Worker
 from parity_lib.judge.t0_pins import PinCheck
 from parity_lib.records import store
+from parity_lib.records.measured import Measured
 from parity_lib.records.self_spread import SelfSpread
 from parity_lib.records.tolerances import BandSet
 from parity_lib.records.verdicts import Verdict
@@ -85,8 +88,8 @@ def compare_tokens(cell: Cell) -> Finding | None:
     texts = [(prompt.name, prompt.text) for prompt in cell.suite.prompts]
     settings = {"path": str(cell.model_path), "n_threads": cell.n_threads}
     with Worker("llama_vocabulary", settings, log=cell.log("llama_cpp")) as reference:
-        rung, divergences, literal = compare_tokens_of(cell.model_path, cell.facts, texts, reference, progress)
-    return Finding(rung, tuple(divergences), {"tokens": literal})
+        rung, divergences, tokens = compare_tokens_of(cell.model_path, cell.facts, texts, reference, progress)
+    return Finding(rung, tuple(divergences), Measured(tokens=tokens))
 
 
 def compare_weights(cell: Cell) -> Finding:
@@ -148,7 +151,7 @@ def check_self(cell: Cell, reference: Reference, candidate: Rows) -> Finding:
     progress = cell.progress.step("burn against itself")
     rows = Counter(position.prompt_idx for position in positions(cell, reference))
     with open_burn(cell) as burn:
-        rung, divergences, literal = t6_self.check(
+        rung, divergences, itself = t6_self.check(
             burn,
             reference.sequences,
             reference.prompt_lengths,
@@ -159,7 +162,8 @@ def check_self(cell: Cell, reference: Reference, candidate: Rows) -> Finding:
             day=cell.request.day,
             full=cell.request.full,
         )
-    return Finding(rung, tuple(divergences), {"self": literal | {"reference": measure_reference(cell, reference)}})
+    itself = structs.replace(itself, reference=measure_reference(cell, reference))
+    return Finding(rung, tuple(divergences), Measured(itself=itself))
 
 
 def prove_isa(cell: Cell, reference: Reference, candidate: Rows) -> Finding:

@@ -22,7 +22,7 @@ from parity_lib.model_file.digest import sha256_file
 from parity_lib.models.twins import ensure_twin
 from parity_lib.records.pins import FilePin
 from parity_lib.records.traces import RunInfo
-from parity_lib.records.verdicts import RungResult
+from parity_lib.records.verdicts import PinnedFiles, RungResult
 
 FILES = ("model file", "F32 twin", "tokenizer", "prompts")
 REFERENCE, TWIN, CANDIDATE, BF16_TWIN = "reference", "reference-twin", "candidate", "reference-bf16-twin"
@@ -181,13 +181,13 @@ def _crates(build: Mapping[str, Any]) -> Mapping[str, Any]:
     return crates if isinstance(crates, Mapping) else {}
 
 
-def recorded_pins(cell: Cell) -> dict[str, str]:
-    """Return what every verdict names, so that a record can be tied to its inputs years later."""
-    return {
-        "pins_sha256": cell.pins.sha256,
-        "prompts_sha256": cell.suite.sha256,
-        "tolerances_sha256": cell.tolerances_sha256,
-        "model_sha256": sha256_file(cell.model_path),
-        "twin_sha256": sha256_file(cell.twin_path),
-        "candidate_sha256": sha256_file(cell.candidate_path),
-    }
+def recorded_pins(cell: Cell) -> PinnedFiles:
+    """Return the digests that every verdict names."""
+    return PinnedFiles(
+        pins_sha256=cell.pins.sha256,
+        prompts_sha256=cell.suite.sha256,
+        tolerances_sha256=cell.tolerances_sha256,
+        model_sha256=sha256_file(cell.model_path),
+        twin_sha256=sha256_file(cell.twin_path),
+        candidate_sha256=sha256_file(cell.candidate_path),
+    )

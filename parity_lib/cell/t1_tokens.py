@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from parity_lib.base.errors import EngineError, WorkerDied
 from parity_lib.base.progress import Progress
@@ -24,6 +23,7 @@ from parity_lib.judge.t1_tokens import (
 )
 from parity_lib.model_file.facts import ModelFacts
 from parity_lib.model_file.header import ModelFile
+from parity_lib.records.measured import Tokens
 from parity_lib.records.pins import load_pins
 from parity_lib.records.verdicts import Divergence, RungResult
 from parity_lib.tokenizers.build import BuiltTokenizer
@@ -37,7 +37,7 @@ PROMPTS, CASES = "prompts", "cases"
 
 def compare_tokens_of(
     path: Path, facts: ModelFacts, texts: Sequence[tuple[str, str]], reference: Worker, progress: Progress
-) -> tuple[RungResult, list[Divergence], dict[str, Any]]:
+) -> tuple[RungResult, list[Divergence], Tokens]:
     """Tokenise prompts and generated texts with both tokenizers, compare the bytes of every token, and judge.
 
     Args:
@@ -48,7 +48,7 @@ def compare_tokens_of(
         progress: called with (texts done, texts).
 
     Returns:
-        T1's result, its divergences, and the object for ``verdict.literal["tokens"]``.
+        T1's result, its divergences, and what was measured.
 
     Raises:
         ModelFileError: the file's tokenizer is of a kind that cannot be built here.
@@ -70,7 +70,7 @@ def compare_tokens_of(
 
 def compare_vocabulary_cases(
     say: Callable[[str], None] = lambda _: None,
-) -> tuple[RungResult, list[Divergence], dict[str, Any]]:
+) -> tuple[RungResult, list[Divergence], dict[str, Tokens]]:
     """Tokenise llama.cpp's own vocabulary cases with both tokenizers, compare with the expected ids, and judge.
 
     These belong to the build of llama.cpp and to no model: each vocabulary is a file of its own, without weights, and
@@ -80,15 +80,15 @@ def compare_vocabulary_cases(
         say: told what is fetched, if anything has to be.
 
     Returns:
-        As :func:`compare_tokens_of`; the object has one entry for each vocabulary, by its name.
+        As :func:`compare_tokens_of`; what was measured is by the vocabulary's name.
     """
-    judged = [_judge_vocabulary(ensure_vocabulary(pin, say)) for pin in load_vocabulary_pins()]
-    rung = join_rungs([rung for rung, _, _ in judged])
-    literal = {str(record["vocabulary"]): record for _, _, record in judged}
-    return rung, [line for _, lines, _ in judged for line in lines], literal
+    judged = {pin.name: _judge_vocabulary(ensure_vocabulary(pin, say)) for pin in load_vocabulary_pins()}
+    rung = join_rungs([rung for rung, _, _ in judged.values()])
+    lines = [line for _, lines, _ in judged.values() for line in lines]
+    return rung, lines, {name: tokens for name, (_, _, tokens) in judged.items()}
 
 
-def _judge_vocabulary(vocabulary: Vocabulary) -> tuple[RungResult, list[Divergence], dict[str, Any]]:
+def _judge_vocabulary(vocabulary: Vocabulary) -> tuple[RungResult, list[Divergence], Tokens]:
     name, known = vocabulary.pin.name, load_differences()
     built = BuiltTokenizer(read_metadata(vocabulary.path, family=vocabulary.pin.family))
     texts = [Text(f"{name}/case/{i:02d}", CASES, case.text) for i, case in enumerate(vocabulary.cases)]
@@ -107,8 +107,7 @@ def _judge_vocabulary(vocabulary: Vocabulary) -> tuple[RungResult, list[Divergen
         facts=built.facts() | {"warning": ""},  # of the pinned files it is known what they leave out
         ranks=ranks,
     )
-    rung, divergences, record = judge_tokens(pair, known)
-    return rung, divergences, record | {"vocabulary": name}
+    return judge_tokens(pair, known)
 
 
 def _silent(done: int, total: int) -> None:

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from parity_lib.base.errors import EngineError
-from parity_lib.base.json_text import encode
 from parity_lib.base.names import Compute, Settings
 from parity_lib.cell import hardness
 from parity_lib.cell.climbed import Finding
@@ -34,6 +33,7 @@ from parity_lib.judge.t3_ops import Replayed, judge_ops, kinds, non_finite_words
 from parity_lib.model_file.header import ModelFile
 from parity_lib.models.twins import ensure_twin
 from parity_lib.records.hardness import Extreme, Hardness
+from parity_lib.records.measured import Measured, Ops, ReplayedRows
 
 DECODED = 2  # rows that follow one by one
 PLAIN_BUFFERS = frozenset({"CPU", "CPU_Mapped"})  # ggml-cpu's own, and the memory map of the file
@@ -71,9 +71,8 @@ def replay_cell(cell: Cell, reference: Reference) -> Finding:
     if reordered and cell.id.compute != Compute.BF16:
         replays += replay(cell, excerpts[:1], Settings.REPACKED)
     rung, divergences = judge_ops(replays)
-    told = {"sequences": list(map(_told, replays)), "kinds": kinds(replays), "non_finite": non_finite_words(replays)}
-    hard = _hardness(cell, replays)
-    return Finding(rung, tuple(divergences), {"ops": told} | ({} if hard is None else {"hardness": encode(hard)}))
+    told = Ops(tuple(map(_told, replays)), kinds(replays), non_finite_words(replays))
+    return Finding(rung, tuple(divergences), Measured(ops=told, hardness=_hardness(cell, replays)))
 
 
 def _hardness(cell: Cell, replays: Sequence[Replayed]) -> Hardness | None:
@@ -90,13 +89,8 @@ def first_non_finite(reference: Reference) -> int | None:
     return next(bad, None)
 
 
-def _told(replay: Replayed) -> dict[str, Any]:
-    return {
-        "prompt_idx": replay.prompt_idx,
-        "settings": replay.settings,
-        "passes": list(replay.batches),
-        "weights_in": dict(replay.weights_in),
-    }
+def _told(replay: Replayed) -> ReplayedRows:
+    return ReplayedRows(replay.prompt_idx, str(replay.settings), replay.batches, replay.weights_in)
 
 
 def chosen(n_prompts: int, day: int, *, full: bool) -> tuple[int, ...]:

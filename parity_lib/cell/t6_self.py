@@ -21,6 +21,7 @@ from parity_lib.base.progress import Progress
 from parity_lib.cell.rows import Rows
 from parity_lib.engines.worker.client import Worker
 from parity_lib.judge.t6_self import Expected, Found, judge_self
+from parity_lib.records.measured import Itself
 from parity_lib.records.traces import Position
 from parity_lib.records.verdicts import Divergence, RungResult
 
@@ -164,7 +165,7 @@ def check(
     progress: Progress,
     day: int = 0,
     full: bool = False,
-) -> tuple[RungResult, list[Divergence], dict[str, Any]]:
+) -> tuple[RungResult, list[Divergence], Itself]:
     """Judge rung T6 of a candidate: make a plan, make its rows again, compare their digests with the first pass's.
 
     Args:
@@ -184,6 +185,6 @@ def check(
     rows = {position: bytes(digest) for position, digest in zip(candidate.positions, candidate.digests, strict=True)}
     finite = [bool(np.isfinite(row).all()) for row in candidate.open()]
     lost = {position for position, is_finite in zip(candidate.positions, finite, strict=True) if not is_finite}
-    rung, divergences, literal = judge_self(rows, expected, found, lost)
+    rung, divergences, relations = judge_self(rows, expected, found, lost)
     threads = f"{candidate.run.n_threads} and {plan.n_threads}"
-    return rung, divergences, literal | {"full": full, "threads": threads, "rows": len(rows)}
+    return rung, divergences, Itself(relations, full=full, threads=threads, rows=len(rows))

@@ -27,6 +27,7 @@ from parity_lib.engines.targets import Side
 from parity_lib.judge.t7_isa import judge_isa, prove
 from parity_lib.numerics.isa_samples import MIN_PRODUCTS
 from parity_lib.records.isa_evidence import UNPROVEN, Evidence
+from parity_lib.records.measured import Instructions, Measured
 
 PLAIN = {str(Isa.AMX): str(Isa.AVX512)}
 """Targets that llama.cpp reaches only with extra buffers, and what the same build runs with strict settings."""
@@ -49,9 +50,8 @@ def prove_isa(cell: Cell, reference: Reference, burn: Evidence) -> Finding:
     if tiled:
         proofs.append(told)
     rung, divergences = judge_isa(proofs, expected=2 + tiled, required=cell.request.require_isa)
-    literal: dict[str, Any] = {"proofs": encode(proofs), "required": cell.request.require_isa}
-    literal |= {} if tiled else {"deployed": encode(told)}
-    return Finding(rung, tuple(divergences), {"isa": literal})
+    seen = Instructions(tuple(proofs), cell.request.require_isa, deployed=None if tiled else told)
+    return Finding(rung, tuple(divergences), Measured(isa=seen))
 
 
 def _beside(evidence: Evidence, cell: Cell, side: Side) -> Evidence:

@@ -138,8 +138,8 @@ def compare(reference: Path, candidate: Path, side: str | None) -> int:
 
     verdict = rejudge(reference, candidate, side or "")
     _print_verdict(verdict)
-    if "note" in verdict.literal:
-        click.echo(f"note: {verdict.literal['note']}")
+    if verdict.measured.note:
+        click.echo(f"note: {verdict.measured.note}")
     return _status(verdict.outcome.value)
 
 

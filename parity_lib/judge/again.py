@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from parity_lib.base.errors import RecordError, TraceMismatchError, UsageError
 from parity_lib.base.names import Compute, Outcome, Rung
 from parity_lib.judge.t4_twin import judge_twin
 from parity_lib.judge.t5_native import accuse_reference, judge_native
 from parity_lib.records import store
+from parity_lib.records.measured import Measured
 from parity_lib.records.self_spread_pins import load_spreads
 from parity_lib.records.tolerances import BandSet, load_tolerances
 from parity_lib.records.traces import F32, F64, I32, LogitTrace, PairTrace, Position
@@ -91,7 +92,7 @@ def rejudge(reference: Path | str, candidate: Path | str, side: str = "") -> Ver
             place=first.folder,
             expected=f"cells of compute {Compute.F32}",
             found=Compute.BF16,
-            next_step="its verdict.json has the distances, in literal.bf16",
+            next_step="its verdict.json has the distances, in measured.bf16",
         )
     same = not side and first.folder.resolve() == second.folder.resolve()
     expected = _positions(first.pair)
@@ -104,11 +105,11 @@ def rejudge(reference: Path | str, candidate: Path | str, side: str = "") -> Ver
         pair = pair_of_tops(first.side(REFERENCE), second.side(CANDIDATE))
     rung, divergences, ledger = judge_twin(pair, expected, first.bands)
     if same:
-        native, divergences_t5, literal = _native(first, rung)
+        native, divergences_t5, numbers = _native(first, rung)
     else:
-        native, divergences_t5, literal = None, [], {"note": TOPS_ONLY}
+        native, divergences_t5, numbers = None, [], Measured(note=TOPS_ONLY)
     if side:
-        literal = {"note": f"{_one_engine(pair, parted)}; {TOPS_ONLY}"}
+        numbers = Measured(note=f"{_one_engine(pair, parted)}; {TOPS_ONLY}")
     rungs = (rung,) if native is None else (rung, native)
     gated = first.verdict.rung(Rung.T5)
     had_t5 = same and gated is not None and gated.outcome is not Outcome.REPORTED
@@ -119,10 +120,10 @@ def rejudge(reference: Path | str, candidate: Path | str, side: str = "") -> Ver
         rungs=rungs,
         divergences=(*divergences, *divergences_t5),
         runs={"reference-twin": pair.reference.run, "candidate": pair.candidate.run},
-        provisional=first.bands.provisional or bool(literal.get("spread", {}).get("provisional")),
+        provisional=first.bands.provisional or numbers.provisional,
         unpinned=first.verdict.unpinned or second.verdict.unpinned,
         causes=causes,
-        literal={**literal, "ledger": ledger.to_json()},
+        measured=replace(numbers, ledger=ledger.record()),
         pins=first.verdict.pins,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -172,15 +173,15 @@ def _one_engine(pair: PairTrace, parted: int) -> str:
     return f"{pair.reference.run.engine}, {targets}: {equal:,} of {len(pair):,} rows bit-equal{left}"
 
 
-def _native(stored: Stored, twin: RungResult) -> tuple[RungResult | None, list[Divergence], dict[str, Any]]:
+def _native(stored: Stored, twin: RungResult) -> tuple[RungResult | None, list[Divergence], Measured]:
     """Judge T5 of a stored cell by the self-spread that is stored beside it; None if there is none."""
     if not (stored.folder / store.SPREAD).is_file():
-        return None, [], {"note": "no self-spread was stored, so T5 was not judged"}
+        return None, [], Measured(note="no self-spread was stored, so T5 was not judged")
     pair, spread = store.load_pair(stored.folder / NATIVE_FILE), store.load_spread(stored.folder)
     cell = stored.verdict.cell
     pin = load_spreads().find(cell.model, cell.quant, spread.isa, spread.machine_class, spread.prompts_sha256)
-    native, divergences, literal = judge_native(pair, _positions(pair), spread, pin)
-    return *accuse_reference(twin, native, divergences), literal
+    native, divergences, numbers = judge_native(pair, _positions(pair), spread, pin)
+    return *accuse_reference(twin, native, divergences), numbers
 
 
 def _positions(pair: PairTrace) -> list[Position]:

@@ -10,7 +10,9 @@ import numpy as np
 
 from parity_lib.base.names import TOP_JUDGED, Kind, LedgerClass, Rung
 from parity_lib.judge.align import Aligned
-from parity_lib.records.traces import F64, LogitTrace, Position
+from parity_lib.records.row_numbers import Flip, FlipKind, Flips
+from parity_lib.records.self_spread import Displaced
+from parity_lib.records.traces import F64, LogitTrace
 from parity_lib.records.verdicts import Divergence, TopK
 
 SIGMAS = 3.0
@@ -76,7 +78,7 @@ def _top1_flip(seen: Aligned, i: int, sigma: float) -> Flip:
     r, c = seen.pair.reference, seen.pair.candidate
     margin = float(r.topk_logits[i, 0]) - float(seen.pair.reference_at_candidate[i, 0])
     ids = int(r.topk_ids[i, 0]), int(c.topk_ids[i, 0])
-    return Flip(seen.positions[i], Kind.TOP1, classify(margin, sigma), margin, sigma, *ids)
+    return Flip(*seen.positions[i], Kind.TOP1, classify(margin, sigma), margin, sigma, *ids)
 
 
 def _set_flip(seen: Aligned, i: int, sigma: float) -> Flip:
@@ -87,20 +89,7 @@ def _set_flip(seen: Aligned, i: int, sigma: float) -> Flip:
     entered = {token: logit for token, logit in at_c.items() if token not in r}
     margin = margin_of_swap(list(left.values()), list(entered.values()))
     ids = max(left, key=left.__getitem__), min(entered, key=entered.__getitem__)
-    return Flip(seen.positions[i], Kind.TOP5_SET, classify(margin, sigma), margin, sigma, *ids)
-
-
-@dataclass(frozen=True, slots=True)
-class Flip:
-    """One changed top-1 or top-5 set, with what decides its class."""
-
-    position: Position
-    kind: Kind  # TOP1 or TOP5_SET
-    ledger: LedgerClass
-    margin: float  # logits, reference's own, between the two ids at issue
-    sigma: float  # logits, of the difference of two top logits at this position
-    reference_id: int  # the id that lost its place
-    candidate_id: int  # the id that took it
+    return Flip(*seen.positions[i], Kind.TOP5_SET, classify(margin, sigma), margin, sigma, *ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,31 +112,18 @@ class Ledger:
         """Return whether there are more near-ties of a kind than the margins predict: then none is excused."""
         return poisson_tail(self.count(LedgerClass.TIE, kind), self.predicted(kind)) < SURPLUS_P
 
-    def to_json(self) -> dict[str, object]:
-        """Return counts and entries as the verdict holds them."""
-        kinds = {
-            kind.value: {
-                "ties": self.count(LedgerClass.TIE, kind),
-                "unexplained": self.count(LedgerClass.UNEXPLAINED, kind),
-                "predicted": self.predicted(kind),
-                "surplus": self.surplus(kind),
-            }
+    def record(self, known: Sequence[Displaced] = ()) -> Flips:
+        """Return counts and entries as the verdict holds them, with the unexplained ones that are known."""
+        counts = {
+            kind: FlipKind(
+                ties=self.count(LedgerClass.TIE, kind),
+                unexplained=self.count(LedgerClass.UNEXPLAINED, kind),
+                predicted=self.predicted(kind),
+                surplus=self.surplus(kind),
+            )
             for kind in (Kind.TOP1, Kind.TOP5_SET)
         }
-        return {"counts": kinds, "flips": [_entry(flip) for flip in self.flips]}
-
-
-def _entry(flip: Flip) -> dict[str, object]:
-    return {
-        "prompt_idx": flip.position.prompt_idx,
-        "token_idx": flip.position.token_idx,
-        "kind": flip.kind,
-        "ledger": flip.ledger,
-        "margin": flip.margin,
-        "sigma": flip.sigma,
-        "reference_id": flip.reference_id,
-        "candidate_id": flip.candidate_id,
-    }
+        return Flips(counts, self.flips, tuple(known))
 
 
 def classify(margin: float, sigma: float) -> LedgerClass:

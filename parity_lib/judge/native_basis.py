@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from parity_lib.base.names import Kind
-from parity_lib.judge.self_spread import METRICS, Numbers, limits, pooled, sigmas
+from parity_lib.judge.self_spread import METRICS, limits, pooled, sigmas
+from parity_lib.records.row_numbers import Numbers
 from parity_lib.records.self_spread import SelfSpread
 from parity_lib.records.self_spread_pins import SpreadPin
 from parity_lib.records.traces import PairTrace, Position

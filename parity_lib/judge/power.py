@@ -6,7 +6,8 @@ It stands apart because no rung judges by it: its numbers are shown beside a ver
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+
+from parity_lib.records.measured import Power, TextNumbers
 
 N_GRAM = 3
 CONFIDENCE = 0.95
@@ -14,7 +15,7 @@ CONFIDENCE = 0.95
 Tokens = Sequence[int]
 
 
-def text_numbers(sequences: Sequence[Tokens], prompt_lengths: Sequence[int]) -> list[dict[str, Any]]:
+def text_numbers(sequences: Sequence[Tokens], prompt_lengths: Sequence[int]) -> tuple[TextNumbers, ...]:
     """Return for each prompt how much its text repeats itself.
 
     Args:
@@ -30,14 +31,14 @@ def text_numbers(sequences: Sequence[Tokens], prompt_lengths: Sequence[int]) -> 
     for prompt_idx, (tokens, n_prompt) in enumerate(zip(sequences, prompt_lengths, strict=True)):
         generated = _grams(tokens[n_prompt:])
         numbers.append(
-            {
-                "prompt_idx": prompt_idx,
-                "positions": len(tokens),
-                "effective_positions": effective_positions(tokens),
-                "distinct_3grams": len(set(generated)) / len(generated) if generated else None,
-            }
+            TextNumbers(
+                prompt_idx=prompt_idx,
+                positions=len(tokens),
+                effective_positions=effective_positions(tokens),
+                distinct_3grams=len(set(generated)) / len(generated) if generated else None,
+            )
         )
-    return numbers
+    return tuple(numbers)
 
 
 def effective_positions(tokens: Tokens) -> int:
@@ -53,11 +54,11 @@ def _grams(tokens: Tokens) -> list[tuple[int, ...]]:
     return [tuple(tokens[i : i + N_GRAM]) for i in range(len(tokens) - N_GRAM + 1)]
 
 
-def power_statement(n_positions: int) -> dict[str, Any]:
+def power_statement(n_positions: int) -> Power:
     """Return the smallest flip rate that so many independent positions show at least once, with 95 % confidence.
 
     With rate p, n positions show nothing with probability ``(1 - p)^n``; that is 5 % at ``p = 1 - 0.05^(1/n)``.
     Without a position no rate is detectable: 1.0.
     """
     rate = 1.0 - (1.0 - CONFIDENCE) ** (1.0 / n_positions) if n_positions else 1.0
-    return {"positions": n_positions, "detectable_flip_rate": rate, "confidence": CONFIDENCE}
+    return Power(n_positions, rate, CONFIDENCE)

@@ -12,6 +12,7 @@ from parity_lib.base.errors import EngineError
 from parity_lib.base.names import TOP_JUDGED
 from parity_lib.judge.align import Aligned
 from parity_lib.numerics.metrics import pair_sigma, pooled_rms_over_std, std_of_all, summary
+from parity_lib.records.row_numbers import Numbers
 from parity_lib.records.self_spread import SelfSpread, Variant
 from parity_lib.records.traces import F64, Position
 
@@ -24,24 +25,6 @@ AT_BEST = {"rms": 1.0, "p99": 1.9, "kl": 2.0}
 """Relative standard error of the ratio of two such statistics over n independent Gaussian errors each, times sqrt(n): a
 root mean square has 1/sqrt(2n), its square twice that, the 99th percentile of the size 1.34/sqrt(n)."""
 _CHUNK = 250  # resamples at once: chunk x positions x 8 bytes of memory
-
-
-@dataclass(frozen=True, slots=True)
-class Numbers:
-    """What one pair of runs comes to over its positions, or several pairs pooled."""
-
-    positions: int
-    rms: float  # over the deviation within rows, pooled: the unit of the bands
-    rms_over_std_of_all: float  # over the deviation of all logits together: the unit of published tables
-    p99: float  # of |delta|, logits
-    kl: float  # mean, nats
-    top1_share: float
-    top5_set_share: float
-    pair_sigma: float  # root mean square, logits
-
-    def metric(self, name: str) -> float:
-        """Return one of METRICS."""
-        return float(getattr(self, name))
 
 
 def measured(

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from parity_lib.base.names import Kind, Outcome, Rung
 from parity_lib.judge.t1_known_differences import EXACT, TOGETHER, KnownDifference, KnownDifferences
+from parity_lib.records.measured import BytesCompared, ListedDifference, TextClass, TextDifference, Tokens
 from parity_lib.records.verdicts import Divergence, RungResult
 
 AROUND = 3  # ids shown on each side of the first that differs
@@ -74,7 +75,7 @@ class TokenizerPair:
     ranks: RankCheck | None = None  # None: no ranks are pinned for this vocabulary
 
 
-def judge_tokens(pair: TokenizerPair, known: KnownDifferences) -> tuple[RungResult, list[Divergence], dict[str, Any]]:
+def judge_tokens(pair: TokenizerPair, known: KnownDifferences) -> tuple[RungResult, list[Divergence], Tokens]:
     """Return T1's result, its divergences and the numbers for the record. Counts are of texts.
 
     A difference counts unless an entry of ``known`` covers the text's class and its rule alone explains the ids.
@@ -226,33 +227,23 @@ def _record(
     entries: Sequence[KnownDifference],
     excused: Mapping[str, KnownDifference],
     unknown: Sequence[TextResult],
-) -> dict[str, Any]:
-    """Return the JSON object of ``verdict.literal["tokens"]``."""
+) -> Tokens:
+    """Return what a verdict holds of the two tokenizers."""
     wrong = {text.name for text in unknown}
-    by_group: dict[str, dict[str, int]] = {
-        group: {"expected": n, "texts": 0, "tokens": 0, "different": 0, "listed": 0}
-        for group, n in pair.expected.items()
-    }
+    by_group: dict[str, Counter[str]] = {group: Counter(expected=n) for group, n in pair.expected.items()}
     for text in pair.texts:
-        row = by_group.setdefault(text.group, {"expected": 0, "texts": 0, "tokens": 0, "different": 0, "listed": 0})
+        row = by_group.setdefault(text.group, Counter())
         row["texts"] += 1
         row["tokens"] += 0 if text.reference == REFUSED else len(text.reference)
         row["different"] += text.name in wrong
         row["listed"] += text.name in excused
     counts = Counter(entry.name for entry in excused.values())
-    return {
-        "classes": by_group,
-        "bytes": {
-            "expected": pair.bytes.n_expected,
-            "compared": pair.bytes.n_compared,
-            "different": len(pair.bytes.different),
-        },
-        "differences": [{"name": text.name, "what": describe(text)} for text in unknown[:20]],
-        "known": [
-            {"name": e.name, "rule": e.rule, "reason": e.reason, "texts": counts[e.name], "classes": list(e.groups)}
-            for e in entries
-        ],
-        "known_sha256": known.sha256,
-        "ranks": "" if pair.ranks is None else f"{pair.ranks.words} ({pair.ranks.sha256[:12]})",
-        "tokenizer": dict(pair.facts),
-    }
+    return Tokens(
+        classes={g: TextClass(**{n: row[n] for n in TextClass.__struct_fields__}) for g, row in by_group.items()},
+        bytes=BytesCompared(pair.bytes.n_expected, pair.bytes.n_compared, len(pair.bytes.different)),
+        differences=tuple(TextDifference(text.name, describe(text)) for text in unknown[:20]),
+        known=tuple(ListedDifference(e.name, e.rule, e.reason, counts[e.name], e.groups) for e in entries),
+        known_sha256=known.sha256,
+        ranks="" if pair.ranks is None else f"{pair.ranks.words} ({pair.ranks.sha256[:12]})",
+        tokenizer=pair.facts,
+    )

@@ -7,13 +7,14 @@ the worst channel finds one wrong weight row, which the other two drown.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from parity_lib.base.names import Kind, Outcome, Rung
 from parity_lib.numerics.op_error import EXACT_OPS, OpError
 from parity_lib.records.hardness import Extreme
+from parity_lib.records.measured import OpKind
 from parity_lib.records.verdicts import Divergence, RungResult
 
 SOURCE = "parity kernels: llama.cpp to float64, AVX-512 (4.8e-13, 2.4e-12, 4.6e-9), times 4, 4, 21; others exactly"
@@ -70,25 +71,28 @@ def non_finite_words(replays: Sequence[Replayed]) -> str:
     return ""
 
 
-def kinds(replays: Sequence[Replayed]) -> dict[str, dict[str, Any]]:
+def kinds(replays: Sequence[Replayed]) -> dict[str, OpKind]:
     """Return, for each kind of op in prefill and in decode, how many were replayed and the worst of them."""
-    worst: dict[str, dict[str, Any]] = {}
+    groups: dict[str, list[tuple[Replayed, OpError]]] = {}
     for replay, error in _all(replays):
-        held = worst.setdefault(f"{error.kind} {error.phase} {replay.settings}", {"ops": 0, "over": 0, "share": -1.0})
-        held["ops"] += 1
-        held["over"] += not error.share <= 1
-        if not error.share <= held["share"]:
-            held |= {
-                "op": error.op,
-                "share": error.share,
-                "site": error.site,
-                "prompt_idx": replay.prompt_idx,
-                "token_idx": error.position - (replay.n_prompt - 1),
-                "nmse": error.nmse,
-                "position_nmse": error.position_nmse,
-                "channel_nmse": error.channel_nmse,
-            }
-    return worst
+        groups.setdefault(f"{error.kind} {error.phase} {replay.settings}", []).append((replay, error))
+    return {name: _kind(found) for name, found in groups.items()}
+
+
+def _kind(found: Sequence[tuple[Replayed, OpError]]) -> OpKind:
+    replay, worst = max(found, key=lambda pair: math.inf if math.isnan(pair[1].share) else pair[1].share)
+    return OpKind(
+        ops=len(found),
+        over=sum(not error.share <= 1 for _, error in found),
+        share=worst.share,
+        op=worst.op,
+        site=worst.site,
+        prompt_idx=replay.prompt_idx,
+        token_idx=worst.position - (replay.n_prompt - 1),
+        nmse=worst.nmse,
+        position_nmse=worst.position_nmse,
+        channel_nmse=worst.channel_nmse,
+    )
 
 
 def _all(replays: Sequence[Replayed]) -> Iterable[tuple[Replayed, OpError]]:

@@ -12,22 +12,23 @@ judged the candidate on these very rows, and T5 holds the reference to 0 rows th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from parity_lib.base.errors import ParityError
-from parity_lib.base.json_text import encode
 from parity_lib.base.names import TOP_JUDGED, Kind, LedgerClass, Outcome, Rung
 from parity_lib.judge.align import Aligned, align
-from parity_lib.judge.flips import SIGMAS, Flip, Ledger, divergence_at, expected_changes, ledger_of
+from parity_lib.judge.flips import SIGMAS, Ledger, divergence_at, expected_changes, ledger_of
 from parity_lib.judge.literal import literal_report
 from parity_lib.judge.native_basis import Basis, basis_of, foreign, is_own_twin, missing_rows
-from parity_lib.judge.self_spread import METRICS, Numbers, numbers
+from parity_lib.judge.self_spread import METRICS
+from parity_lib.judge.self_spread import numbers as numbers_of
 from parity_lib.numerics.metrics import pooled_rms_over_std, summary
-from parity_lib.records.self_spread import SelfSpread
+from parity_lib.records.measured import Measured
+from parity_lib.records.row_numbers import Flip, Numbers, PinnedNumbers, Ratio, Spread, VariantNumbers
+from parity_lib.records.self_spread import Displaced, SelfSpread, Variant
 from parity_lib.records.self_spread_pins import PINNED, SpreadPin
 from parity_lib.records.traces import PairTrace, Position
 from parity_lib.records.verdicts import Divergence, RungResult
@@ -43,7 +44,7 @@ _ORDER = (Kind.NON_FINITE, Kind.SPREAD, Kind.TOP1, Kind.TOP5_SET, Kind.RMS, Kind
 
 def judge_native(
     pair: PairTrace, expected: Sequence[Position], spread: SelfSpread, pin: SpreadPin | None
-) -> tuple[RungResult, list[Divergence], dict[str, Any]]:
+) -> tuple[RungResult, list[Divergence], Measured]:
     """Judge rung T5: rms, p99 and mean KL over the self-spread, the self-spread over its pin, no unexplained flip.
 
     Args:
@@ -54,24 +55,23 @@ def judge_native(
             limits are derived from ``spread``: then the reference is not held to anything that was measured before.
 
     Returns:
-        The rung, its divergences, and what stands in ``verdict.literal``: the literal numbers, ``spread`` (with
-        ``provisional``) and ``native_ledger``. A missing row, also of the self-spread, is INCOMPLETE; a divergence
-        is never hidden by it.
+        The rung, its divergences, and what was measured: ``native``, ``spread`` and ``native_ledger``. Missing rows
+        and an incomplete self-spread make the rung INCOMPLETE; they never hide a divergence.
     """
     seen = align(pair, expected)
-    literal = literal_report(seen)
+    numbers = Measured(native=literal_report(seen))
     causes = [*seen.causes, *missing_rows(spread)]
     lost = sorted(_non_finite(seen), key=_place)  # no limit is needed to see that
     wrong = foreign(pair, expected, spread)
     if wrong:
-        return _unmeasured(seen, lost, [*causes, *wrong]), lost, literal
+        return _unmeasured(seen, lost, [*causes, *wrong]), lost, numbers
     lost += _non_finite_variants(seen, spread)
     if is_own_twin(spread):
-        return _same_rows(seen, lost, causes), lost, literal
+        return _same_rows(seen, lost, causes), lost, numbers
     try:
         basis = basis_of(spread, pin)
     except ParityError as error:
-        return _unmeasured(seen, lost, [*causes, str(error)]), lost, literal
+        return _unmeasured(seen, lost, [*causes, str(error)]), lost, numbers
     observed = _observed(seen)
     ledger = _ledger(seen, basis)
     divergences = [
@@ -80,12 +80,15 @@ def judge_native(
         *_over_the_limit(basis, observed if len(seen) else {}),
         *_unexplained(seen, basis, ledger),
     ]
-    literal |= encode(_told(basis, observed, spread, pin, ledger))
+    known = [flip for flip in ledger.flips if flip.ledger is LedgerClass.UNEXPLAINED and _known(flip, basis)]
+    places = [Displaced(*flip.position, flip.kind) for flip in known]
+    told = _told(basis, observed, spread, pin)
+    numbers = replace(numbers, spread=told, native_ledger=ledger.record(places))
     rung = _rung(seen, basis, observed, divergences, causes)
-    return rung, sorted(divergences, key=_place), literal
+    return rung, sorted(divergences, key=_place), numbers
 
 
-def report_native(pair: PairTrace, expected: Sequence[Position]) -> tuple[RungResult, list[Divergence], dict[str, Any]]:
+def report_native(pair: PairTrace, expected: Sequence[Position]) -> tuple[RungResult, list[Divergence], Measured]:
     """Report rung T5 literally, without a band: for cells whose candidate is not an exact product (``bf16``).
 
     Returns:
@@ -107,7 +110,7 @@ def report_native(pair: PairTrace, expected: Sequence[Position]) -> tuple[RungRe
         source="literal, no band",
         note="; ".join([*seen.causes, *([f"{len(lost)} positions are not finite"] if lost else [])]),
     )
-    return rung, lost, literal_report(seen)
+    return rung, lost, Measured(native=literal_report(seen))
 
 
 def accuse_reference(
@@ -290,42 +293,36 @@ def _lost_words(seen: Aligned) -> list[str]:
     return [] if seen.finite.all() else found
 
 
-def _told(
-    basis: Basis, observed: dict[str, float], spread: SelfSpread, pin: SpreadPin | None, ledger: Ledger
-) -> dict[str, Any]:
-    """Return what the verdict's ``literal`` holds of the self-spread and of the ledger."""
+def _told(basis: Basis, observed: dict[str, float], spread: SelfSpread, pin: SpreadPin | None) -> Spread:
+    """Return what the verdict holds of the self-spread."""
     ratios = {
-        metric: {
-            "observed": value,
-            "self_spread": basis.base.metric(metric),
-            "ratio": _over(value, basis.base.metric(metric)),
-            "limit": basis.limit[metric],
-            "twin_ratio": basis.ratio[metric],
-            "unit": UNITS[metric],
-        }
+        metric: Ratio(
+            observed=value,
+            self_spread=basis.base.metric(metric),
+            ratio=_over(value, basis.base.metric(metric)),
+            limit=basis.limit[metric],
+            twin_ratio=basis.ratio[metric],
+            unit=UNITS[metric],
+        )
         for metric, value in observed.items()
     }
-    variants = {
-        v.name: {**asdict(numbers(v)), "against": v.against, "same_as": v.same_as, "run": dict(v.run)}
-        for v in (*spread.variants, spread.twin)
-        if len(v)
-    }
-    known = [flip for flip in ledger.flips if flip.ledger is LedgerClass.UNEXPLAINED and _known(flip, basis)]
-    return {
-        "spread": {
-            "provisional": not basis.own_class,
-            "machine_class": spread.machine_class,
-            "pooled_over": list(basis.names),
-            "pooled": asdict(basis.base),
-            "ratios": ratios,
-            "variants": variants,
-            "absent": dict(spread.absent),
-            "pinned": None if pin is None else {name: getattr(pin, name) for name in ("machine_class", *PINNED)},
-            "near": NEAR,
-            "source": basis.source,
-        },
-        "native_ledger": {**ledger.to_json(), "known": [[*flip.position, str(flip.kind)] for flip in known]},
-    }
+    return Spread(
+        provisional=not basis.own_class,
+        machine_class=spread.machine_class,
+        pooled_over=tuple(basis.names),
+        pooled=basis.base,
+        ratios=ratios,
+        variants={v.name: _variant(v) for v in (*spread.variants, spread.twin) if len(v)},
+        absent=spread.absent,
+        pinned=None if pin is None else PinnedNumbers(pin.machine_class, *(getattr(pin, name) for name in PINNED)),
+        near=NEAR,
+        source=basis.source,
+    )
+
+
+def _variant(variant: Variant) -> VariantNumbers:
+    pooled: dict[str, Any] = asdict(numbers_of(variant))
+    return VariantNumbers(**pooled, against=variant.against, same_as=variant.same_as, run=variant.run)
 
 
 def _over(value: float, base: float) -> float:

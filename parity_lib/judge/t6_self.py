@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 from parity_lib.base.names import Kind, Outcome, Rung
+from parity_lib.records.measured import Relation
 from parity_lib.records.traces import Position
 from parity_lib.records.verdicts import Divergence, RungResult
 
@@ -27,7 +27,7 @@ Found = Mapping[str, Mapping[Position, bytes]]  # by relation: the digest of eac
 
 def judge_self(
     rows: Mapping[Position, bytes], expected: Expected, found: Found, non_finite: Collection[Position] = ()
-) -> tuple[RungResult, list[Divergence], dict[str, Any]]:
+) -> tuple[RungResult, list[Divergence], dict[str, Relation]]:
     """Judge rung T6: every expected row of every relation has the digest of the teacher-forced pass's row.
 
     Args:
@@ -47,7 +47,7 @@ def judge_self(
     single = len({p.prompt_idx for positions in expected.values() for p in positions}) == 1
     needed = [name for name in RELATIONS if not (single and name in AMONG_OTHERS)]
     causes += [f"{name} is missing from what was expected" for name in needed if name not in expected]
-    counts: dict[str, Any] = {}
+    counts: dict[str, Relation] = {}
     divergences: list[Divergence] = []
     for name, positions in expected.items():
         given = found.get(name, {})
@@ -57,16 +57,15 @@ def judge_self(
         causes += _missing(name, positions, rows, given)
         causes += [f"{name}: {len(empty)} rows are not finite: {_names(empty)}"] if empty else []
         divergences += _divergences(name, both, differ)
-        counts[name] = {
-            "what": RELATIONS.get(name, ""),
-            "expected": len(set(positions)),
-            "compared": len(both) - len(empty),
-            "equal": len(both) - len(empty) - len(differ),
-            "prompts": sorted({p.prompt_idx for p in positions}),
-        }
-    n_expected, n_compared, n_equal = (
-        sum(count[key] for count in counts.values()) for key in ("expected", "compared", "equal")
-    )
+        counts[name] = Relation(
+            what=RELATIONS.get(name, ""),
+            expected=len(set(positions)),
+            compared=len(both) - len(empty),
+            equal=len(both) - len(empty) - len(differ),
+            prompts=tuple(sorted({p.prompt_idx for p in positions})),
+        )
+    totals = [(count.expected, count.compared, count.equal) for count in counts.values()]
+    n_expected, n_compared, n_equal = map(sum, zip((0, 0, 0), *totals, strict=True))
     first = divergences[0] if divergences else None
     rung = RungResult(
         rung=Rung.T6,
@@ -78,9 +77,9 @@ def judge_self(
         unit="rows",
         worst_where="" if first is None else f"{first.where}: prompt {first.prompt_idx} token {first.token_idx}",
         source="bit-equal to the teacher-forced pass over all prompts",
-        note="; ".join([*causes, ", ".join(f"{name} {count['equal']}" for name, count in counts.items())]),
+        note="; ".join([*causes, ", ".join(f"{name} {count.equal}" for name, count in counts.items())]),
     )
-    return rung, divergences, {"relations": counts}
+    return rung, divergences, counts
 
 
 def _missing(

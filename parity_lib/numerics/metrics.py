@@ -30,6 +30,7 @@ import numpy.typing as npt
 
 from parity_lib.base.errors import TraceMismatchError
 from parity_lib.base.names import TOP_STORED
+from parity_lib.records.row_numbers import Summary
 from parity_lib.records.traces import F32, F64, I32
 
 _BLOCK = 1 << 16  # logits in one block: its six float64 buffers have 3 MB, what a share of the caches holds
@@ -300,17 +301,6 @@ def row_digests(rows: F32) -> npt.NDArray[np.uint8]:
     _check(rows)
     digests = [hashlib.sha256(np.ascontiguousarray(row, "<f4").data).digest() for row in rows]
     return np.frombuffer(b"".join(digests), np.uint8).reshape(len(rows), 32).copy()
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """A number over all positions. With one NaN among the values everything here is NaN."""
-
-    mean: float
-    p50: float
-    p95: float
-    p99: float
-    max: float
 
 
 def summary(values: F64) -> Summary:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
-from parity_lib.base.record import Count, Record, decode_record
+from parity_lib.base.record import Count, Record
 
 UNPROVEN = "unproven"  # as an observed ISA target
 BURN, LLAMA_CPP = "burn", "llama.cpp"
@@ -74,13 +73,3 @@ class IsaProof(Record, frozen=True):
     def contradicted(self) -> bool:
         """Return whether the samples show other instructions than the requested ones."""
         return not self.proven and self.observed != UNPROVEN
-
-
-def proofs_of(literal: Mapping[str, Any]) -> Sequence[IsaProof]:
-    """Return the stored proofs of a verdict; an empty list if T7 did not run.
-
-    Raises:
-        RecordError: what is there is no proof.
-    """
-    found = literal.get("isa", {}).get("proofs", [])
-    return [decode_record(proof, IsaProof, "isa.proofs") for proof in found]

@@ -158,6 +158,7 @@ def history_entry(run_id: str, verdict: Verdict) -> HistoryEntry:
     """Return the line of one cell in ``history.jsonl``; the nightly run sets the outcome, since it judges controls."""
     margins = [r.margin for r in verdict.rungs if r.margin is not None and r.outcome is not Outcome.REPORTED]
     kinds = [divergence.kind for divergence in verdict.divergences]
+    native = verdict.measured.native
     return HistoryEntry(
         run_id=run_id,
         created_at=verdict.created_at,
@@ -170,7 +171,7 @@ def history_entry(run_id: str, verdict: Verdict) -> HistoryEntry:
         rungs={r.rung: RungHistory(r.outcome, r.worst, r.limit, r.unit) for r in verdict.rungs},
         worst_margin=min(margins, default=None),
         flips=FlipCounts(kinds.count(Kind.TOP1), kinds.count(Kind.TOP5_SET)),
-        kl_mean=verdict.literal.get("all", {}).get("kl_ref_cand", {}).get("mean"),
+        kl_mean=None if native is None or native.all is None else native.all.kl_ref_cand.mean,
         seconds=verdict.seconds,
         peak_rss_bytes=max((run.peak_rss_bytes for run in verdict.runs.values()), default=0),
     )

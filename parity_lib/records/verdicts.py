@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 from msgspec import Meta
+from msgspec.structs import asdict
 
 from parity_lib.base.errors import ParityFailure
 from parity_lib.base.names import Compute, Kind, LedgerClass, Outcome, Rung
 from parity_lib.base.record import Count, NotEmpty, Record
+from parity_lib.records.measured import Measured
 from parity_lib.records.traces import RunInfo
 
 TopK = tuple[tuple[Count, float], ...]  # (token id, logit), logit descending, ties by lower id
@@ -120,7 +122,18 @@ class RungResult(Record, frozen=True):
         return self.limit / self.worst
 
 
-class Verdict(Record, frozen=True, tag_field="schema", tag="parity/verdict/1"):
+class PinnedFiles(Record, frozen=True):
+    """SHA-256 of what went into a cell, so that a record can be tied to its inputs years later; empty: not known."""
+
+    pins_sha256: str = ""
+    prompts_sha256: str = ""
+    tolerances_sha256: str = ""
+    model_sha256: str = ""
+    twin_sha256: str = ""
+    candidate_sha256: str = ""
+
+
+class Verdict(Record, frozen=True, tag_field="schema", tag="parity/verdict/2"):
     """The record of one cell. ``outcome`` is derived once, by ``conclude``, and stored."""
 
     cell: CellId
@@ -131,8 +144,8 @@ class Verdict(Record, frozen=True, tag_field="schema", tag="parity/verdict/1"):
     provisional: bool  # a limit was measured, but not yet from the kernel baseline
     unpinned: bool  # file or prompts are the user's own
     causes: tuple[str, ...] = ()  # why it is INCOMPLETE, one sentence each
-    literal: Mapping[str, Any] = {}  # T5 numbers, statistics, ledger counts
-    pins: Mapping[str, Any] = {}  # hash of prompts, plan, tolerances
+    measured: Measured = Measured()  # the numbers beside the rungs
+    pins: PinnedFiles = PinnedFiles()
     control: bool = False
     created_at: str = ""
     seconds: float = 0.0
@@ -175,9 +188,9 @@ class Verdict(Record, frozen=True, tag_field="schema", tag="parity/verdict/1"):
                 found.append("PARITY without a rung")
             if self.causes or causes:
                 found.append(f"PARITY although: {'; '.join((*self.causes, *causes))}")
-            lost = self.literal.get("n_nonfinite", {})
-            if any(lost.values()):
-                found.append(f"PARITY although logits are not finite: {dict(lost)}")
+            lost = self.measured.native.n_nonfinite if self.measured.native else None
+            if lost is not None and (lost.reference or lost.candidate):
+                found.append(f"PARITY although logits are not finite: {asdict(lost)}")
         if concluded is Outcome.DIVERGED and self.outcome is not Outcome.DIVERGED:
             found.append(f"a rung diverged and the outcome is {self.outcome}")
         if self.outcome is Outcome.DIVERGED and concluded is not Outcome.DIVERGED:

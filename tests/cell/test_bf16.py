@@ -55,14 +55,13 @@ def test_the_numbers_are_reported_and_not_gated(captured: Captured) -> None:
     assert (rung.rung, rung.outcome, rung.expected, rung.compared) == (Rung.T4, Outcome.REPORTED, 20, 20)
     assert rung.limit is None
     assert len(pair) == 20
-    assert set(told) == {BAND, CANDIDATE, PLAIN}
-    of = {name: told[name]["all"]["rms_over_row_std"] for name in told}
+    of = {name: getattr(told, name).all.rms_over_row_std for name in (BAND, CANDIDATE, PLAIN)}
     assert rung.worst == of[CANDIDATE]
     # 2^-9 of each operand is lost; an engine that computed something else would be at 1.
     assert all(1e-4 < rms < 0.03 for rms in of.values())
     assert of[PLAIN] == pytest.approx(of[BAND], rel=1e-2)  # burn in f32 is llama.cpp's F32 twin
-    assert told[CANDIDATE]["all"]["positions"] == 20
-    assert 0 < told[CANDIDATE]["all"]["kl_ref_cand"]["mean"] < 1e-2
+    assert told.candidate.all.positions == 20
+    assert 0 < told.candidate.all.kl_ref_cand.mean < 1e-2
     dump_line(told)
 
 

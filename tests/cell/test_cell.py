@@ -105,13 +105,13 @@ def test_judged_then_saved_then_read_again(captured: Captured) -> None:
         rung = verdict.rung(name)
         assert rung is not None
         assert rung.compared == rung.expected == n
-    assert verdict.literal["all"]["positions"] == n
-    assert verdict.literal["power"]["positions"] == sum(t["effective_positions"] for t in verdict.literal["text"])
+    assert verdict.measured.native.all.positions == n
+    assert verdict.measured.power.positions == sum(t.effective_positions for t in verdict.measured.text)
     strict = {"compared": n, "equal": n}
-    assert verdict.literal["self"]["reference"]["prefill = decode, strict"] == strict
-    assert verdict.literal["self"]["reference"]["threads, strict"] == strict
-    assert set(verdict.literal["self"]["relations"]) == {"decode", "restored", "alone", "permuted", "threads"}
-    assert verdict.literal["seconds"]["check_self"] > 0
+    assert verdict.measured.itself.reference["prefill = decode, strict"] == strict
+    assert verdict.measured.itself.reference["threads, strict"] == strict
+    assert set(verdict.measured.itself.relations) == {"decode", "restored", "alone", "permuted", "threads"}
+    assert verdict.measured.seconds["check_self"] > 0
 
 
 def test_stored_cell_is_judged_again_without_an_engine(captured: Captured) -> None:
@@ -274,7 +274,7 @@ def test_cell_in_bf16_reports_end_to_end_and_is_held_to_itself(captured: Capture
     outcomes = {str(rung.rung): rung.outcome for rung in verdict.rungs}
     gated = dict.fromkeys(("T0", "T2", "T3", "T6", "T7"), Outcome.PARITY)
     assert outcomes == gated | dict.fromkeys(("T4", "T5"), Outcome.REPORTED)
-    assert verdict.literal["bf16"]["band"]["all"]["rms_over_row_std"] > 1e-4
+    assert verdict.measured.bf16.band.all.rms_over_row_std > 1e-4
     assert isinstance(climbed.candidate, logits.Rows)
     assert isinstance(climbed.twin, logits.Rows)
     assert not np.array_equal(climbed.candidate.digests, captured.candidate.digests)

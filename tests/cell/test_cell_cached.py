@@ -20,6 +20,7 @@ from parity_lib.cell.reference import AGAIN, CACHED, COMPUTED
 from parity_lib.cell.reference_cache import RECORD, ROWS, Kept, open_slot
 from parity_lib.cell.steps import Cell, CellRequest, run_cell
 from parity_lib.engines.worker.client import Worker
+from parity_lib.records.measured import Cache
 from parity_lib.records.verdicts import Verdict
 from tests.shared import SoundCell, link_tree
 
@@ -72,16 +73,16 @@ def plain(verdict: Verdict) -> dict[str, Any]:
     """Return what two runs of one cell must agree in: all but times and the counts of sampled instructions."""
     rungs = tuple(structs.replace(rung, note="") if rung.rung is Rung.T7 else rung for rung in verdict.rungs)
     data = encode(structs.replace(verdict, created_at="", seconds=0.0, runs={}, rungs=rungs))
-    data["literal"] = {name: value for name, value in data["literal"].items() if name not in MEASURED}
+    data["measured"] = {name: value for name, value in data["measured"].items() if name not in MEASURED}
     return data
 
 
 def test_second_run_uses_the_cache_and_concludes_the_same(sound_cell: SoundCell, filled: Path, tmp_path: Path) -> None:
     verdict = sound_cell.verdict
     assert verdict.outcome is Outcome.PARITY
-    assert verdict.literal["cache"] == {**dict.fromkeys(PARTS, COMPUTED), "notes": []}
+    assert verdict.measured.cache == Cache(dict.fromkeys(PARTS, COMPUTED))
     again = run(tmp_path, filled)
-    assert again.literal["cache"] == {**dict.fromkeys(PARTS, CACHED), "notes": []}
+    assert again.measured.cache == Cache(dict.fromkeys(PARTS, CACHED))
     assert plain(again) == plain(verdict)
     for name in ("reference", "reference-twin"):  # who made the rows, and when, is told as it was
         assert encode(again.runs[name]) == encode(verdict.runs[name])
@@ -90,7 +91,7 @@ def test_second_run_uses_the_cache_and_concludes_the_same(sound_cell: SoundCell,
 def test_fresh_run_computes_again_and_finds_the_same_bits(filled: Path, tmp_path: Path) -> None:
     verdict = run(tmp_path, filled, fresh=True)
     assert verdict.outcome is Outcome.PARITY
-    cache = verdict.literal["cache"]
+    cache = verdict.measured.cache
     assert [cache[part] for part in PARTS] == [AGAIN, AGAIN, CACHED, CACHED, CACHED]
 
 
@@ -101,8 +102,8 @@ def test_damaged_rows_are_found_named_and_computed_again(filled: Path, traces: P
     data.tofile(folder / ROWS)
     verdict = run(tmp_path, filled)
     assert verdict.outcome is Outcome.PARITY
-    assert verdict.literal["cache"]["twin"] == COMPUTED
-    [note] = verdict.literal["cache"]["notes"]
+    assert verdict.measured.cache.parts["twin"] == COMPUTED
+    (note,) = verdict.measured.cache.notes
     assert "the cached twin was refused" in note
     assert "1 of 20 rows do not have their digest" in note
     pins = verdict.rung(Rung.T0)
@@ -123,7 +124,7 @@ def test_stale_rows_of_another_prompt_in_their_place_are_refused(filled: Path, t
             os.link(theirs / name, folder / name)
     verdict = run(tmp_path, filled)
     assert verdict.outcome is Outcome.PARITY
-    notes = verdict.literal["cache"]["notes"]
+    notes = verdict.measured.cache.notes
     assert "it is of another prompts_sha256" in notes[0]
     assert "it is of another prompts_sha256" in notes[1]
 
@@ -166,8 +167,8 @@ def test_cache_that_cannot_be_used_changes_nothing_but_a_note(
     monkeypatch.setenv(reference_cache.LIMIT, "0")
     verdict = run(tmp_path, filled)
     assert verdict.outcome is Outcome.PARITY
-    assert [verdict.literal["cache"][part] for part in PARTS] == [COMPUTED] * len(PARTS)
-    assert len(verdict.literal["cache"]["notes"]) == len(PARTS)
+    assert [verdict.measured.cache.parts[part] for part in PARTS] == [COMPUTED] * len(PARTS)
+    assert len(verdict.measured.cache.notes) == len(PARTS)
 
 
 def test_candidate_that_contradicts_itself_diverges_at_t6_and_nowhere_below(

@@ -130,7 +130,7 @@ def test_engine_that_is_killed_in_one_step_takes_no_other_rung_with_it(
     assert not (tmp_path / "cell" / ".spool").exists()
     assert (tmp_path / "cell" / "twin.npz").exists() == ("T4" not in rungs)
     assert (tmp_path / "cell" / "native.npz").exists() == ("T5" not in rungs)
-    assert verdict.literal["seconds"][step] > 0
+    assert verdict.measured.seconds[step] > 0
 
 
 def test_isa_that_cannot_be_proved_leaves_the_other_rungs(
@@ -252,7 +252,7 @@ def test_cache_that_cannot_be_written_costs_no_rung(
     monkeypatch.setattr(reference_cache, "traces_dir", lambda: tmp_path / "taken" / "traces")
     verdict = run_cell(request(model, tmp_path / "cell"))
     assert (verdict.outcome, lost(verdict)) == (Outcome.PARITY, set())
-    assert verdict.literal["cache"]["notes"]
+    assert verdict.measured.cache.notes
 
 
 def test_a_failed_step_passes_its_failure_on_to_what_needs_it(

@@ -10,13 +10,11 @@ import pytest
 
 from parity_lib.base.errors import EngineError
 from parity_lib.base.names import Kind, Outcome, Rung, Settings
-from parity_lib.base.record import decode_record
 from parity_lib.cell import steps
 from parity_lib.cell import t3_replay as replaying
 from parity_lib.cell.steps import Cell, Reference
 from parity_lib.cell.t3_replay import PLAIN_BUFFERS, chosen, excerpt
 from parity_lib.engines.llamacpp.settings import worker_env
-from parity_lib.records.hardness import Hardness
 from tests.shared import reference_kept_in
 
 pytestmark = pytest.mark.engine
@@ -43,20 +41,20 @@ def test_every_op_of_both_prompts_is_inside_strict_and_repacked(opened: Opened) 
     cell, reference = opened
     finding = steps.replay_ops(cell, reference)
     assert finding.rung.outcome is Outcome.PARITY
-    told = finding.literal["ops"]
-    assert [(one["prompt_idx"], one["settings"]) for one in told["sequences"]] == [
+    told = finding.measured.ops
+    assert [(one.prompt_idx, one.settings) for one in told.sequences] == [
         (0, Settings.STRICT),
         (1, Settings.STRICT),
         (0, Settings.REPACKED),
     ]
-    assert all(one["passes"][-2:] == [1, 1] and len(one["passes"]) == 3 for one in told["sequences"])
-    assert set(told["sequences"][0]["weights_in"]) <= PLAIN_BUFFERS < set(told["sequences"][2]["weights_in"]) | {"CPU"}
+    assert all(one.passes[-2:] == (1, 1) and len(one.passes) == 3 for one in told.sequences)
+    assert set(told.sequences[0].weights_in) <= PLAIN_BUFFERS < set(told.sequences[2].weights_in) | {"CPU"}
     n_sites = 22 * cell.facts.n_layer + 3
     assert finding.rung.compared == finding.rung.expected == 3 * 3 * n_sites
-    assert sum(kind["ops"] for kind in told["kinds"].values()) == finding.rung.compared
+    assert sum(kind.ops for kind in told.kinds.values()) == finding.rung.compared
     assert not (cell.spools / "nodes").exists()
-    hard = decode_record(finding.literal["hardness"], Hardness, "the finding")
-    assert hard.rows == sum(sum(one["passes"]) for one in told["sequences"][:2])
+    hard = finding.measured.hardness
+    assert hard.rows == sum(sum(one.passes) for one in told.sequences[:2])
     assert hard.depth.value < 0 < abs(hard.score.value) < abs(hard.residual.value) * 1000
     assert set(hard.biases) == {"attn_q.bias", "attn_k.bias", "attn_v.bias"}
 
@@ -67,8 +65,8 @@ def test_a_fault_is_red_and_its_first_line_names_op_layer_and_token(opened: Open
     first = finding.divergences[0]
     assert (first.rung, first.kind, first.where) == (Rung.T3, Kind.OP, "attn_norm-1")
     assert first.delta > 100 * first.limit > 0
-    norm = finding.literal["ops"]["kinds"]["attn_norm prefill strict"]
-    assert (norm["over"], norm["site"], norm["prompt_idx"]) == (2, "attn_norm-1", first.prompt_idx)
+    norm = finding.measured.ops.kinds["attn_norm prefill strict"]
+    assert (norm.over, norm.site, norm.prompt_idx) == (2, "attn_norm-1", first.prompt_idx)
 
 
 def test_an_engine_with_fewer_ops_leaves_the_rung_incomplete(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,14 +111,14 @@ def test_single_prompt_has_nothing_to_be_mixed_with() -> None:
 def test_rows_made_again_on_every_way_are_equal_to_the_bit(
     forced: tuple[Worker, Rows], tmp_path: Path, full: bool
 ) -> None:
-    rung, divergences, literal = checked(*forced, tmp_path, full=full)
+    rung, divergences, measured = checked(*forced, tmp_path, full=full)
     assert rung.outcome is Outcome.PARITY
     assert rung.compared == rung.expected > 0
     assert divergences == []
-    assert set(literal["relations"]) == set(RELATIONS)
+    assert set(measured.relations) == set(RELATIONS)
     if full:
-        assert literal["relations"]["decode"]["equal"] == sum(LENGTHS) == literal["rows"]
-    assert literal["threads"] == "1 and 2"
+        assert measured.relations["decode"].equal == sum(LENGTHS) == measured.rows
+    assert measured.threads == "1 and 2"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -128,13 +128,13 @@ def test_each_way_can_be_red_while_the_teacher_forced_pass_is_right(
 ) -> None:
     seeded = {"with_faults": relation in ("alone", "threads")}  # these compute with another weight by a seeded fault
     with Worker(f"tests.cell.inconsistent_burn:{relation.title()}", settings | seeded) as burn:
-        rung, divergences, literal = checked(burn, teacher_forced_pass(burn, tmp_path / "rows.f32"), tmp_path)
+        rung, divergences, measured = checked(burn, teacher_forced_pass(burn, tmp_path / "rows.f32"), tmp_path)
     assert rung.outcome is Outcome.DIVERGED
     assert {d.kind for d in divergences} == {Kind.BITS}
     red = {d.where for d in divergences}
     assert red == ({"decode", "restored"} if relation == "decode" else {relation})
-    counts = literal["relations"][relation]
-    assert counts["equal"] < counts["compared"] == counts["expected"]
+    counts = measured.relations[relation]
+    assert counts.equal < counts.compared == counts.expected
 
 
 def test_bit_of_one_row_of_the_teacher_forced_pass_is_found(forced: tuple[Worker, Rows], tmp_path: Path) -> None:

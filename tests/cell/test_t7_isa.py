@@ -18,7 +18,7 @@ from parity_lib.cell.rows import Rows
 from parity_lib.cell.steps import Cell, Finding, Reference
 from parity_lib.engines import machine
 from parity_lib.engines.llamacpp import isa_build
-from parity_lib.records.isa_evidence import BURN, LLAMA_CPP, Evidence, proofs_of
+from parity_lib.records.isa_evidence import BURN, LLAMA_CPP, Evidence
 from parity_lib.records.pins import load_pins
 from tests.shared import reference_kept_in
 
@@ -52,14 +52,14 @@ def test_both_engines_are_proved_by_what_they_ran(proved: Proved) -> None:
     assert (rung.expected, rung.compared) == (2, 2)
     assert rung.outcome is (Outcome.PARITY if whole else Outcome.REPORTED)
     assert sides.reference.lacks in rung.note
-    proofs = proofs_of(proved.finding.literal)
+    proofs = proved.finding.measured.proofs
     assert [(p.evidence.engine, p.observed, p.proven) for p in proofs] == [
         (BURN, sides.candidate.isa, True),
         (LLAMA_CPP, sides.reference.isa, True),
     ]
     assert [bool(p.evidence.impossible) for p in proofs] == [bool(sides.candidate.lacks), bool(sides.reference.lacks)]
     assert [b.name for b in proofs[1].evidence.buffers] == ["CPU_Mapped"]
-    assert proved.finding.literal["isa"]["deployed"]["evidence"]["run"] == "default settings"
+    assert proved.finding.measured.isa.deployed.evidence.run == "default settings"
     assert proved.cell.diary.cache["dispatch"] == "computed"
     steps.prove_isa(proved.cell, proved.reference, proved.candidate)
     assert proved.cell.diary.cache["dispatch"] == "cached"
@@ -100,7 +100,7 @@ def test_a_run_that_says_nothing_of_its_instructions_is_refused(proved: Proved) 
 
 def test_a_polyfill_in_a_cell_is_a_divergence(proved: Proved) -> None:
     claim = t7_isa.candidate_evidence(proved.candidate.run.isa_evidence)
-    enough = structs.replace(claim, requested="amx", sampled=proofs_of(proved.finding.literal)[0].evidence.sampled)
+    enough = structs.replace(claim, requested="amx", sampled=proved.finding.measured.proofs[0].evidence.sampled)
     finding = t7_isa.prove_isa(proved.cell, proved.reference, enough)
     assert finding.rung.outcome is Outcome.DIVERGED
     [divergence] = finding.divergences

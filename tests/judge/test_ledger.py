@@ -10,7 +10,6 @@ import pytest
 from parity_lib.base.json_text import encode
 from parity_lib.base.names import Kind, LedgerClass
 from parity_lib.judge.flips import Flip, Ledger, classify, margin_of_swap, poisson_tail, predicted_flips
-from parity_lib.records.traces import Position
 
 TIE, UNEXPLAINED = LedgerClass.TIE, LedgerClass.UNEXPLAINED
 
@@ -58,7 +57,7 @@ def test_the_margin_of_a_swap_is_of_the_widest_pair() -> None:
 
 
 def ledger(n_ties: int, predicted: float) -> Ledger:
-    flips = tuple(Flip(Position(0, i), Kind.TOP1, TIE, 0.1, 0.1, 1, 2) for i in range(n_ties))
+    flips = tuple(Flip(0, i, Kind.TOP1, TIE, 0.1, 0.1, 1, 2) for i in range(n_ties))
     return Ledger(flips, predicted, 0.0)
 
 
@@ -73,10 +72,10 @@ def test_more_near_ties_than_margins_predict_are_a_surplus() -> None:
 
 def test_json_counts_by_kind_and_lists_every_flip() -> None:
     flips = (
-        Flip(Position(2, -3), Kind.TOP1, TIE, 0.1, 0.2, 11, 12),
-        Flip(Position(2, 4), Kind.TOP5_SET, UNEXPLAINED, 9.0, 0.2, 13, 14),
+        Flip(2, -3, Kind.TOP1, TIE, 0.1, 0.2, 11, 12),
+        Flip(2, 4, Kind.TOP5_SET, UNEXPLAINED, 9.0, 0.2, 13, 14),
     )
-    data = encode(Ledger(flips, 0.4, 0.6).to_json())
+    data = encode(Ledger(flips, 0.4, 0.6).record())
     assert data["counts"]["TOP1"] == {"ties": 1, "unexplained": 0, "predicted": 0.4, "surplus": False}
     assert data["counts"]["TOP5_SET"]["unexplained"] == 1
     assert [(f["token_idx"], f["ledger"]) for f in data["flips"]] == [(-3, "TIE"), (4, "UNEXPLAINED")]

@@ -23,6 +23,7 @@ from parity_lib.judge.t1_tokens import (
     join_rungs,
     judge_tokens,
 )
+from parity_lib.records.measured import TextClass
 
 DIGEST = "a" * 64
 GOOD = BytesResult(4, 4, ())
@@ -52,7 +53,7 @@ def test_equal_texts_are_at_parity_and_counted() -> None:
     rung, divergences, record = judge_tokens(pair(SAME), NOTHING_LISTED)
     assert (rung.rung, rung.outcome, rung.expected, rung.compared, rung.worst) == (Rung.T1, Outcome.PARITY, 1, 1, 0.0)
     assert divergences == []
-    assert record["classes"]["prompts"] == {"expected": 1, "texts": 1, "tokens": 3, "different": 0, "listed": 0}
+    assert record.classes["prompts"] == TextClass(expected=1, texts=1, tokens=3, different=0, listed=0)
 
 
 def test_a_difference_that_is_not_listed_diverges_with_place_and_ids() -> None:
@@ -67,8 +68,8 @@ def test_a_listed_difference_that_its_rule_explains_is_excused_and_reported() ->
     rung, divergences, record = judge_tokens(pair(SAME, OTHER), listed())
     assert rung.outcome is Outcome.PARITY
     assert divergences == []
-    assert record["known"][0]["texts"] == 1
-    assert record["classes"]["marks"]["listed"] == 1
+    assert record.known[0].texts == 1
+    assert record.classes["marks"].listed == 1
 
 
 def test_a_listed_difference_that_its_rule_does_not_explain_diverges() -> None:

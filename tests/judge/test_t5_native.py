@@ -15,7 +15,7 @@ from parity_lib.base.json_text import dump_line
 from parity_lib.base.names import Kind, LedgerClass, Outcome, Rung
 from parity_lib.cell.derive import pin_of
 from parity_lib.judge.t5_native import ACCUSED, accuse_reference, judge_native, name_site, with_site
-from parity_lib.records.self_spread import DEFAULT, DEFAULT_DECODE, FLASH_F16, SelfSpread
+from parity_lib.records.self_spread import DEFAULT, DEFAULT_DECODE, FLASH_F16, Displaced, SelfSpread
 from parity_lib.records.self_spread_pins import SpreadPin
 from parity_lib.records.verdicts import Divergence, RungResult
 
@@ -37,7 +37,7 @@ def move(native: Any, place: tuple[int, int], by: float) -> None:
 
 
 def test_an_exact_product_passes_and_says_by_how_much(native: Any, pin: SpreadPin) -> None:
-    rung, divergences, literal = judge(native, pin)
+    rung, divergences, measured = judge(native, pin)
     assert (rung.outcome, rung.expected, rung.compared) == (Outcome.PARITY, 240, 240)
     assert not divergences
     assert rung.unit == "of self-spread"
@@ -46,29 +46,29 @@ def test_an_exact_product_passes_and_says_by_how_much(native: Any, pin: SpreadPi
     assert rung.worst is not None
     assert rung.limit is not None
     # One noise against the difference of two independent ones: 1/sqrt(2).
-    ratios = literal["spread"]["ratios"]
-    assert ratios["rms"]["ratio"] == pytest.approx(math.sqrt(0.5), rel=0.03)
-    assert ratios["kl"]["ratio"] == pytest.approx(0.5, rel=0.15)
-    assert {m: ratios[m]["ratio"] < ratios[m]["limit"] for m in ratios} == dict.fromkeys(("rms", "p99", "kl"), True)
-    assert literal["spread"]["pooled_over"] == [DEFAULT, FLASH_F16, DEFAULT_DECODE]
-    assert literal["spread"]["provisional"] is False
-    assert literal["spread"]["pinned"]["machine_class"] == "x86_64"
-    assert set(literal["spread"]["variants"]) == {DEFAULT, FLASH_F16, DEFAULT_DECODE, "twin"}
-    assert literal["all"]["positions"] == 240
-    assert literal["native_ledger"]["counts"]["TOP1"]["unexplained"] == 0
-    json.loads(dump_line(literal))
+    ratios = measured.spread.ratios
+    assert ratios["rms"].ratio == pytest.approx(math.sqrt(0.5), rel=0.03)
+    assert ratios["kl"].ratio == pytest.approx(0.5, rel=0.15)
+    assert {m: ratios[m].ratio < ratios[m].limit for m in ratios} == dict.fromkeys(("rms", "p99", "kl"), True)
+    assert measured.spread.pooled_over == (DEFAULT, FLASH_F16, DEFAULT_DECODE)
+    assert measured.spread.provisional is False
+    assert measured.spread.pinned.machine_class == "x86_64"
+    assert set(measured.spread.variants) == {DEFAULT, FLASH_F16, DEFAULT_DECODE, "twin"}
+    assert measured.native.all.positions == 240
+    assert measured.native_ledger.counts["TOP1"].unexplained == 0
+    json.loads(dump_line(measured))
 
 
 def test_rms_is_given_in_both_units(native: Any, pin: SpreadPin) -> None:
-    pooled = judge(native, pin)[2]["spread"]["pooled"]
+    pooled = judge(native, pin)[2].spread.pooled
     within = math.sqrt(np.mean(native.reference.astype(np.float64).std(axis=1) ** 2))
-    assert pooled["rms"] == pytest.approx(math.sqrt(2) * 0.1 / within, rel=0.02)
+    assert pooled.rms == pytest.approx(math.sqrt(2) * 0.1 / within, rel=0.02)
     native.reference += np.linspace(-20, 20, 240, dtype=np.float32)[:, None]
     for rows in (native.twin, native.candidate, *native.ways.values()):
         rows += np.linspace(-20, 20, 240, dtype=np.float32)[:, None]
-    moved = judge(native, pin)[2]["spread"]["pooled"]
-    assert moved["rms"] == pytest.approx(pooled["rms"], rel=1e-3)
-    assert moved["rms_over_std_of_all"] < 0.8 * pooled["rms_over_std_of_all"]
+    moved = judge(native, pin)[2].spread.pooled
+    assert moved.rms == pytest.approx(pooled.rms, rel=1e-3)
+    assert moved.rms_over_std_of_all < 0.8 * pooled.rms_over_std_of_all
 
 
 def test_a_candidate_with_twice_the_noise_fails(native: Any, pin: SpreadPin) -> None:
@@ -88,15 +88,15 @@ def test_a_candidate_with_twice_the_noise_fails(native: Any, pin: SpreadPin) -> 
 def test_a_few_positions_far_off_fail_on_p99_where_rms_is_inside(native: Any, pin: SpreadPin) -> None:
     for prompt in range(6):  # 6 of 240 positions, one logit of 300 each
         native.candidate[native.row(prompt, 3), rank(native, (prompt, 3), 0)] += np.float32(0.6)
-    _, divergences, literal = judge(native, pin)
+    _, divergences, measured = judge(native, pin)
     assert Kind.P99 in kinds(divergences)
     assert Kind.RMS not in kinds(divergences)
-    assert literal["spread"]["ratios"]["rms"]["ratio"] < literal["spread"]["ratios"]["rms"]["limit"]
+    assert measured.spread.ratios["rms"].ratio < measured.spread.ratios["rms"].limit
 
 
 def test_one_position_far_off_is_an_unexplained_flip(native: Any, pin: SpreadPin) -> None:
     move(native, PLACE, 1.5)  # the second passes the first, whose margin is 1 logit, ten times the noise
-    rung, divergences, literal = judge(native, pin)
+    rung, divergences, measured = judge(native, pin)
     assert rung.outcome is Outcome.DIVERGED
     assert [(d.kind, d.prompt_idx, d.token_idx, d.ledger) for d in divergences] == [
         (Kind.TOP1, *PLACE, LedgerClass.UNEXPLAINED)
@@ -104,16 +104,16 @@ def test_one_position_far_off_is_an_unexplained_flip(native: Any, pin: SpreadPin
     assert divergences[0].delta == pytest.approx(1.5, abs=0.5)
     assert divergences[0].top5_burn
     assert divergences[0].top5_llamacpp
-    assert literal["native_ledger"]["counts"]["TOP1"]["unexplained"] == 1
+    assert measured.native_ledger.counts["TOP1"].unexplained == 1
 
 
 def test_a_flip_inside_of_the_spread_is_a_near_tie_and_passes(native: Any, pin: SpreadPin) -> None:
     row, first, second = native.row(*PLACE), rank(native, PLACE, 0), rank(native, PLACE, 1)
     native.reference[row, second] = native.reference[row, first] - np.float32(0.05)
     native.candidate[row, second] = native.candidate[row, first] + np.float32(0.05)
-    rung, divergences, literal = judge(native, pin)
+    rung, divergences, measured = judge(native, pin)
     assert (rung.outcome, divergences) == (Outcome.PARITY, [])
-    assert literal["native_ledger"]["counts"]["TOP1"]["ties"] == 1
+    assert measured.native_ledger.counts["TOP1"].ties == 1
 
 
 def test_more_near_ties_than_margins_predict_are_not_explained(native: Any, pin: SpreadPin) -> None:
@@ -139,9 +139,9 @@ def test_a_displaced_flip_that_is_pinned_passes_and_a_new_one_does_not(native: A
     spread = native.spread
     assert [(d.prompt_idx, d.token_idx) for d in spread.displaced] == [PLACE]
     known = pin_of(spread, "m", "Q8_0", "a test")
-    rung, divergences, literal = judge(native, known)
+    rung, divergences, measured = judge(native, known)
     assert (rung.outcome, divergences) == (Outcome.PARITY, [])
-    assert literal["native_ledger"]["known"] == [[*PLACE, "TOP1"]]
+    assert measured.native_ledger.known == (Displaced(*PLACE, Kind.TOP1),)
     rung, divergences, _ = judge(native, replace(known, displaced=()))
     assert rung.outcome is Outcome.DIVERGED
     assert [(d.prompt_idx, d.token_idx) for d in divergences] == [PLACE]
@@ -187,11 +187,11 @@ def test_the_spread_has_to_be_within_a_quarter_of_its_pin(
     native: Any, pin: SpreadPin, factor: float, caught: bool
 ) -> None:
     moved = replace(pin, rms=pin.rms / factor)
-    rung, divergences, literal = judge(native, moved)
+    rung, divergences, measured = judge(native, moved)
     assert (rung.outcome is Outcome.DIVERGED) == caught
     assert [(d.kind, d.where) for d in divergences] == ([(Kind.SPREAD, "self-spread rms")] if caught else [])
     if caught:
-        assert divergences[0].delta == pytest.approx(literal["spread"]["pooled"]["rms"] - moved.rms)
+        assert divergences[0].delta == pytest.approx(measured.spread.pooled.rms - moved.rms)
         assert "the reference's own spread has changed" in divergences[0].note
 
 
@@ -223,12 +223,12 @@ def test_the_accused_is_named_only_where_the_twin_is_green(native: Any, pin: Spr
 def test_a_non_finite_value_diverges_whichever_side_has_it(native: Any, pin: SpreadPin, side: str) -> None:
     spread = native.spread
     getattr(native, side)[native.row(*PLACE), 250] = np.nan
-    rung, divergences, literal = judge_native(native.pair, native.positions, spread, pin)
+    rung, divergences, measured = judge_native(native.pair, native.positions, spread, pin)
     assert rung.outcome is Outcome.DIVERGED
     assert [(d.prompt_idx, d.token_idx) for d in divergences if d.kind is Kind.NON_FINITE] == [PLACE]
     assert {Kind.RMS, Kind.KL} <= kinds(divergences)
-    assert literal["n_nonfinite"][side] == 1
-    dump_line(literal)
+    assert getattr(measured.native.n_nonfinite, side) == 1
+    dump_line(measured)
 
 
 def test_a_spread_that_is_not_finite_cannot_pass(native: Any, pin: SpreadPin) -> None:
@@ -287,9 +287,9 @@ def test_a_missing_position_is_incomplete_by_name(native: Any, pin: SpreadPin) -
 
 
 def test_nothing_compared_is_incomplete(native: Any, pin: SpreadPin) -> None:
-    rung, _, literal = judge_native(native.keep([]), native.positions, native.spread, pin)
+    rung, _, measured = judge_native(native.keep([]), native.positions, native.spread, pin)
     assert rung.outcome is not Outcome.PARITY
-    assert literal["all"] == {"positions": 0}
+    assert measured.native.all is None
 
 
 def test_a_variant_with_a_missing_row_is_incomplete(native: Any, pin: SpreadPin) -> None:
@@ -331,21 +331,21 @@ def test_a_spread_of_other_positions_is_incomplete(native: Any, pin: SpreadPin) 
 
 
 def test_without_a_pin_the_verdict_is_provisional(native: Any) -> None:
-    rung, _, literal = judge(native, None)
+    rung, _, measured = judge(native, None)
     assert rung.outcome is Outcome.PARITY
     assert "provisional" in rung.note
     assert "derived from the reference's own twin" in rung.source
-    assert literal["spread"]["provisional"] is True
-    assert literal["spread"]["pinned"] is None
+    assert measured.spread.provisional is True
+    assert measured.spread.pinned is None
 
 
 def test_another_machine_class_gives_its_limits_but_not_its_spread(native: Any, pin: SpreadPin) -> None:
     elsewhere = replace(pin, machine_class="another", rms=10 * pin.rms)
-    rung, _, literal = judge(native, elsewhere)
+    rung, _, measured = judge(native, elsewhere)
     assert rung.outcome is Outcome.PARITY
     assert "provisional" in rung.note
-    assert literal["spread"]["provisional"] is True
-    assert literal["spread"]["ratios"]["rms"]["limit"] == pin.rms_limit
+    assert measured.spread.provisional is True
+    assert measured.spread.ratios["rms"].limit == pin.rms_limit
     broken = np.random.default_rng(5).normal(0, 0.15, native.reference.shape).astype(np.float32)
     for rows in (native.reference, *native.ways.values()):
         rows += broken

@@ -6,6 +6,7 @@ import pytest
 
 from parity_lib.base.names import Kind, Outcome, Rung
 from parity_lib.judge.t6_self import RELATIONS, Found, judge_self
+from parity_lib.records.measured import Relation
 from parity_lib.records.traces import Position
 from parity_lib.records.verdicts import CellId
 
@@ -24,24 +25,24 @@ def all_found() -> dict[str, dict[Position, bytes]]:
 
 
 def test_rows_that_are_all_equal_are_parity_and_counted_by_relation() -> None:
-    rung, divergences, literal = judge_self(ROWS, EXPECTED, all_found())
+    rung, divergences, measured = judge_self(ROWS, EXPECTED, all_found())
     assert (rung.rung, rung.outcome, rung.expected, rung.compared) == (Rung.T6, Outcome.PARITY, 19, 19)
     assert (rung.worst, rung.limit, rung.unit) == (0.0, 0.0, "rows")
     assert divergences == []
-    decode = literal["relations"]["decode"]
-    assert decode == {"what": RELATIONS["decode"], "expected": 6, "compared": 6, "equal": 6, "prompts": [0, 1]}
+    decode = measured["decode"]
+    assert decode == Relation(RELATIONS["decode"], expected=6, compared=6, equal=6, prompts=(0, 1))
 
 
 def test_one_bit_of_one_row_diverges_and_is_named() -> None:
     found = all_found()
     found["restored"][Position(1, 2)] = b"other"
     found["restored"][Position(1, 3)] = b"other"
-    rung, [divergence], literal = judge_self(ROWS, EXPECTED, found)
+    rung, [divergence], measured = judge_self(ROWS, EXPECTED, found)
     assert (rung.outcome, rung.worst, rung.worst_where) == (Outcome.DIVERGED, 2.0, "restored: prompt 1 token 2")
     assert (divergence.rung, divergence.kind, divergence.where) == (Rung.T6, Kind.BITS, "restored")
     assert (divergence.prompt_idx, divergence.token_idx) == (1, 2)
     assert "2 of 2 rows" in divergence.note
-    assert literal["relations"]["restored"]["equal"] == 2
+    assert measured["restored"].equal == 2
     line = divergence.line(CellId("m", "Q8_0", "avx2", "crates-io", "f32"))
     assert "rung=T6 prompt_idx=1 token_idx=2 where=restored kind=BITS limit=0" in line
 
@@ -120,11 +121,11 @@ def test_nothing_expected_is_not_parity(expected: dict[str, tuple[Position, ...]
 
 def test_equal_rows_that_are_not_finite_show_nothing() -> None:
     lost = Position(0, 0)
-    rung, divergences, literal = judge_self(ROWS, EXPECTED, all_found(), {lost})
+    rung, divergences, measured = judge_self(ROWS, EXPECTED, all_found(), {lost})
     assert (rung.outcome, rung.expected, rung.compared) == (Outcome.INCOMPLETE, 19, 17)
     assert "alone: 1 rows are not finite: prompt 0 token 0" in rung.note
     assert divergences == []
-    assert literal["relations"]["permuted"]["equal"] == 1
+    assert measured["permuted"].equal == 1
     found = all_found()
     found["alone"][lost] = b"other"
     assert judge_self(ROWS, EXPECTED, found, {lost})[0].outcome is Outcome.DIVERGED

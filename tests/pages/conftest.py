@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from msgspec import structs
 
-from parity_lib.base.json_text import encode
 from parity_lib.base.names import Kind, LedgerClass, Outcome, Rung
 from parity_lib.base.record import decode_record
 from parity_lib.judge.power import power_statement, text_numbers
@@ -27,7 +26,9 @@ from parity_lib.pages.cell.positions import Positions, positions
 from parity_lib.pages.kit.figures import Gallery
 from parity_lib.pages.kit.text import Words
 from parity_lib.records.isa_evidence import Evidence
+from parity_lib.records.measured import Cache, Instructions, Itself, Measured, Ops, ReplayedRows
 from parity_lib.records.night_record import CellRecord, Night, PageRecord
+from parity_lib.records.row_numbers import FirstFlip, NonFinite, PairNumbers, PairReport, Summary
 from parity_lib.records.tolerances import BandSet
 from parity_lib.records.traces import PairTrace, expected_positions
 from parity_lib.records.verdicts import CellId, Divergence, RungResult, Verdict
@@ -60,21 +61,27 @@ def rungs(t4_worst: float, t4: Outcome) -> tuple[RungResult, ...]:
     )
 
 
-NUMBERS = {
-    "positions": 850,
-    "top1_equal": 825,
-    "top1_share": 0.971,
-    "top5_set_equal": 726,
-    "top5_set_share": 0.854,
-    "rms_over_std": 0.031,
-    "max_abs": 1.6,
-    "delta": {"mean": 0.3, "p50": 0.25, "p95": 0.7, "p99": 0.94, "max": 1.2},
-    "kl_ref_cand": {"mean": 2.8e-3, "p50": 1e-3, "p95": 9e-3, "p99": 1.5e-2, "max": 5e-2},
-    "kl_cand_ref": {"mean": 2.9e-3, "p50": 1e-3, "p95": 9e-3, "p99": 1.5e-2, "max": 5e-2},
-    "jsd": {"mean": 7e-4, "p50": 1e-4, "p95": 1e-3, "p99": 3e-3, "max": 1e-2},
-}
-FLIP = {"prompt_idx": 3, "token_idx": 17, "reference_id": 578, "candidate_id": 791, "margin": 0.0677}
-LITERAL = {"all": {**NUMBERS, "positions": 1412}, "generated": NUMBERS, "first_top1_flips": [FLIP]}
+NUMBERS = PairNumbers(
+    positions=850,
+    top1_equal=825,
+    top1_share=0.971,
+    top5_set_equal=726,
+    top5_set_share=0.854,
+    rms=0.2,
+    rms_over_std=0.031,
+    rms_over_row_std=0.03,
+    max_abs=1.6,
+    delta=Summary(mean=0.3, p50=0.25, p95=0.7, p99=0.94, max=1.2),
+    kl_ref_cand=Summary(mean=2.8e-3, p50=1e-3, p95=9e-3, p99=1.5e-2, max=5e-2),
+    kl_cand_ref=Summary(mean=2.9e-3, p50=1e-3, p95=9e-3, p99=1.5e-2, max=5e-2),
+    jsd=Summary(mean=7e-4, p50=1e-4, p95=1e-3, p99=3e-3, max=1e-2),
+)
+NATIVE = PairReport(
+    all=structs.replace(NUMBERS, positions=1412),
+    generated=NUMBERS,
+    first_top1_flips=(FirstFlip(3, 17, 578, 791, 0.0677),),
+    n_nonfinite=NonFinite(0, 0),
+)
 
 
 def divergences() -> tuple[Divergence, ...]:
@@ -103,7 +110,7 @@ def make_verdict() -> Callable[..., Verdict]:
             },
             provisional=True,
             unpinned=False,
-            literal=LITERAL,
+            measured=Measured(native=NATIVE),
             created_at="2026-11-23T02:10:44Z",
             seconds=96.0,
         )
@@ -222,8 +229,8 @@ def red_verdict(red_pair: PairTrace, bands: BandSet, make_verdict: Callable[...,
     expected = expected_positions([p for p, _ in LENGTHS], [g for _, g in LENGTHS])
     rung, found, ledger = judge_twin(red_pair, expected, bands)
     rungs = tuple(rung if r.rung is Rung.T4 else r for r in make_verdict().rungs)
-    literal = {**LITERAL, "ledger": ledger.to_json()}
-    return make_verdict(Outcome.DIVERGED, rungs=rungs, divergences=tuple(found), literal=literal)
+    numbers = Measured(native=NATIVE, ledger=ledger.record())
+    return make_verdict(Outcome.DIVERGED, rungs=rungs, divergences=tuple(found), measured=numbers)
 
 
 @pytest.fixture(scope="session")
@@ -264,7 +271,7 @@ def recorded_evidence() -> list[Evidence]:
     return [decode_record(entry, Evidence, path) for entry in json.loads(path.read_text())["evidence"]]
 
 
-OPS_TOLD = {"prompt_idx": 0, "settings": "strict", "passes": [20, 1], "weights_in": {"CPU_Mapped": 7}}
+OPS_TOLD = ReplayedRows(0, "strict", (20, 1), {"CPU_Mapped": 7})
 
 
 @pytest.fixture(scope="session")
@@ -286,17 +293,17 @@ def full_verdict(make_verdict: Callable[..., Verdict]) -> Callable[..., Verdict]
         sequences = [list(range(prompt + generated - 1)) for prompt, generated in LENGTHS]
         sequences[2] = [n % 40 for n in sequences[2]]
         text = text_numbers(sequences, [prompt for prompt, _ in LENGTHS])
-        literal = {
-            **t5[2],
-            "tokens": t1[2],
-            "self": {**t6[2], "full": False, "threads": "2 and 1", "rows": len(rows)},
-            "text": text,
-            "isa": {"proofs": encode(proofs), "deployed": encode(proofs[-1]), "required": False},
-            "ops": {"sequences": [OPS_TOLD], "kinds": kinds([ops])},
-            "power": power_statement(sum(numbers["effective_positions"] for numbers in text)),
-            "cache": {"reference": "computed again, bit-equal", "twin": "cached", "notes": ["the disk is full"]},
-            "seconds": {"check_pins": 0.4, "compare_tokens": 2.0, "capture_reference": 21.0, "judge": 3.0},
-        }
+        numbers = structs.replace(
+            t5[2],
+            tokens=t1[2],
+            itself=Itself(t6[2], full=False, threads="2 and 1", rows=len(rows)),
+            text=text,
+            isa=Instructions(tuple(proofs), required=False, deployed=proofs[-1]),
+            ops=Ops((OPS_TOLD,), kinds([ops])),
+            power=power_statement(sum(numbers.effective_positions for numbers in text)),
+            cache=Cache({"reference": "computed again, bit-equal", "twin": "cached"}, ("the disk is full",)),
+            seconds={"check_pins": 0.4, "compare_tokens": 2.0, "capture_reference": 21.0, "judge": 3.0},
+        )
         base = make_verdict()
         found = [r for r in base.rungs if r.rung is not Rung.T5]
         t7 = judge_isa(proofs, expected=2, required=False)[0]
@@ -306,7 +313,7 @@ def full_verdict(make_verdict: Callable[..., Verdict]) -> Callable[..., Verdict]
             outcome=Outcome.DIVERGED if red else Outcome.PARITY,
             rungs=own,
             divergences=(*t1[1], *judge_ops([ops])[1], *t5[1], *t6[1]),
-            literal=literal,
+            measured=numbers,
         )
 
     return make

@@ -71,7 +71,7 @@ def red_cell(
         broken,
         rungs=tuple(t4 if rung.rung == "T4" else rung for rung in broken.rungs),
         divergences=(*broken.divergences, *red_verdict.divergences),
-        literal={**broken.literal, "ledger": red_verdict.literal["ledger"]},
+        measured=structs.replace(broken.measured, ledger=red_verdict.measured.ledger),
     )
     return cell_page(verdict, red_pair, bands, words)
 

@@ -21,8 +21,10 @@ from parity_lib.base.names import Kind, LedgerClass, Outcome, Rung
 from parity_lib.base.toml_table import fixture_path
 from parity_lib.numerics.metrics import pair_statistics, row_digests
 from parity_lib.records import store
+from parity_lib.records.measured import Measured
+from parity_lib.records.row_numbers import NonFinite, PairNumbers, PairReport, Summary
 from parity_lib.records.traces import LOGIT_ARRAYS, PAIR_ARRAYS, LogitTrace, PairTrace, RunInfo
-from parity_lib.records.verdicts import CellId, Divergence, RungResult, Verdict
+from parity_lib.records.verdicts import CellId, Divergence, PinnedFiles, RungResult, Verdict
 from tests.run_info import run_info
 
 CELL = CellId("smollm2-135m", "Q8_0", "avx512", "crates-io", "f32")
@@ -47,6 +49,9 @@ FLIP = Divergence(
     ledger=LedgerClass.UNEXPLAINED,
     note="你好",
 )
+SUMMARY = Summary(2.8e-3, math.nan, 1.0, 2.0, math.inf)
+NUMBERS = PairNumbers(9, 9, 1.0, 9, 1.0, 0.1, 0.1, 0.1, 0.1, SUMMARY, SUMMARY, SUMMARY, SUMMARY)
+NATIVE = PairReport(NUMBERS, None, (), NonFinite(0, 0))
 GREEN = RungResult(Rung.T0, Outcome.PARITY, 9, 9, None, None, "pins")
 RED = RungResult(Rung.T4, Outcome.DIVERGED, 1412, 1412, 0.0677, 0.0002, "logits", "prompt 3", "measured")
 
@@ -61,8 +66,8 @@ def verdict(outcome: Outcome = Outcome.DIVERGED, **changes: Any) -> Verdict:
         runs={"reference": run("llama.cpp"), "candidate": run("burn")},
         provisional=True,
         unpinned=False,
-        literal={"all": {"kl_ref_cand": {"mean": 2.8e-3}}, "odd": math.inf},
-        pins={"prompts_sha256": "ab" * 32},
+        measured=Measured(seconds={"odd": math.inf}, native=NATIVE),
+        pins=PinnedFiles(prompts_sha256="ab" * 32),
         created_at="2026-11-23T02:10:44+00:00",
         seconds=96.5,
     )
@@ -179,7 +184,7 @@ def test_nights_that_end_at_once_lose_no_line_of_each_other(tmp_path: Path) -> N
 
 
 def test_history_of_a_cell_that_never_ran(tmp_path: Path) -> None:
-    empty = verdict(Outcome.INCOMPLETE, rungs=(), runs={}, literal={}, causes=("killed",))
+    empty = verdict(Outcome.INCOMPLETE, rungs=(), runs={}, measured=Measured(), causes=("killed",))
     store.append_history([store.history_entry("r", empty)], tmp_path / "h.jsonl")
     (line,) = store.load_history(tmp_path / "h.jsonl")
     assert (line.worst_margin, line.kl_mean, line.rungs) == (None, None, {})

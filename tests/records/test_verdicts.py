@@ -13,8 +13,10 @@ from parity_lib.base.errors import ParityFailure, RecordError
 from parity_lib.base.json_text import encode
 from parity_lib.base.names import Kind, LedgerClass, Outcome, Rung
 from parity_lib.base.record import decode_record
+from parity_lib.records.measured import Measured
+from parity_lib.records.row_numbers import NonFinite, PairReport
 from parity_lib.records.traces import RunInfo
-from parity_lib.records.verdicts import CellId, Divergence, RungResult, Verdict, conclude, margin_words
+from parity_lib.records.verdicts import CellId, Divergence, PinnedFiles, RungResult, Verdict, conclude, margin_words
 from tests.run_info import run_info
 
 CELL = CellId("smollm2-135m", "Q8_0", "avx512", "crates-io", "f32")
@@ -56,6 +58,7 @@ def verdict(
 
 
 T0, T2, T4 = rung(Rung.T0), rung(Rung.T2), rung(Rung.T4)
+LOST = Measured(native=PairReport(None, None, (), NonFinite(3, 0)))
 RED = rung(Rung.T4, Outcome.DIVERGED)
 
 
@@ -141,7 +144,7 @@ def test_a_rung_is_found_by_its_name() -> None:
 @pytest.mark.parametrize(
     "made",
     [
-        verdict(Outcome.PARITY, [T0, T2, T4], literal={"kl": math.nan, "n": [1, math.inf]}, seconds=3.5),
+        verdict(Outcome.PARITY, [T0, T2, T4], measured=Measured(seconds={"a": math.nan, "b": math.inf}), seconds=3.5),
         verdict(
             Outcome.DIVERGED,
             [T0, replace(RED, worst=math.nan, limit=2e-4)],
@@ -153,7 +156,7 @@ def test_a_rung_is_found_by_its_name() -> None:
             ],
             control=True,
         ),
-        verdict(Outcome.INCOMPLETE, [], causes=("x",), runs={}, pins={"plan": "ab"}),
+        verdict(Outcome.INCOMPLETE, [], causes=("x",), runs={}, pins=PinnedFiles(prompts_sha256="ab" * 32)),
     ],
 )
 def test_json_gives_back_an_equal_record(made: Verdict) -> None:
@@ -183,7 +186,10 @@ def test_run_info_with_another_field_is_refused() -> None:
         (verdict(Outcome.PARITY, [T0, T4], causes=("a gap",)), "PARITY although: a gap"),
         (verdict(Outcome.PARITY, [T0, replace(T4, limit=math.inf)]), "its limit is not finite"),
         (verdict(Outcome.PARITY, [T0, replace(T4, worst=math.nan)]), "its worst case or its limit is not finite"),
-        (verdict(Outcome.PARITY, [T0, T4], literal={"n_nonfinite": {"reference": 3, "candidate": 0}}), "not finite"),
+        (
+            verdict(Outcome.PARITY, [T0, T4], measured=Measured(native=PairReport(None, None, (), NonFinite(3, 0)))),
+            "not finite",
+        ),
         (verdict(Outcome.PARITY, [T0, T4], [FLIP]), "rungs with a divergence listed"),
         (verdict(Outcome.INCOMPLETE, [T0, RED], [FLIP]), "a rung diverged and the outcome is INCOMPLETE"),
         (verdict(Outcome.DIVERGED, [T0, T4]), "DIVERGED although no rung diverged"),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from parity_lib.base.names import Compute
 from parity_lib.pages.cell.steps import ABSENT
-from parity_lib.pages.cell.t5_spread import Json, reader
 from parity_lib.pages.kit.fragment import EMPTY, Fragment, heading, note, paragraph
 from parity_lib.pages.kit.table import Column, table
 from parity_lib.pages.kit.text import NONE, count, number, percent
+from parity_lib.records.row_numbers import PairNumbers, PairReport
 from parity_lib.records.verdicts import Verdict
 
 _ROWS = {
@@ -24,12 +24,12 @@ _NOTE = (
 
 def bf16_table(verdict: Verdict) -> Fragment:
     """Return the distances of a cell with ``compute="bf16"``; nothing for a cell of another arithmetic."""
-    found = verdict.literal.get("bf16")
+    found = verdict.measured.bf16
     if verdict.cell.compute != Compute.BF16:
         return EMPTY
-    if not isinstance(found, dict) or not found:
+    if found is None:
         return paragraph(f"The distances of BF16 arithmetic to llama.cpp on the BF16 twin: {ABSENT}.")
-    rows = [_row(label, found[name], scope) for name, label in _ROWS.items() if name in found for scope in _SCOPES]
+    rows = [_row(label, getattr(found, name), scope) for name, label in _ROWS.items() for scope in _SCOPES]
     columns = (
         Column("from llama.cpp on the BF16 twin to"),
         Column("over"),
@@ -43,32 +43,32 @@ def bf16_table(verdict: Verdict) -> Fragment:
     return heading("BF16 arithmetic, end to end") + table(columns, rows, css="native") + note(_NOTE)
 
 
-def _row(label: str, values: Json, scope: str) -> list[str]:
-    numbers = values.get(scope) if isinstance(values, dict) else None
-    get = reader(numbers)
-    mean = reader(numbers.get("kl_ref_cand") if isinstance(numbers, dict) else None)("mean")
-    positions = get("positions")
+def _row(label: str, report: PairReport, scope: str) -> list[str]:
+    numbers: PairNumbers | None = getattr(report, scope)
+    if numbers is None:
+        return [label, _SCOPES[scope], *[NONE] * 6]
     return [
         label,
         _SCOPES[scope],
-        NONE if positions is None else count(int(positions)),
-        number(get("rms_over_row_std"), 3),
-        number(get("max_abs"), 3),
-        number(mean, 3),
-        percent(get("top1_share")),
-        percent(get("top5_set_share")),
+        count(numbers.positions),
+        number(numbers.rms_over_row_std, 3),
+        number(numbers.max_abs, 3),
+        number(numbers.kl_ref_cand.mean, 3),
+        percent(numbers.top1_share),
+        percent(numbers.top5_set_share),
     ]
 
 
 def bf16_words(verdict: Verdict) -> str:
-    """Return the three distances in one sentence; empty where the record has not all of them."""
-    found = verdict.literal.get("bf16")
-    if verdict.cell.compute != Compute.BF16 or not isinstance(found, dict):
+    """Return the three distances in one sentence; empty where one of them was not measured."""
+    found = verdict.measured.bf16
+    if verdict.cell.compute != Compute.BF16 or found is None:
         return ""
-    own = [found[name].get("all") if isinstance(found.get(name), dict) else None for name in _ROWS]
-    band, candidate, plain = (reader(values)("rms_over_row_std") for values in own)
-    if band is None or candidate is None or plain is None:
+    reports = (found.band.all, found.candidate.all, found.plain_f32.all)
+    own = [numbers.rms_over_row_std for numbers in reports if numbers is not None]
+    if len(own) != len(reports):
         return ""
+    band, candidate, plain = own
     return (
         f"From llama.cpp on the BF16 twin, rms over the rows' std: burn {number(candidate, 3)}; the BF16 band "
         f"{number(band, 3)}; burn in f32 {number(plain, 3)}. Reported: end to end no number tells the two apart."

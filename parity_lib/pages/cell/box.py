@@ -202,12 +202,11 @@ def _inside(verdict: Verdict) -> list[str]:
         size = f"{number(deployed.worst, 3)} of llama.cpp's own spread ({deployed.worst_where})"
         inside = f"limit {number(deployed.limit, 3)} ({margin(deployed.worst, deployed.limit)})"
         sentences.append(f"On the deployed file burn is {size} away, {inside}.")
-    native = verdict.literal.get("generated")
-    shares = [native.get(key) for key in ("top1_share", "top5_set_share")] if isinstance(native, Mapping) else []
-    if shares and all(isinstance(share, int | float) for share in shares):
+    found = verdict.measured.native.generated if verdict.measured.native else None
+    if found is not None:
         sentences.append(
-            f"Literally, on the file as deployed, generated tokens: top-1 {percent(shares[0])}, "
-            f"top-5 set {percent(shares[1])}{_of_itself(verdict)}."
+            f"Literally, on the file as deployed, generated tokens: top-1 {percent(found.top1_share)}, "
+            f"top-5 set {percent(found.top5_set_share)}{_of_itself(verdict)}."
         )
     return sentences
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from parity_lib.base.record import decode_record
 from parity_lib.pages.cell.steps import ABSENT
 from parity_lib.pages.kit.fragment import Fragment, note, paragraph
 from parity_lib.pages.kit.table import Column, table
 from parity_lib.pages.kit.text import NONE, Words, count, number
-from parity_lib.records.hardness import BiasNorms, Extreme, Hardness, load_known
+from parity_lib.records.hardness import BiasNorms, Extreme, load_known
 from parity_lib.records.verdicts import Verdict
 
 EXP_RANGE = -87.3
@@ -18,10 +15,9 @@ EXP_RANGE = -87.3
 
 def hardness_table(verdict: Verdict, words: Words | None = None) -> Fragment:
     """Return the extremes of what T3 captured of llama.cpp, with their places, and what they mean for an exp."""
-    found = verdict.literal.get("hardness")
-    if not isinstance(found, Mapping):
+    hard = verdict.measured.hardness
+    if hard is None:
         return paragraph(f"How hard this model is for an engine: {ABSENT}.")
-    hard = decode_record(found, Hardness, "verdict.literal hardness")
     known = list(load_known().values())
     columns = (
         Column("llama.cpp's own values"),

@@ -107,11 +107,10 @@ def _name(result: RungResult, link: str | None) -> Markup:
 
 def _literally(verdict: Verdict) -> str:
     """Return what the deployed file did, literally: the gate stands on the spread, the reader asks for this."""
-    found = verdict.literal.get("generated")
-    shares = [found.get(key) for key in ("top1_share", "top5_set_share")] if isinstance(found, Mapping) else []
-    if not shares or not all(isinstance(share, int | float) for share in shares):
+    found = verdict.measured.native.generated if verdict.measured.native else None
+    if found is None:
         return ""
-    return f"literally, generated tokens: top-1 {percent(shares[0])}, top-5 set {percent(shares[1])}"
+    return f"literally, generated tokens: top-1 {percent(found.top1_share)}, top-5 set {percent(found.top5_set_share)}"
 
 
 def _remarks(result: RungResult, literally: str) -> Markup:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from parity_lib.base.names import Kind, Outcome, Rung
 from parity_lib.pages.kit.text import count, number, percent
 from parity_lib.records.night_record import NUMERIC_RUNGS
@@ -14,27 +12,19 @@ NO_GATE = "No gate stands end to end in this cell: a wrong position would have b
 ELSEWHERE = "Red control: not part of this cell; the page of its night says whether one was caught."
 
 
-def power(verdict: Verdict) -> dict[str, Any] | None:
-    """Return ``positions``, ``detectable_flip_rate`` and ``confidence`` as a cell's record has them, or None."""
-    found = verdict.literal.get("power")
-    names = ("positions", "detectable_flip_rate", "confidence")
-    known = isinstance(found, dict) and all(isinstance(found.get(name), int | float) for name in names)
-    return {name: found[name] for name in names} if known and isinstance(found, dict) else None
-
-
 def power_words(verdict: Verdict) -> str:
     """Return what the cell would have caught, in one sentence.
 
     A flip rate r hits none of n independent positions with probability (1 - r)^n; n counts text that repeats once.
     """
-    found, twin = power(verdict), verdict.rung(Rung.T4)
+    found, twin = verdict.measured.power, verdict.rung(Rung.T4)
     if found is None:
         return NO_POWER
     if twin is not None and twin.outcome is Outcome.REPORTED:
         return NO_GATE
     return (
-        f"These {count(int(found['positions']))} effective positions would have caught a flip rate of "
-        f"{share(found['detectable_flip_rate'])} with probability {number(found['confidence'])}."
+        f"These {count(found.positions)} effective positions would have caught a flip rate of "
+        f"{share(found.detectable_flip_rate)} with probability {number(found.confidence)}."
     )
 
 

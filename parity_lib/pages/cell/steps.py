@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from parity_lib.pages.kit.fragment import Fragment, paragraph
 from parity_lib.pages.kit.table import Column, table
 from parity_lib.pages.kit.text import NONE, duration
@@ -48,23 +46,18 @@ def step_table(verdict: Verdict) -> Fragment:
 
 def step_seconds(verdict: Verdict) -> dict[str, float]:
     """Return step to seconds; empty where the record has none."""
-    found = verdict.literal.get("seconds")
-    if not isinstance(found, Mapping):
-        return {}
+    found = verdict.measured.seconds
     order = sorted(found, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
-    known = ((str(name), found[name]) for name in order)
-    return {name.replace("_", " "): float(s) for name, s in known if isinstance(s, int | float)}
+    return {name.replace("_", " "): found[name] for name in order}
 
 
 def cache_words(verdict: Verdict) -> str:
     """Return where llama.cpp's rows come from: computed in this run, kept from an earlier one, or both and equal."""
-    found = verdict.literal.get("cache")
-    if not isinstance(found, Mapping) or not found:
+    found = verdict.measured.cache
+    if found is None:
         return f"Whether llama.cpp's rows were computed in this run: {ABSENT}."
-    parts = [f"{_PART.get(str(part), part)} {word}" for part, word in found.items() if isinstance(word, str)]
-    notes = found.get("notes")
-    said = [_sentence(str(note)) for note in notes] if isinstance(notes, list | tuple) else []
-    return " ".join([f"llama.cpp's rows: {'; '.join(parts) or ABSENT}.", *said])
+    parts = [f"{_PART.get(part, part)} {word}" for part, word in found.parts.items()]
+    return " ".join([f"llama.cpp's rows: {'; '.join(parts) or ABSENT}.", *map(_sentence, found.notes)])
 
 
 def _sentence(text: str) -> str:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
-
 from parity_lib.base.names import Rung
 from parity_lib.pages.cell.steps import ABSENT
 from parity_lib.pages.kit.fragment import EMPTY, Fragment, details, note, paragraph
 from parity_lib.pages.kit.table import Column, table
 from parity_lib.pages.kit.text import NONE, Words, count, percent
+from parity_lib.records.measured import TextClass, TextNumbers, Tokens
 from parity_lib.records.verdicts import Verdict
 
 _CLASSES = (
@@ -36,13 +34,12 @@ def text_section(verdict: Verdict, words: Words | None = None) -> Fragment:
 
 
 def _tokens(verdict: Verdict) -> Fragment:
-    found = verdict.literal.get("tokens")
-    classes = found.get("classes") if isinstance(found, Mapping) else None
-    if not isinstance(found, Mapping) or not isinstance(classes, Mapping) or not classes:
+    found = verdict.measured.tokens
+    if found is None or not found.classes:
         return paragraph(_no_tokens(verdict))
-    rows = [_class(str(name), values) for name, values in classes.items() if isinstance(values, Mapping)]
-    rows.sort(key=lambda row: (row[4] in ("0", NONE), row[0] != "prompts"))
-    marks = ["" if row[4] in ("0", NONE) else "bad" for row in rows]
+    rows = [_class(name, values) for name, values in found.classes.items()]
+    rows.sort(key=lambda row: (row[4] == "0", row[0] != "prompts"))
+    marks = ["" if row[4] == "0" else "bad" for row in rows]
     classes_table = table(_CLASSES, rows, marks=marks, css="tokens")
     return paragraph(_facts(found)) + classes_table + _differences(found) + _known(found) + _all_facts(found)
 
@@ -57,77 +54,45 @@ def _no_tokens(verdict: Verdict) -> str:
     )
 
 
-def _class(name: str, values: Mapping[str, Any]) -> list[str]:
-    keys = ("expected", "texts", "tokens", "different", "listed")
-    return [name, *(count(values[key]) if isinstance(values.get(key), int) else NONE for key in keys)]
+def _class(name: str, values: TextClass) -> list[str]:
+    return [name, *map(count, (values.expected, values.texts, values.tokens, values.different, values.listed))]
 
 
-def _facts(found: Mapping[str, Any]) -> str:
-    """Return one or two sentences: which tokenizer, and whether every id stands for the same bytes."""
-    facts, bytes_ = found.get("tokenizer"), found.get("bytes")
-    sentences = []
-    if isinstance(facts, Mapping):
-        named = (key for key in _FACTS if isinstance(facts.get(key), str | int))
-        said = ", ".join(f"{key} {facts[key]}" for key in named)
-        sentences.append(f"Tokenizer built from the file's metadata: {said}.")
-    if isinstance(bytes_, Mapping) and all(isinstance(bytes_.get(k), int) for k in ("expected", "compared")):
-        differ = bytes_.get("different")
-        word = "all equal" if differ == 0 else f"{differ} differ"
-        sentences.append(f"Bytes of {count(bytes_['compared'])} of {count(bytes_['expected'])} ids compared: {word}.")
-    if found.get("ranks"):
-        sentences.append(f"Beside the file's own metadata: {found['ranks']}.")
-    return " ".join(sentences) or "Ids of llama.cpp against those of a tokenizer built from the file's metadata."
+def _facts(found: Tokens) -> str:
+    """Return two or three sentences: which tokenizer, and whether every id stands for the same bytes."""
+    said = ", ".join(f"{key} {found.tokenizer[key]}" for key in _FACTS if key in found.tokenizer)
+    word = "all equal" if found.bytes.different == 0 else f"{found.bytes.different} differ"
+    compared = f"{count(found.bytes.compared)} of {count(found.bytes.expected)}"
+    beside = f" Beside the file's own metadata: {found.ranks}." if found.ranks else ""
+    return f"Tokenizer built from the file's metadata: {said}. Bytes of {compared} ids compared: {word}.{beside}"
 
 
-def _differences(found: Mapping[str, Any]) -> Fragment:
-    items = found.get("differences")
-    listed = [item for item in items if isinstance(item, Mapping)] if isinstance(items, list | tuple) else []
-    if not listed:
-        return EMPTY
-    rows = [[str(item.get("name", NONE)), str(item.get("what", NONE))] for item in listed]
-    return table((Column("text that differs"), Column("where")), rows, css="tokens")
+def _differences(found: Tokens) -> Fragment:
+    rows = [[text.name, text.what] for text in found.differences]
+    return table((Column("text that differs"), Column("where")), rows, css="tokens") if rows else EMPTY
 
 
-def _all_facts(found: Mapping[str, Any]) -> Fragment:
-    facts = found.get("tokenizer")
-    rows = [[str(key), str(value)] for key, value in facts.items()] if isinstance(facts, Mapping) else []
+def _all_facts(found: Tokens) -> Fragment:
+    rows = [[key, str(value)] for key, value in found.tokenizer.items()]
     return details("the tokenizer that was built", table((Column("fact"), Column("value")), rows, css="tokens"))
 
 
-def _known(found: Mapping[str, Any]) -> Fragment:
-    items = found.get("known")
-    listed = [item for item in items if isinstance(item, Mapping)] if isinstance(items, list | tuple) else []
-    if not listed:
+def _known(found: Tokens) -> Fragment:
+    rows = [[known.name, str(known.texts), known.reason] for known in found.known]
+    if not rows:
         return EMPTY
     columns = (Column("listed difference"), Column("texts tonight", numeric=True), Column("reason"))
-    rows = [[str(k.get("name", NONE)), str(k.get("texts", NONE)), str(k.get("reason", NONE))] for k in listed]
     title = f"{len(rows)} difference{'' if len(rows) == 1 else 's'} listed in fixtures/token_differences.toml"
     return details(title, table(columns, rows, css="tokens"), short=True)
 
 
 def _repeats(verdict: Verdict, words: Words) -> Fragment:
-    rows = [_repeat(idx, values, words) for idx, values in _by_prompt(verdict.literal.get("text"))]
+    rows = [_repeat(numbers, words) for numbers in verdict.measured.text]
     if not rows:
         return paragraph(f"How much the generated texts repeat themselves: {ABSENT}.")
     return table(_PROMPTS, rows, css="tokens") + note(_EFFECTIVE)
 
 
-def _repeat(idx: int, values: Mapping[str, Any], words: Words) -> list[str]:
-    def whole(key: str) -> str:
-        value = values.get(key)
-        return count(int(value)) if isinstance(value, int | float) else NONE
-
-    share = values.get("distinct_3grams")
-    distinct = percent(share) if isinstance(share, int | float) else NONE
-    return [words.prompt(idx), whole("positions"), whole("effective_positions"), distinct]
-
-
-def _by_prompt(found: Any) -> Iterator[tuple[int, Mapping[str, Any]]]:  # noqa: ANN401 - JSON
-    """Yield (prompt_idx, numbers) of a list of objects, or of an object whose keys are prompts."""
-    if isinstance(found, Mapping):
-        items = [(key, values) for key, values in found.items() if str(key).isdigit()]
-        yield from ((int(key), values) for key, values in items if isinstance(values, Mapping))
-    elif isinstance(found, list | tuple):
-        for values in found:
-            if isinstance(values, Mapping) and isinstance(values.get("prompt_idx"), int):
-                yield values["prompt_idx"], values
+def _repeat(numbers: TextNumbers, words: Words) -> list[str]:
+    share = NONE if numbers.distinct_3grams is None else percent(numbers.distinct_3grams)
+    return [words.prompt(numbers.prompt_idx), count(numbers.positions), count(numbers.effective_positions), share]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 from parity_lib.base.toml_table import Table, fixture_path, read_toml
 from parity_lib.pages.kit.fragment import Fragment, note, paragraph
 from parity_lib.pages.kit.table import Column, table
 from parity_lib.pages.kit.text import NONE, count, number, percent
+from parity_lib.records.row_numbers import FirstFlip, PairNumbers
 from parity_lib.records.verdicts import Verdict
 
 SCHEMA = "parity/expectations/1"
@@ -17,17 +18,17 @@ _PAIRS = ("exact", "self")
 _NUMBERS = ("rms_over_std", "max_abs", "top1_share", "top5_set_share", "kl_mean", "kl_p99")
 
 # Label, path in the verdict's literal numbers, key of an expectation, how it is written.
-_ROWS: tuple[tuple[str, tuple[str, ...], str, Callable[[float], str]], ...] = (
-    ("top-1 equal", ("top1_share",), "top1_share", percent),
-    ("top-5 set equal", ("top5_set_share",), "top5_set_share", percent),
-    ("rms over std, pooled", ("rms_over_std",), "rms_over_std", number),
-    ("largest |delta| of any logit", ("max_abs",), "max_abs", number),
-    ("|delta| at delta_id, p50, logits", ("delta", "p50"), "", number),
-    ("|delta| at delta_id, p99, logits", ("delta", "p99"), "", number),
-    ("KL llama.cpp to burn, mean, nats", ("kl_ref_cand", "mean"), "kl_mean", number),
-    ("KL llama.cpp to burn, p99, nats", ("kl_ref_cand", "p99"), "kl_p99", number),
-    ("KL burn to llama.cpp, mean, nats", ("kl_cand_ref", "mean"), "", number),
-    ("JSD, mean, nats", ("jsd", "mean"), "", number),
+_ROWS: tuple[tuple[str, str, str, Callable[[float], str]], ...] = (
+    ("top-1 equal", "top1_share", "top1_share", percent),
+    ("top-5 set equal", "top5_set_share", "top5_set_share", percent),
+    ("rms over std, pooled", "rms_over_std", "rms_over_std", number),
+    ("largest |delta| of any logit", "max_abs", "max_abs", number),
+    ("|delta| at delta_id, p50, logits", "delta.p50", "", number),
+    ("|delta| at delta_id, p99, logits", "delta.p99", "", number),
+    ("KL llama.cpp to burn, mean, nats", "kl_ref_cand.mean", "kl_mean", number),
+    ("KL llama.cpp to burn, p99, nats", "kl_ref_cand.p99", "kl_p99", number),
+    ("KL burn to llama.cpp, mean, nats", "kl_cand_ref.mean", "", number),
+    ("JSD, mean, nats", "jsd.mean", "", number),
 )
 _COLUMNS = (
     Column("number"),
@@ -55,14 +56,14 @@ def load_expectations(path: Path | None = None) -> tuple[Mapping[tuple[str, str,
 
 def literal_table(verdict: Verdict) -> Fragment:
     """Return the literal numbers of a verdict; what is not known is left open, never guessed."""
-    generated, every = (verdict.literal.get(key) for key in ("generated", "all"))
-    if not isinstance(every, Mapping) or not every.get("positions"):
+    native = verdict.measured.native
+    if native is None or native.all is None:
         return paragraph("No literal numbers: the deployed file was not compared.")
     known, source = load_expectations()
     own = [known.get((verdict.cell.model, verdict.cell.quant, pair), {}) for pair in _PAIRS]
-    rows = [["positions", _positions(generated), _positions(every), NONE, NONE]]
+    rows = [["positions", *map(_positions, (native.generated, native.all)), NONE, NONE]]
     for label, place, key, write in _ROWS:
-        measured = [_number(generated, place, write), _number(every, place, write)]
+        measured = [_number(numbers, place, write) for numbers in (native.generated, native.all)]
         rows.append([label, *measured, *(write(numbers[key]) if key in numbers else NONE for numbers in own)])
     columns: tuple[Column, ...] = _COLUMNS
     says = f"Expected: {source}."
@@ -70,15 +71,14 @@ def literal_table(verdict: Verdict) -> Fragment:
         says = "No expectation is recorded for this model and quant."
         columns, rows = columns[:-_UNKNOWN], [row[:-_UNKNOWN] for row in rows]
     says += " Literal, and not gated as such: llama.cpp does not agree with itself better than this."
-    return table(columns, rows, css="literal") + note(says) + note(_flips(verdict))
+    return table(columns, rows, css="literal") + note(says) + note(_flips(native.first_top1_flips))
 
 
-def _flips(verdict: Verdict) -> str:
+def _flips(flips: Sequence[FirstFlip]) -> str:
     """Return where free-running greedy texts would part, one clause for each prompt."""
-    flips = verdict.literal.get("first_top1_flips") or []
     if not flips:
         return "Free-running greedy texts would not part: no generated token has another top-1."
-    places = ", ".join(f"prompt {flip['prompt_idx']} at token {flip['token_idx']}" for flip in flips)
+    places = ", ".join(f"prompt {flip.prompt_idx} at token {flip.token_idx}" for flip in flips)
     return f"Free-running greedy texts would part: {places}."
 
 
@@ -89,12 +89,10 @@ def _expectation(entry: Table) -> tuple[tuple[str, str, str], Mapping[str, float
     return key, numbers
 
 
-def _positions(numbers: object) -> str:
-    return count(int(numbers.get("positions", 0))) if isinstance(numbers, Mapping) else NONE
+def _positions(numbers: PairNumbers | None) -> str:
+    return NONE if numbers is None else count(numbers.positions)
 
 
-def _number(numbers: Any, place: tuple[str, ...], write: Callable[[float], str]) -> str:  # noqa: ANN401 - JSON
-    """Return one measured number as text; NONE where the record does not have it."""
-    for key in place:
-        numbers = numbers.get(key) if isinstance(numbers, Mapping) else None
-    return write(float(numbers)) if isinstance(numbers, int | float) else NONE
+def _number(numbers: PairNumbers | None, place: str, write: Callable[[float], str]) -> str:
+    """Return one measured number as text; NONE where there is no position."""
+    return NONE if numbers is None else write(attrgetter(place)(numbers))

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from parity_lib.base.names import Compute, Kind, Rung
+from parity_lib.base.names import Compute, Rung
 from parity_lib.pages.cell.bf16 import bf16_table
 from parity_lib.pages.cell.position_tables import top_list
 from parity_lib.pages.cell.steps import ABSENT
 from parity_lib.pages.cell.t5_literal import literal_table
-from parity_lib.pages.cell.t5_spread import Json, Rows, reader, spread_section
+from parity_lib.pages.cell.t5_spread import Rows, spread_section
 from parity_lib.pages.kit.fragment import EMPTY, Fragment, details, heading, joined, note, paragraph
 from parity_lib.pages.kit.outcomes import kind_words
 from parity_lib.pages.kit.table import Column, table
 from parity_lib.pages.kit.text import NONE, Words, count, number, signed
+from parity_lib.records.row_numbers import Flip
 from parity_lib.records.verdicts import Divergence, Verdict
 
 _SHOWN = 20  # flips
@@ -22,10 +21,9 @@ _SHOWN = 20  # flips
 def native_section(verdict: Verdict, words: Words | None = None) -> Fragment:
     """Return everything about the deployed file: each part that the record lacks is said to be lacking."""
     words = words or Words()
-    spread = verdict.literal.get("spread")
-    known = spread if isinstance(spread, Mapping) else {}
+    spread = verdict.measured.spread
     parts = [literal_table(verdict), bf16_table(verdict), _divergences(verdict, words)]
-    parts += [spread_section(known)] if known else [_no_spread(verdict)]
+    parts += [_no_spread(verdict) if spread is None else spread_section(spread)]
     parts += [_ledgers(verdict), _flips(verdict, words)]
     return joined(parts)
 
@@ -42,16 +40,13 @@ def _ledgers(verdict: Verdict) -> Fragment:
     """Return how many flips there were on the twin and on the deployed file, and how many margins predict."""
     rows: Rows = []
     marks: list[str] = []
-    for rung, key in ((Rung.T4, "ledger"), (Rung.T5, "native_ledger")):
-        ledger = verdict.literal.get(key)
-        counts = ledger.get("counts") if isinstance(ledger, Mapping) else None
-        for kind, values in counts.items() if isinstance(counts, Mapping) else ():
-            get, known = reader(values), _known(ledger, kind)
-            new = (get("unexplained") or 0) - len(known)
-            surplus = bool(values.get("surplus")) if isinstance(values, Mapping) else False
-            marks.append("bad" if new > 0 or surplus else "")
-            numbers = [_whole(get("ties")), number(get("predicted"), 3), "yes" if surplus else "no"]
-            rows.append([rung.title, _kind(kind), *numbers, _whole(get("unexplained")), count(len(known))])
+    found = ((Rung.T4, verdict.measured.ledger), (Rung.T5, verdict.measured.native_ledger))
+    for rung, ledger in ((rung, ledger) for rung, ledger in found if ledger is not None):
+        for kind, n in ledger.counts.items():
+            known = sum(flip.kind is kind for flip in ledger.known)
+            marks.append("bad" if n.unexplained > known or n.surplus else "")
+            numbers = [count(n.ties), number(n.predicted, 3), "yes" if n.surplus else "no"]
+            rows.append([rung.title, kind_words(kind), *numbers, count(n.unexplained), count(known)])
     if not rows:
         return paragraph(f"The ledger of flips: {ABSENT}.")
     columns = (
@@ -67,19 +62,17 @@ def _ledgers(verdict: Verdict) -> Fragment:
         "A tie: llama.cpp's margin at that position is within 3 sigma, of the band on the twin, of llama.cpp's own "
         "spread on the deployed file; never of burn's error."
     )
-    if not isinstance(verdict.literal.get("native_ledger"), Mapping):
+    if verdict.measured.native_ledger is None:
         tie += f" The ledger of the deployed file: {ABSENT}."
     return heading("Ledger of flips") + table(columns, rows, marks=marks, css="native") + note(tie)
 
 
 def _flips(verdict: Verdict, words: Words) -> Fragment:
     """Return the flips of the deployed file that lie farthest over what the spread explains, folded."""
-    ledger = verdict.literal.get("native_ledger")
-    flips = ledger.get("flips") if isinstance(ledger, Mapping) else None
-    listed = [flip for flip in flips if isinstance(flip, Mapping)] if isinstance(flips, list | tuple) else []
+    ledger = verdict.measured.native_ledger
+    listed = sorted(ledger.flips if ledger else (), key=lambda flip: -_over_sigma(flip))
     if not listed:
         return EMPTY
-    listed.sort(key=lambda flip: -_over_sigma(flip))
     rows = [_flip(flip, words) for flip in listed[:_SHOWN]]
     columns = (
         Column("position"),
@@ -94,17 +87,15 @@ def _flips(verdict: Verdict, words: Words) -> Fragment:
     return details(title, table(columns, rows, css="all", cards=False))
 
 
-def _flip(flip: Mapping[str, Json], words: Words) -> list[str]:
-    get = reader(flip)
-    prompt, token = get("prompt_idx"), get("token_idx")
-    ids = [get("reference_id"), get("candidate_id")]
+def _flip(flip: Flip, words: Words) -> list[str]:
     return [
-        f"prompt {words.prompt(int(prompt or 0))}, token {int(token or 0)}",
-        _kind(str(flip.get("kind", NONE))),
-        *(NONE if token_id is None else words.token(int(token_id)) for token_id in ids),
-        number(get("margin"), 3),
+        f"prompt {words.prompt(flip.prompt_idx)}, token {flip.token_idx}",
+        kind_words(flip.kind),
+        words.token(flip.reference_id),
+        words.token(flip.candidate_id),
+        number(flip.margin, 3),
         number(_over_sigma(flip), 2),
-        str(flip.get("ledger", NONE)),
+        str(flip.ledger),
     ]
 
 
@@ -139,20 +130,5 @@ def _divergence(d: Divergence, words: Words) -> list[str]:
     return [kind, signed(d.delta), number(d.limit), d.note or NONE, *tops]
 
 
-def _known(ledger: Json, kind: str) -> list[Json]:
-    known = ledger.get("known") if isinstance(ledger, Mapping) else None
-    return [item for item in known if item[-1:] == [kind]] if isinstance(known, list) else []
-
-
-def _over_sigma(flip: Mapping[str, Json]) -> float:
-    get = reader(flip)
-    width, sigma = get("margin") or 0.0, get("sigma") or 0.0
-    return width / sigma if sigma > 0 else float("inf") if width > 0 else 0.0
-
-
-def _whole(value: float | None) -> str:
-    return NONE if value is None else count(int(value))
-
-
-def _kind(kind: str) -> str:
-    return kind_words(Kind(kind)) if kind in list(Kind) else kind
+def _over_sigma(flip: Flip) -> float:
+    return flip.margin / flip.sigma if flip.sigma > 0 else float("inf") if flip.margin > 0 else 0.0

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
-from parity_lib.pages.cell.steps import ABSENT
 from parity_lib.pages.kit.fragment import Fragment, heading, note, paragraph
 from parity_lib.pages.kit.table import Column, table
 from parity_lib.pages.kit.text import NONE, count, margin, number, percent, short
+from parity_lib.records.row_numbers import Numbers, Spread, VariantNumbers
 
-Json = Any  # a value of ``verdict.literal``, which an older or newer record may lack or shape otherwise
 Rows = list[list[str]]
+T = TypeVar("T")
 
 _METRIC = {
     "rms": "rms over the rows' std, pooled",
@@ -28,38 +28,28 @@ _VARIANT = {
 }
 
 
-def spread_section(spread: Mapping[str, Json]) -> Fragment:
-    """Return the gate of rung T5, what it stands on, and whether that is what it was.
-
-    Args:
-        spread: ``verdict.literal["spread"]``.
-    """
+def spread_section(spread: Spread) -> Fragment:
+    """Return the gate of rung T5, what it stands on, and whether that is what it was."""
     return _ratios(spread) + _variants(spread) + _pinned(spread)
 
 
-def _ratios(spread: Mapping[str, Json]) -> Fragment:
+def _ratios(spread: Spread) -> Fragment:
     """Return the gate: burn's distance to the deployed file over llama.cpp's distance to itself."""
-    found = spread.get("ratios")
     rows: Rows = []
     marks: list[str] = []
-    for name, values in _in_order(found, _METRIC):
-        get = reader(values)
-        ratio, limit = get("ratio"), get("limit")
-        over = ratio is not None and limit is not None and not ratio <= limit
-        marks.append("bad" if over else "")
+    for name, values in _in_order(spread.ratios, _METRIC):
+        marks.append("" if values.ratio <= values.limit else "bad")
         rows.append(
             [
                 _METRIC.get(name, name),
-                number(get("observed"), 3),
-                number(get("self_spread"), 3),
-                number(ratio, 3),
-                number(limit, 3),
-                margin(ratio, limit),
-                number(get("twin_ratio"), 3),
+                number(values.observed, 3),
+                number(values.self_spread, 3),
+                number(values.ratio, 3),
+                number(values.limit, 3),
+                margin(values.ratio, values.limit),
+                number(values.twin_ratio, 3),
             ]
         )
-    if not rows:
-        return paragraph(f"The ratios to llama.cpp's own spread: {ABSENT}.")
     columns = (
         Column("gate"),
         Column("burn to llama.cpp", numeric=True),
@@ -69,22 +59,16 @@ def _ratios(spread: Mapping[str, Json]) -> Fragment:
         Column("margin", numeric=True),
         Column("ratio of llama.cpp's own F32 twin", numeric=True),
     )
-    source = f"Limits from {short(str(spread['source']))}." if spread.get("source") else ""
+    source = f"Limits from {short(spread.source)}." if spread.source else ""
     gate = table(columns, rows, marks=marks, css="native")
     return heading("Gate: distance over llama.cpp's own spread") + gate + note(source)
 
 
-def _variants(spread: Mapping[str, Json]) -> Fragment:
+def _variants(spread: Spread) -> Fragment:
     """Return each pair of runs of llama.cpp on the same file and tokens, and why one was not run."""
-    found, pooled = spread.get("variants"), spread.get("pooled_over")
-    counted = [str(name) for name in pooled] if isinstance(pooled, Sequence) else []
-    rows = [_variant(name, values, counted) for name, values in _in_order(found, _VARIANT)]
-    if isinstance(spread.get("pooled"), Mapping):
-        rows.insert(0, _variant("pooled", spread["pooled"], []))
-    if not rows:
-        return paragraph(f"llama.cpp's own variants: {ABSENT}.")
-    absent = spread.get("absent")
-    reasons = [f"{_name(str(n))}: {why}" for n, why in absent.items()] if isinstance(absent, Mapping) else []
+    rows = [_variant("pooled", spread.pooled, [])]
+    rows += [_variant(name, values, spread.pooled_over) for name, values in _in_order(spread.variants, _VARIANT)]
+    reasons = [f"{_name(name)}: {why}" for name, why in spread.absent.items()]
     left = f"Not run: {'; '.join(reasons)}." if reasons else ""
     columns = (
         Column("llama.cpp, on the same tokens"),
@@ -100,70 +84,52 @@ def _variants(spread: Mapping[str, Json]) -> Fragment:
     return heading("llama.cpp against itself") + table(columns, rows, css="native") + note(left)
 
 
-def _variant(name: str, values: Json, counted: Sequence[str]) -> list[str]:
-    get = reader(values)
-    same = values.get("same_as") if isinstance(values, Mapping) else ""
-    word = f"bit-equal to {_name(str(same))}" if same else "in the pool" if name in counted else NONE
-    positions, against = get("positions"), values.get("against") if isinstance(values, Mapping) else None
+def _variant(name: str, values: Numbers, counted: Sequence[str]) -> list[str]:
+    against, same = (values.against, values.same_as) if isinstance(values, VariantNumbers) else (NONE, "")
+    word = f"bit-equal to {_name(same)}" if same else "in the pool" if name in counted else NONE
     return [
         "all in the pool, root mean square" if name == "pooled" else _name(name),
-        {"strict": "strict settings", "default": "the defaults"}.get(str(against), str(against or NONE)),
-        NONE if positions is None else count(int(positions)),
-        number(get("rms"), 3),
-        number(get("p99"), 3),
-        number(get("kl"), 3),
-        percent(get("top1_share")),
-        percent(get("top5_set_share")),
+        {"strict": "strict settings", "default": "the defaults"}.get(against, against),
+        count(values.positions),
+        number(values.rms, 3),
+        number(values.p99, 3),
+        number(values.kl, 3),
+        percent(values.top1_share),
+        percent(values.top5_set_share),
         word,
     ]
 
 
-def _pinned(spread: Mapping[str, Json]) -> Fragment:
+def _pinned(spread: Spread) -> Fragment:
     """Return tonight's self-spread beside the pinned one: is the reference still what it was?"""
-    pinned, tonight, near = spread.get("pinned"), reader(spread.get("pooled")), spread.get("near")
-    machine = str(spread.get("machine_class", "this machine class"))
-    if not isinstance(pinned, Mapping):
+    pinned, machine = spread.pinned, spread.machine_class
+    if pinned is None:
         return paragraph(f"No self-spread is pinned for {machine}: nothing earlier holds llama.cpp to what it was.")
     rows: Rows = []
     marks: list[str] = []
-    for name, value in _in_order(pinned, _METRIC):
-        now = tonight(name)
-        if not isinstance(value, int | float) or now is None:
-            continue
-        change = now / value - 1 if value else float("inf")
-        off = isinstance(near, int | float) and not abs(change) <= near and not spread.get("provisional")
-        marks.append("bad" if off else "")
-        rows.append([_METRIC.get(name, name), number(now, 3), number(value, 3), f"{change:+.1%}"])
+    for name, label in _METRIC.items():
+        now, then = spread.pooled.metric(name), float(getattr(pinned, name))
+        change = now / then - 1
+        marks.append("" if abs(change) <= spread.near or spread.provisional else "bad")
+        rows.append([label, number(now, 3), number(then, 3), f"{change:+.1%}"])
     columns = (
         Column("llama.cpp's own spread"),
         Column("tonight", numeric=True),
         Column("pinned", numeric=True),
         Column("change", numeric=True),
     )
-    allowed = f"within {near:.0%}" if isinstance(near, int | float) else "near"
-    where = str(pinned.get("machine_class", "an unnamed machine class"))
-    held = f"Pinned for {where}; it has to stay {allowed}."
-    if spread.get("provisional"):
-        held = f"Pinned for {where}, not for {machine}: shown, not held to it; the verdict is provisional."
+    held = f"Pinned for {pinned.machine_class}; it has to stay within {spread.near:.0%}."
+    if spread.provisional:
+        held = f"Pinned for {pinned.machine_class}, not for {machine}: shown, not gated; the verdict is provisional."
     title = "Has llama.cpp's own variation changed since it was pinned?"
     return heading(title) + table(columns, rows, marks=marks, css="native") + note(held)
 
 
-def _in_order(found: Json, known: Mapping[str, str]) -> list[tuple[str, Json]]:
+def _in_order(found: Mapping[str, T], known: Mapping[str, str]) -> list[tuple[str, T]]:
     """Return the items of an object in the order of ``known``, then the rest: a stored record has its keys sorted."""
-    names, order = ([str(name) for name in found] if isinstance(found, Mapping) else []), list(known)
-    return [(name, found[name]) for name in sorted(names, key=lambda n: order.index(n) if n in order else len(order))]
+    order = list(known)
+    return [(n, found[n]) for n in sorted(found, key=lambda n: order.index(n) if n in order else len(order))]
 
 
 def _name(variant: str) -> str:
     return _VARIANT.get(variant, variant.replace("_", " "))
-
-
-def reader(values: Json) -> Callable[[str], float | None]:
-    """Return a function that gives the number at a key, or None where there is none."""
-
-    def get(key: str) -> float | None:
-        value = values.get(key) if isinstance(values, Mapping) else None
-        return value if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-    return get

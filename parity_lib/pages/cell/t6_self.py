@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from parity_lib.base.names import Rung
 from parity_lib.judge.t6_self import RELATIONS
@@ -11,6 +10,7 @@ from parity_lib.pages.cell.steps import ABSENT
 from parity_lib.pages.kit.fragment import Fragment, note, paragraph
 from parity_lib.pages.kit.table import Column, table
 from parity_lib.pages.kit.text import NONE, count, percent
+from parity_lib.records.measured import EqualRows, Itself, Relation
 from parity_lib.records.verdicts import Verdict
 
 _COLUMNS = (
@@ -25,43 +25,35 @@ _COLUMNS = (
 
 def self_table(verdict: Verdict) -> Fragment:
     """Return the relations of rung T6, those that do not hold first, and what llama.cpp does in its own."""
-    found = verdict.literal.get("self")
-    relations = found.get("relations") if isinstance(found, Mapping) else None
-    rung = verdict.rung(Rung.T6)
-    if not isinstance(found, Mapping) or not isinstance(relations, Mapping) or not relations:
+    found, rung = verdict.measured.itself, verdict.rung(Rung.T6)
+    if found is None or not found.relations:
         why = f" {rung.note}" if rung is not None and rung.note else ""
         return paragraph(f"Whether burn agrees with itself on other ways to the same rows: {ABSENT}.{why}")
-    rows = [_row(str(name), counts) for name, counts in relations.items()]
+    rows = [_row(name, counts) for name, counts in found.relations.items()]
     known = list(RELATIONS)  # a stored record has its keys sorted
     rows.sort(key=lambda row: (row[5] == "bit-equal", known.index(row[0]) if row[0] in known else len(known)))
     marks = ["" if row[5] == "bit-equal" else "bad" for row in rows]
     shown = table(_COLUMNS, rows, marks=marks, css="self") + note(_scope(found))
-    return shown + _reference(found.get("reference"))
+    return shown + _reference(found.reference)
 
 
-def _row(name: str, counts: Any) -> list[str]:  # noqa: ANN401 - JSON
-    known = counts if isinstance(counts, Mapping) else {}
-    expected, compared, equal = (known.get(key) for key in ("expected", "compared", "equal"))
-    if not (isinstance(expected, int) and isinstance(compared, int) and isinstance(equal, int)):
-        return [name, str(known.get("what", NONE)), NONE, NONE, NONE, ABSENT]
-    differ = compared - equal
+def _row(name: str, counts: Relation) -> list[str]:
+    expected, compared, differ = counts.expected, counts.compared, counts.compared - counts.equal
     word = "✗ differs" if differ else "bit-equal" if compared == expected and expected else "! not complete"
-    return [name, str(known.get("what") or NONE), count(expected), count(compared), count(differ), word]
+    return [name, counts.what or NONE, count(expected), count(compared), count(differ), word]
 
 
-def _scope(found: Mapping[str, Any]) -> str:
+def _scope(found: Itself) -> str:
     """Return how much was made again, and with how many threads."""
-    rows, threads = found.get("rows"), found.get("threads")
-    parts = [f"teacher-forced pass over {count(rows)} rows" if isinstance(rows, int) else ""]
-    parts += ["every row made again" if found.get("full") else "a part of them made again on each way"]
-    parts += [f"threads {threads}" if threads else ""]
-    text = ", ".join(part for part in parts if part)
-    return f"{text[:1].upper()}{text[1:]}. A row is equal when the SHA-256 of its bits is."
+    again = "every row made again" if found.full else "a part of them made again on each way"
+    threads = f", threads {found.threads}" if found.threads else ""
+    text = f"Teacher-forced pass over {count(found.rows)} rows, {again}{threads}"
+    return f"{text}. A row is equal when the SHA-256 of its bits is."
 
 
-def _reference(found: Any) -> Fragment:  # noqa: ANN401 - JSON
+def _reference(found: Mapping[str, EqualRows]) -> Fragment:
     """Return the same relations of llama.cpp, measured and not gated; nothing where they were not measured."""
-    if not isinstance(found, Mapping) or not found:
+    if not found:
         return note(f"The same relations of llama.cpp: {ABSENT}.")
     columns = (
         Column("llama.cpp, measured, not gated"),
@@ -69,19 +61,11 @@ def _reference(found: Any) -> Fragment:  # noqa: ANN401 - JSON
         Column("differing, rows", numeric=True),
         Column("what it shows"),
     )
-    rows = [_measured(str(name), values) for name, values in found.items() if isinstance(values, Mapping)]
+    rows = [_measured(name, rows) for name, rows in found.items()]
     return table(columns, rows, css="self")
 
 
-def _measured(name: str, values: Mapping[str, Any]) -> list[str]:
-    compared, equal = values.get("compared"), values.get("equal")
-    if not (isinstance(compared, int) and isinstance(equal, int)):
-        return [name, NONE, NONE, ABSENT]
-    word = (
-        "bit-equal"
-        if compared and equal == compared
-        else f"{percent(equal / compared)} bit-equal"
-        if compared
-        else NONE
-    )
-    return [name, count(compared), count(compared - equal), word]
+def _measured(name: str, rows: EqualRows) -> list[str]:
+    compared, equal = rows.compared, rows.equal
+    share = f"{percent(equal / compared)} bit-equal" if compared else NONE
+    return [name, count(compared), count(compared - equal), "bit-equal" if compared and equal == compared else share]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from parity_lib.base.errors import RecordError
 from parity_lib.base.names import Rung
 from parity_lib.judge.t7_isa import side_word
 from parity_lib.numerics.isa_samples import target_of
@@ -13,7 +11,7 @@ from parity_lib.pages.cell.steps import ABSENT
 from parity_lib.pages.kit.fragment import Fragment, joined, note, paragraph
 from parity_lib.pages.kit.table import Column, table
 from parity_lib.pages.kit.text import NONE, count, percent, size
-from parity_lib.records.isa_evidence import BURN, Buffer, IsaProof, Kernel, proofs_of
+from parity_lib.records.isa_evidence import BURN, Buffer, IsaProof, Kernel
 from parity_lib.records.verdicts import Verdict
 
 _PROOFS = (
@@ -50,14 +48,11 @@ NOTE = (
 
 def isa_table(verdict: Verdict) -> Fragment:
     """Return the proofs of a cell, those that do not hold first, with the kernels and buffers that they stand on."""
-    try:
-        proofs, deployed = proofs_of(verdict.literal), _deployed(verdict.literal)
-    except RecordError as error:
-        return paragraph(str(error))
-    if not proofs:
+    found = verdict.measured.isa
+    if found is None or not found.proofs:
         rung = verdict.rung(Rung.T7)
         return paragraph(f"Which instructions ran: {ABSENT}." + (f" {rung.note}" if rung and rung.note else ""))
-    return proof_tables(proofs, deployed)
+    return proof_tables(found.proofs, () if found.deployed is None else (found.deployed,))
 
 
 def proof_tables(proofs: Sequence[IsaProof], deployed: Sequence[IsaProof] = ()) -> Fragment:
@@ -83,11 +78,6 @@ def proof_row(proof: IsaProof) -> list[str]:
     reason = "; ".join([*filter(None, [evidence.impossible]), proof.reason])
     reason += f"; arithmetic: {', '.join(told)}" if told else ""
     return [f"{evidence.engine}, {evidence.run}", evidence.requested, proof.observed, word, samples, reason]
-
-
-def _deployed(literal: Mapping[str, Any]) -> Sequence[IsaProof]:
-    found = literal.get("isa", {}).get("deployed")
-    return proofs_of({"isa": {"proofs": [found]}}) if found else ()
 
 
 def _kernels(proof: IsaProof) -> Sequence[Kernel]:

@@ -12,9 +12,9 @@ from parity_lib.cell.file_check import Pieces
 from parity_lib.pages.kit.fragment import EMPTY, Fragment, details, joined, paragraph
 from parity_lib.pages.kit.table import Column, table
 from parity_lib.pages.kit.text import NONE, count, quoted
+from parity_lib.records.measured import Tokens
 from parity_lib.records.verdicts import Verdict
 
-Json = Mapping[str, Any]
 _CLASSES = (
     Column("class of texts"),
     Column("texts", numeric=True),
@@ -36,46 +36,43 @@ _FACTS = (Column("tokenizer"), Column("value"))
 
 def token_table(verdict: Verdict) -> Fragment:
     """Return the texts of this file by class, and what differs."""
-    record = verdict.literal.get("tokens")
-    if not isinstance(record, Mapping):
+    record = verdict.measured.tokens
+    if record is None:
         return paragraph("The file has no vocabulary: there is no text to tokenise, and the prompts are made of ids.")
-    rows = [
-        [name, *(count(row[key]) for key in ("texts", "tokens", "different", "listed"))]
-        for name, row in record["classes"].items()
-    ]
-    total = [sum(row[key] for row in record["classes"].values()) for key in ("texts", "tokens", "different", "listed")]
-    rows.append(["all", *map(count, total)])
-    bad = [*(row["different"] > 0 for row in record["classes"].values()), total[2] > 0]
-    found = record["bytes"]
+    counts = {name: (row.texts, row.tokens, row.different, row.listed) for name, row in record.classes.items()}
+    total = [sum(numbers) for numbers in zip((0, 0, 0, 0), *counts.values(), strict=True)]
+    rows = [[name, *map(count, numbers)] for name, numbers in (counts | {"all": total}).items()]
+    bad = [numbers[2] > 0 for numbers in (*counts.values(), total)]
+    found = record.bytes
     text = (
         f"{count(total[0])} texts tokenised by both, {count(total[2])} differ without a listed reason; the bytes of "
-        f"{count(found['compared'])} of {count(found['expected'])} tokens compared, {count(found['different'])} differ."
+        f"{count(found.compared)} of {count(found.expected)} tokens compared, {count(found.different)} differ."
     )
     classes = table(_CLASSES, rows, marks=_red(bad), css="tokens", cards=False)
-    return paragraph(text) + classes + _facts(record["tokenizer"])
+    return paragraph(text) + classes + _facts(record.tokenizer)
 
 
 def case_table(verdict: Verdict) -> Fragment:
     """Return llama.cpp's own vocabulary cases: both tokenizers against the expected ids."""
-    cases = verdict.literal.get("cases")
-    if not isinstance(cases, Mapping) or not cases:
+    cases = verdict.measured.cases
+    if not cases:
         return paragraph("The vocabulary cases were not run.")
     rows, bad = [], []
     for name, record in cases.items():
-        own = record["classes"]["cases"]
-        others = [row for group, row in record["classes"].items() if group != "cases"]
+        own = record.classes["cases"]
+        others = [row for group, row in record.classes.items() if group != "cases"]
         rows.append(
             [
                 name,
-                record["tokenizer"]["pre"],
-                count(own["texts"]),
-                count(own["texts"] - own["different"]),
-                count(sum(row["texts"] for row in others)),
-                count(sum(row["listed"] for row in others)),
-                f"{count(record['bytes']['compared'])}",
+                str(record.tokenizer["pre"]),
+                count(own.texts),
+                count(own.texts - own.different),
+                count(sum(row.texts for row in others)),
+                count(sum(row.listed for row in others)),
+                count(record.bytes.compared),
             ]
         )
-        bad.append(own["different"] > 0 or sum(row["different"] for row in others) > 0)
+        bad.append(own.different > 0 or sum(row.different for row in others) > 0)
     return table(_CASES, rows, marks=_red(bad), css="tokens")
 
 
@@ -86,10 +83,10 @@ def token_differences(verdict: Verdict) -> Fragment:
     shown = paragraph("No difference without a listed reason.")
     if lines:
         shown = table(columns, lines, marks=["bad"] * len(lines), css="tokens")
-    known = [entry for record in _records(verdict) for entry in record["known"] if entry["texts"]]
-    merged = {entry["name"]: entry for entry in known}
-    counts = {name: sum(e["texts"] for e in known if e["name"] == name) for name in merged}
-    rows = [[name, count(counts[name]), ", ".join(e["classes"]), e["reason"]] for name, e in merged.items()]
+    known = [entry for record in _records(verdict) for entry in record.known if entry.texts]
+    merged = {entry.name: entry for entry in known}
+    counts = {name: sum(e.texts for e in known if e.name == name) for name in merged}
+    rows = [[name, count(counts[name]), ", ".join(e.classes), e.reason] for name, e in merged.items()]
     listed = (Column("listed difference"), Column("texts", numeric=True), Column("classes"), Column("reason"))
     return shown + (table(listed, rows, css="tokens") if rows else EMPTY)
 
@@ -112,13 +109,12 @@ _SHOWN = 400  # tokens of a prompt
 _BOX = Markup('<span class="piece" title="{}">{}</span>')
 
 
-def _records(verdict: Verdict) -> list[Json]:
-    own, cases = verdict.literal.get("tokens"), verdict.literal.get("cases")
-    found = [own] if isinstance(own, Mapping) else []
-    return found + list(cases.values() if isinstance(cases, Mapping) else [])
+def _records(verdict: Verdict) -> list[Tokens]:
+    own = verdict.measured.tokens
+    return [*([] if own is None else [own]), *verdict.measured.cases.values()]
 
 
-def _facts(tokenizer: Json) -> Fragment:
+def _facts(tokenizer: Mapping[str, Any]) -> Fragment:
     names = {
         "pre": "pre-tokenizer",
         "n_vocab": "tokens",

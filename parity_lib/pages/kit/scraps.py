@@ -48,7 +48,7 @@ def record(name: str, value: object) -> None:
 
 
 def record_verdict(verdict: Verdict) -> None:
-    """Leave a verdict's numbers in the running notebook: ``outcome``, ``cell``, ``rungs``, ``literal``, ``lines``.
+    """Leave a verdict's numbers in the running notebook: ``outcome``, ``cell``, ``rungs``, ``measured``, ``lines``.
 
     The record that decides is ``verdict.json``; these are for who reads many executed notebooks at once.
     """
@@ -56,7 +56,7 @@ def record_verdict(verdict: Verdict) -> None:
     record("cell", verdict.cell)
     names = ("outcome", "expected", "compared", "worst", "limit", "margin", "unit")
     record("rungs", {r.rung.value: {name: getattr(r, name) for name in names} for r in verdict.rungs})
-    record("literal", {key: verdict.literal[key] for key in ("all", "generated", "power") if key in verdict.literal})
+    record("measured", {"native": verdict.measured.native, "power": verdict.measured.power})
     record("lines", verdict.lines()[:_LINES])
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from parity_lib.base.names import Outcome, Rung
-from parity_lib.pages.cell.power import power, share
+from parity_lib.pages.cell.power import share
 from parity_lib.pages.kit.fragment import EMPTY, Fragment, joined, paragraph
 from parity_lib.pages.kit.table import Column, table
 from parity_lib.pages.kit.text import NONE, count, number
@@ -49,12 +48,12 @@ def _row(verdict: Verdict | None) -> list[str]:
         return [NONE, NONE, NONE, NONE, "the record cannot be read", NONE, NONE]
     twin = verdict.rung(Rung.T4)
     gated = twin is not None and twin.outcome is not Outcome.REPORTED
-    known = power(verdict) if gated else None
+    known = verdict.measured.power if gated else None
     return [
         NONE if twin is None else count(twin.compared),
-        NONE if known is None else count(int(known["positions"])),
-        NONE if known is None else share(known["detectable_flip_rate"]),
-        NONE if known is None else number(known["confidence"]),
+        NONE if known is None else count(known.positions),
+        NONE if known is None else share(known.detectable_flip_rate),
+        NONE if known is None else number(known.confidence),
         _reference(verdict),
         _candidate(verdict),
         _instructions(verdict),
@@ -63,8 +62,8 @@ def _row(verdict: Verdict | None) -> list[str]:
 
 def _reference(verdict: Verdict) -> str:
     """Return whether llama.cpp was run a second time on the same input, and what came out."""
-    found = verdict.literal.get("cache")
-    word = str(found.get("reference", "")) if isinstance(found, Mapping) else ""
+    found = verdict.measured.cache
+    word = "" if found is None else found.parts.get("reference", "")
     return word if "again" in word else "not tonight" if word else NONE
 
 

@@ -10,6 +10,8 @@ from parity_lib.judge.literal import literal_report
 from parity_lib.pages.cell.bf16 import bf16_table, bf16_words
 from parity_lib.pages.cell.box import verdict_box
 from parity_lib.pages.cell.t5_native import native_section
+from parity_lib.records.measured import Measured
+from parity_lib.records.row_numbers import Bf16, NonFinite, PairReport
 from parity_lib.records.traces import expected_positions
 from parity_lib.records.verdicts import Verdict
 
@@ -20,13 +22,11 @@ from ..conftest import LENGTHS, noisy
 def bf16_verdict(make_verdict: Callable[..., Verdict]) -> Verdict:
     """A cell in bf16 as it is reported: three distances over real rows."""
     expected = expected_positions([p for p, _ in LENGTHS], [g for _, g in LENGTHS])
-    told = {
-        name: literal_report(align(noisy(seed, size), expected))
-        for name, seed, size in (("band", 1, 0.02), ("candidate", 2, 0.021), ("plain_f32", 3, 0.02))
-    }
+    sizes = ((1, 0.02), (2, 0.021), (3, 0.02))
+    told = Bf16(*(literal_report(align(noisy(seed, size), expected)) for seed, size in sizes))
     base = make_verdict()
     cell = structs.replace(base.cell, compute="bf16")
-    return structs.replace(base, cell=cell, literal={**base.literal, "bf16": told})
+    return structs.replace(base, cell=cell, measured=structs.replace(base.measured, bf16=told))
 
 
 def test_three_distances_over_both_kinds_of_positions(bf16_verdict: Verdict) -> None:
@@ -55,7 +55,8 @@ def test_the_section_says_that_no_gate_stands(bf16_verdict: Verdict) -> None:
 
 def test_a_cell_of_another_arithmetic_has_none(make_verdict: Callable[..., Verdict], bf16_verdict: Verdict) -> None:
     assert bf16_table(make_verdict()).plain == bf16_words(make_verdict()) == ""
-    for strange in ({}, 3, {"band": {"all": 3}}):
-        odd = structs.replace(bf16_verdict, literal={"bf16": strange})
+    empty = PairReport(None, None, (), NonFinite(0, 0))
+    for told in (None, Bf16(empty, empty, empty)):
+        odd = structs.replace(bf16_verdict, measured=Measured(bf16=told))
         assert bf16_words(odd) == ""
         assert bf16_table(odd).plain

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from parity_lib.base.errors import FixtureError, RecordError
-from parity_lib.base.json_text import encode
+from parity_lib.base.errors import FixtureError
 from parity_lib.pages.cell.hardness import EXP_RANGE, hardness_table
 from parity_lib.records.hardness import BiasNorms, Extreme, Hardness, load_known
+from parity_lib.records.measured import Measured
 from parity_lib.records.verdicts import Verdict
 
 MakeVerdict = Callable[..., Verdict]
@@ -25,7 +25,7 @@ HARD = Hardness(
 
 
 def shown(make_verdict: MakeVerdict, hard: Hardness) -> str:
-    return hardness_table(replace(make_verdict(), literal={"hardness": encode(hard)})).plain
+    return hardness_table(replace(make_verdict(), measured=Measured(hardness=hard))).plain
 
 
 def test_each_extreme_stands_with_its_place_and_a_known_model_beside(make_verdict: MakeVerdict) -> None:
@@ -45,12 +45,7 @@ def test_scores_beyond_the_range_of_exp_are_said(make_verdict: MakeVerdict) -> N
 
 
 def test_a_record_without_it_says_so(make_verdict: MakeVerdict) -> None:
-    assert "not in this record" in hardness_table(replace(make_verdict(), literal={})).plain
-
-
-def test_a_record_of_another_kind_is_refused(make_verdict: MakeVerdict) -> None:
-    with pytest.raises(RecordError, match="hardness"):
-        hardness_table(replace(make_verdict(), literal={"hardness": {"rows": 1}}))
+    assert "not in this record" in hardness_table(replace(make_verdict(), measured=Measured())).plain
 
 
 def test_the_known_models_are_loaded_strictly(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from msgspec import structs
 
 from parity_lib.base.names import Outcome, Rung
 from parity_lib.pages.cell.ladder import rung_table
+from parity_lib.records.measured import Measured, Power
 from parity_lib.records.verdicts import Verdict
 
 MakeVerdict = Callable[..., Verdict]
@@ -45,12 +46,12 @@ def test_a_long_source_is_folded_and_says_everything_once(make_verdict: MakeVerd
 
 def test_the_row_of_the_deployed_file_says_what_it_did_literally(make_verdict: MakeVerdict) -> None:
     assert "literally, generated tokens: top-1 97.1 %, top-5 set 85.4 %" in rung_table(make_verdict()).html
-    assert "literally, gen" not in rung_table(make_verdict(literal={})).html
+    assert "literally, gen" not in rung_table(make_verdict(measured=Measured())).html
 
 
 def test_below_the_ladder_stands_how_sure_it_is(make_verdict: MakeVerdict) -> None:
-    power = {"positions": 374, "detectable_flip_rate": 0.00798, "confidence": 0.95}
-    plain = rung_table(make_verdict(literal={"power": power})).plain
+    power = Power(positions=374, detectable_flip_rate=0.00798, confidence=0.95)
+    plain = rung_table(make_verdict(measured=Measured(power=power))).plain
     assert "374 effective positions would have caught a flip rate of 0.80 % with probability 0.95." in plain
     assert "Red control: not part of this cell" in plain
     assert "is not in this record" in rung_table(make_verdict()).plain

@@ -31,4 +31,3 @@ def test_an_old_record_says_that_it_has_neither(make_verdict: Callable[..., Verd
     verdict = make_verdict()
     assert step_seconds(verdict) == {}
     assert step_table(verdict).plain.count("not in this record") == 2
-    assert step_seconds(make_verdict(literal={"seconds": [1], "cache": 3})) == {}

@@ -9,6 +9,8 @@ from msgspec import structs
 
 from parity_lib.base.errors import FixtureError
 from parity_lib.pages.cell.t5_literal import literal_table, load_expectations
+from parity_lib.records.measured import Measured
+from parity_lib.records.row_numbers import NonFinite, PairReport
 from parity_lib.records.verdicts import Verdict
 
 MakeVerdict = Callable[..., Verdict]
@@ -36,8 +38,8 @@ def test_a_model_without_expectation_gets_none(make_verdict: MakeVerdict) -> Non
 
 
 def test_nothing_compared_is_said(make_verdict: MakeVerdict) -> None:
-    for literal in ({}, {"all": {"positions": 0}}):
-        assert "No literal numbers" in literal_table(make_verdict(literal=literal)).plain
+    for native in (None, PairReport(None, None, (), NonFinite(0, 0))):
+        assert "No literal numbers" in literal_table(make_verdict(measured=Measured(native=native))).plain
 
 
 def test_where_greedy_texts_part_is_named(make_verdict: MakeVerdict) -> None:

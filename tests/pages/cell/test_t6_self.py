@@ -6,6 +6,7 @@ from msgspec import structs
 
 from parity_lib.judge.t6_self import RELATIONS
 from parity_lib.pages.cell.t6_self import self_table
+from parity_lib.records.measured import EqualRows, Measured
 from parity_lib.records.verdicts import Verdict
 
 FullVerdict = Callable[..., Verdict]
@@ -30,22 +31,22 @@ def test_what_does_not_hold_comes_first_and_is_marked(full_verdict: FullVerdict)
 
 def test_rows_that_were_not_made_are_no_equality(full_verdict: FullVerdict) -> None:
     verdict = full_verdict()
-    counts = {**verdict.literal["self"]["relations"]["alone"], "compared": 30, "equal": 30}
-    literal = {**verdict.literal, "self": {"relations": {"alone": counts}}}
-    shown = self_table(structs.replace(verdict, literal=literal))
+    whole = verdict.measured.itself
+    counts = structs.replace(whole.relations["alone"], compared=30, equal=30)
+    itself = structs.replace(whole, relations={"alone": counts})
+    shown = self_table(structs.replace(verdict, measured=Measured(itself=itself)))
     assert "! not complete" in shown.plain
     assert 'class="bad"' in shown.html
 
 
 def test_llama_cpps_own_relations_are_shown_beside(full_verdict: FullVerdict) -> None:
     verdict = full_verdict()
-    own = {"threads, strict": {"compared": 155, "equal": 155}, "defaults": {"compared": 176, "equal": 44}}
-    literal = {**verdict.literal, "self": {**verdict.literal["self"], "reference": own}}
-    lines = self_table(structs.replace(verdict, literal=literal)).plain.splitlines()
+    own = {"threads, strict": EqualRows(155, 155), "defaults": EqualRows(176, 44)}
+    itself = structs.replace(verdict.measured.itself, reference=own)
+    lines = self_table(structs.replace(verdict, measured=Measured(itself=itself))).plain.splitlines()
     assert lines[-2].split() == ["threads,", "strict", "155", "0", "bit-equal"]
     assert lines[-1].split() == ["defaults", "176", "132", "25.0", "%", "bit-equal"]
 
 
 def test_an_old_record_says_that_it_has_none(make_verdict: Callable[..., Verdict]) -> None:
     assert "not in this record" in self_table(make_verdict()).plain
-    assert "not in this record" in self_table(make_verdict(literal={"self": {"relations": {"x": 3}}})).plain

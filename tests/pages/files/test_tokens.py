@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from parity_lib.base.names import Kind, Outcome, Rung
 from parity_lib.cell.file_check import Pieces, TensorNumbers
@@ -11,13 +10,14 @@ from parity_lib.judge.t1_known_differences import KnownDifference, KnownDifferen
 from parity_lib.judge.t1_tokens import BytesResult, TextResult, TokenizerPair, judge_tokens
 from parity_lib.pages.files.tensors import tensor_table, type_table, weight_figure
 from parity_lib.pages.files.tokens import case_table, prompt_pieces, token_differences, token_table
+from parity_lib.records.measured import Measured, Tokens
 from parity_lib.records.verdicts import Divergence, RungResult, Verdict
 
 MakeVerdict = Callable[..., Verdict]
 KNOWN = KnownDifferences((KnownDifference("composed", ("qwen2",), "no-nfc", ("marks",), ("a",), "NFC <first>"),), "0")
 
 
-def judged(*, broken: bool = False) -> tuple[RungResult, list[Divergence], dict[str, Any]]:
+def judged(*, broken: bool = False) -> tuple[RungResult, list[Divergence], Tokens]:
     """Judge a prompt, a vocabulary case and a listed difference."""
     texts = [
         TextResult("insulin", "prompts", (1, 2), (1, 3) if broken else (1, 2)),
@@ -32,9 +32,9 @@ def judged(*, broken: bool = False) -> tuple[RungResult, list[Divergence], dict[
 def shown(make_verdict: MakeVerdict, *, broken: bool = False) -> Verdict:
     """Return a verdict that holds that record."""
     rung, divergences, record = judged(broken=broken)
-    literal = {"tokens": record, "cases": {"qwen2": record}}
+    measured = Measured(tokens=record, cases={"qwen2": record})
     outcome = Outcome.DIVERGED if broken else Outcome.PARITY
-    return make_verdict(outcome, rungs=(rung,), divergences=tuple(divergences), literal=literal)
+    return make_verdict(outcome, rungs=(rung,), divergences=tuple(divergences), measured=measured)
 
 
 def test_texts_are_counted_by_class(make_verdict: MakeVerdict) -> None:
@@ -51,8 +51,8 @@ def test_a_class_that_differs_is_red(make_verdict: MakeVerdict) -> None:
 
 
 def test_a_file_without_a_vocabulary_says_so(make_verdict: MakeVerdict) -> None:
-    assert "no vocabulary" in token_table(make_verdict(literal={})).plain
-    assert "were not run" in case_table(make_verdict(literal={})).plain
+    assert "no vocabulary" in token_table(make_verdict(measured=Measured())).plain
+    assert "were not run" in case_table(make_verdict(measured=Measured())).plain
 
 
 def test_the_cases_stand_by_vocabulary(make_verdict: MakeVerdict) -> None:
