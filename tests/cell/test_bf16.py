@@ -14,8 +14,9 @@ from parity_lib.cell import steps
 from parity_lib.cell.bf16 import BAND, CANDIDATE, PLAIN, capture_plain, report_bf16
 from parity_lib.cell.reference import capture_bf16_twin
 from parity_lib.cell.rows import Rows
-from parity_lib.cell.steps import Cell
+from parity_lib.cell.steps import Cell, Reference
 from parity_lib.records.traces import Position
+from tests.shared import SoundCell
 
 pytestmark = pytest.mark.engine
 
@@ -24,7 +25,7 @@ Captured = tuple[Cell, tuple[Rows, Rows, Rows, Rows], tuple[Position, ...]]
 
 
 @pytest.fixture(scope="module")
-def captured(tmp_path_factory: pytest.TempPathFactory) -> Captured:
+def captured(sound_cell: SoundCell, tmp_path_factory: pytest.TempPathFactory) -> Captured:
     folder = tmp_path_factory.mktemp("bf16")
     cell = steps.open_cell(
         model="synthetic-llama",
@@ -34,8 +35,9 @@ def captured(tmp_path_factory: pytest.TempPathFactory) -> Captured:
         n_threads=1,
         out_dir=folder,
     )
-    reference = steps.capture_reference(cell)
-    twin = steps.capture_twin(cell, reference)
+    reference, twin = sound_cell.climbed.reference, sound_cell.climbed.twin  # they do not depend on the policy
+    assert isinstance(reference, Reference)
+    assert isinstance(twin, Rows)
     candidate = steps.capture_candidate(cell, reference)
     rows = (capture_bf16_twin(cell, reference), twin, candidate, capture_plain(cell, reference))
     return cell, rows, steps.positions(cell, reference)

@@ -35,6 +35,7 @@ from parity_lib.records.pins import load_pins
 from parity_lib.records.self_spread import DEFAULT, DEFAULT_DECODE, FLASH_F16, OTHER_BUILD, SelfSpread
 from parity_lib.records.self_spread_pins import load_spreads
 from parity_lib.records.traces import Position
+from tests.shared import SoundCell
 
 pytestmark = pytest.mark.engine
 
@@ -59,8 +60,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def captured(folder: Path) -> Captured:
-    return capture(folder, "Q8_0")
+def captured(sound_cell: SoundCell) -> Captured:
+    climbed = sound_cell.climbed
+    return sound_cell.cell, climbed.reference, climbed.twin, climbed.candidate, climbed.spread  # type: ignore[return-value]
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -20,11 +21,9 @@ from parity_lib.engines import machine
 from parity_lib.engines.llamacpp import isa_build
 from parity_lib.records.isa_evidence import BURN, LLAMA_CPP, Evidence
 from parity_lib.records.pins import load_pins
-from tests.shared import reference_kept_in
+from tests.shared import SoundCell, link_tree, reference_kept_in
 
 pytestmark = pytest.mark.engine
-
-PROMPTS = Path(__file__).parents[1] / "two_prompts.toml"
 
 
 class Proved(NamedTuple):
@@ -35,15 +34,15 @@ class Proved(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def proved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proved]:
-    path = tmp_path_factory.mktemp("isa")
-    with reference_kept_in(path / "traces"):
-        cell = steps.open_cell(
-            model="synthetic-llama", quant="Q8_0", prompts=str(PROMPTS), out_dir=path / "cell", n_threads=1
-        )
-        reference = steps.capture_reference(cell)
-        candidate = steps.capture_candidate(cell, reference)
-        yield Proved(cell, reference, candidate, steps.prove_isa(cell, reference, candidate))
+def proved(sound_cell: SoundCell, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proved]:
+    """The T7 part of a sound cell, with a diary and a cache of this module's own."""
+    cell, climbed = sound_cell.cell, sound_cell.climbed
+    assert isinstance(climbed.reference, Reference)
+    assert isinstance(climbed.candidate, Rows)
+    assert isinstance(climbed.isa, Finding)
+    with reference_kept_in(link_tree(sound_cell.traces, tmp_path_factory.mktemp("isa"))):
+        own = replace(cell, diary=deepcopy(cell.diary))
+        yield Proved(own, climbed.reference, climbed.candidate, climbed.isa)
 
 
 def test_both_engines_are_proved_by_what_they_ran(proved: Proved) -> None:
