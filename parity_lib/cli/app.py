@@ -130,7 +130,7 @@ def run(
     "--side",
     type=click.Choice(["reference", "candidate"]),
     default=None,
-    help="Take this side of both, to compare one engine on two hosts. Default: llama.cpp of A against burn of B.",
+    help="Compare this side of both. Default: llama.cpp of REFERENCE against burn of CANDIDATE.",
 )
 def compare(reference: Path, candidate: Path, side: str | None) -> int:
     """Judge stored traces again, without an engine: REFERENCE and CANDIDATE are folders of cells, or the same one."""

@@ -36,10 +36,17 @@ LINE_WIDTH = 200  # of a line under the table; divergences.jsonl of the fault's 
 @options.model
 @options.only("faults")
 @click.option(
-    "--faults", type=click.Path(path_type=Path), default=None, metavar="FILE", help="A list of faults of your own."
+    "--faults",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="Your own list, shaped like fixtures/faults.toml, or with --trace op_faults.toml.",
 )
 @click.option(
-    "--trace", "by_op", is_flag=True, help="Faults of one op each: which op does the replay of all ops name (rung T3)?"
+    "--trace",
+    "by_op",
+    is_flag=True,
+    help="Seed faults of one op each, and show which op the replay of all ops names (rung T3).",
 )
 @options.isa
 @options.prompts

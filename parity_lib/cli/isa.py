@@ -82,9 +82,9 @@ def split(model: str, quant: str, targets: str, prompts: str, n_threads: int, ou
 def build(target: str) -> int:
     """Build llama.cpp for TARGET into the cache, beside the installed one; about 5 minutes on 2 cores, once.
 
-    Nothing is installed: a cell of that target finds it there. The build is tried before it counts: a product of each
-    weight type in a process of its own. One that dies is refused with the instruction that it died at. A target that
-    this CPU lacks is built, and said to be not tried.
+    Cells of that target load the build from the cache. It is tried first: a product of each weight type in a worker
+    process; a build that crashes is refused, with the instruction that it stopped at. A target that this CPU lacks is
+    built, and the output says that it was not tried.
     """
     from parity_lib.base.surroundings import cache_dir
     from parity_lib.engines.llamacpp.build import ensure_wheel

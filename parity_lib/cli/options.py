@@ -26,7 +26,9 @@ stack = click.option(
     show_default=True,
     help="Which build of burn the candidate uses (see `parity stack list`).",
 )
-compute = click.option("--compute", default="f32", show_default=True, help="Arithmetic of the candidate's matmuls.")
+compute = click.option(
+    "--compute", default="f32", show_default=True, help="Arithmetic of the candidate's matmuls: f32, bf16 or ggml."
+)
 fault = click.option("--fault", default="", metavar="NAME", help="Seed a fault into the candidate, as a red control.")
 prompts = click.option(
     "--prompts", default="", metavar="FILE", help="Your own prompts file, shaped like fixtures/prompts.toml."

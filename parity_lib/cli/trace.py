@@ -29,7 +29,7 @@ EPILOG = (
     default=0,
     show_default=True,
     metavar="N",
-    help="token_idx; tokens of the prompt are negative.",
+    help="Row: 0 chooses the first generated token; rows of the prompt are -1, -2, ..",
 )
 @options.fault
 @options.isa

@@ -1,4 +1,4 @@
-"""Make a failure reproducer: find the smallest piece of an op in which the candidate still gives the value it gave."""
+"""Make a reproducer: find the smallest piece of an op with which the candidate still gives its recorded value."""
 
 from __future__ import annotations
 
