@@ -17,8 +17,9 @@ from parity_lib.base.names import Isa, Outcome, Settings
 from parity_lib.cell import reference_cache, steps, t7_isa
 from parity_lib.cell.rows import Rows
 from parity_lib.cell.steps import Cell, Finding, Reference
-from parity_lib.engines import machine
+from parity_lib.engines import machine, targets
 from parity_lib.engines.llamacpp import isa_build
+from parity_lib.engines.targets import Side, Sides
 from parity_lib.records.isa_evidence import BURN, LLAMA_CPP, Evidence
 from parity_lib.records.pins import load_pins
 from tests.shared import SoundCell, link_tree, reference_kept_in
@@ -104,6 +105,25 @@ def test_a_polyfill_in_a_cell_is_a_divergence(proved: Proved) -> None:
     assert finding.rung.outcome is Outcome.DIVERGED
     [divergence] = finding.divergences
     assert "asked for amx, saw" in divergence.note
+
+
+@pytest.mark.parametrize(("required", "outcome"), [(False, Outcome.REPORTED), (True, Outcome.DIVERGED)])
+def test_a_cell_of_a_target_that_burn_lacks_runs_and_says_so(
+    proved: Proved, monkeypatch: pytest.MonkeyPatch, required: bool, outcome: Outcome
+) -> None:
+    """As on AMX, where the reference has what the cell asks for; here its part is played by the installed build."""
+    lacks, real = "it has no kernel of tiles", proved.cell.sides
+    sides = Sides(Side(real.reference.isa), Side(real.candidate.isa, lacks))
+    monkeypatch.setattr(targets, "sides", lambda *_: sides)
+    request = replace(proved.cell.request, require_isa=required)
+    cell = replace(proved.cell, id=structs.replace(proved.cell.id, isa="amx"), request=request)
+    candidate = steps.capture_candidate(cell, proved.reference)
+    assert (candidate.digests == proved.candidate.digests).all()
+    finding = steps.prove_isa(cell, proved.reference, candidate)
+    words = f"amx is not possible for burn here, which ran {real.candidate.isa}: {lacks}"
+    assert (finding.rung.outcome, finding.rung.compared) == (outcome, 2)
+    assert finding.rung.note.startswith(words)
+    assert [(d.where, d.note) for d in finding.divergences] == ([(BURN, words)] if required else [])
 
 
 def test_strict_settings_of_the_amx_target_are_asked_for_what_they_can_run(

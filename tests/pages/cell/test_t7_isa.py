@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from parity_lib.base.names import Outcome, Rung
 from parity_lib.base.record import decode_record
 from parity_lib.judge.t7_isa import judge_isa, prove
+from parity_lib.pages.cell.box import _marks
 from parity_lib.pages.cell.ladder import SECTIONS
 from parity_lib.pages.cell.t7_isa import isa_table
 from parity_lib.pages.night.sure import _instructions
@@ -59,6 +60,25 @@ def test_a_polyfill_is_marked_as_refused_and_stands_first(make_verdict: MakeVerd
     assert "asked for amx, saw avx512" in shown.plain
     assert verdict.rung(Rung.T7) is not None
     assert _instructions(verdict).startswith("avx512 refused: ")
+
+
+def test_a_side_that_cannot_run_the_target_is_no_red_row_and_stands_in_the_headline(
+    make_verdict: MakeVerdict, recorded: list[Evidence]
+) -> None:
+    """As on AMX: llama.cpp ran what was asked for, and burn the widest that it has."""
+    why = "amx is not possible for burn here, which ran avx512: it has no kernel of tiles"
+    burn, *_, llama = recorded
+    verdict = verdict_of(make_verdict, [replace(burn, impossible=why), llama], "avx512")
+    rung = verdict.rung(Rung.T7)
+    assert rung is not None
+    assert rung.outcome is Outcome.REPORTED
+    shown = isa_table(verdict)
+    assert shown.plain.count("· not possible here") == 1
+    assert "✓ proven" in shown.plain
+    assert why in shown.plain
+    assert 'class="bad"' not in shown.html
+    assert _instructions(verdict).startswith(f"avx512 not on both sides: {why}")
+    assert ("avx512 not on both sides", f"requested; {rung.note}") in _marks(verdict)
 
 
 def test_a_record_without_proofs_says_so(make_verdict: MakeVerdict) -> None:
