@@ -1,4 +1,4 @@
-"""Shows records: boxes, tables, figures, whole pages. Judges nothing and reads no engine.
+"""Shows records: boxes, tables, figures, whole pages. Does not judge, and loads no engine.
 
 Every name is imported when it is first used, so that a command line that shows nothing never loads matplotlib.
 """

@@ -88,9 +88,9 @@ def test_a_trace_runs_from_any_folder_and_its_page_opens_with_the_sentence(tmp_p
     asked = {"prompts": prompts, "prompt": "second", "token": 1, "out_dir": str(tmp_path / "trace")}
     path, page = execute("03_trace", tmp_path, **asked)
     top = page[: page.index("<h2")]
-    assert "PARITY at prompt 1 (second), token 1: nothing over its limit" in top
-    assert "Nothing is over its limit at token 1: all 237 ops are right on llama.cpp's own inputs" in top
-    assert "nobody's fault" in top
+    assert "PARITY at prompt 1 (second), token 1: every op and layer is inside its limit" in top
+    assert "All 237 ops are right on llama.cpp's own inputs at token 1" in top
+    assert "no engine is at fault" in top
     assert read_records(path)["outcome"] == "PARITY"
     for words in (
         "Map of the total error",

@@ -18,12 +18,12 @@ _ROWS = {
 _SCOPES = {"all": "all positions", "generated": "generated tokens"}
 _NOTE = (
     "One rounding that falls the other way moves the next layer by a BF16 step: a plain f32 engine is as near as a "
-    "correct bf16 one, so no number here tells the two apart. Single ops do (rung T3); nothing here is gated."
+    "correct bf16 one, and these numbers do not separate the two; rung T3 does, op by op. Reported, not gated."
 )
 
 
 def bf16_table(verdict: Verdict) -> Fragment:
-    """Return the distances of a cell with ``compute="bf16"``; nothing for a cell of another arithmetic."""
+    """Return the distances of a cell with ``compute="bf16"``; empty for a cell of another arithmetic."""
     found = verdict.measured.bf16
     if verdict.cell.compute != Compute.BF16:
         return EMPTY
@@ -36,7 +36,7 @@ def bf16_table(verdict: Verdict) -> Fragment:
         Column("positions", numeric=True),
         Column("rms over the rows' std", numeric=True),
         Column("largest |delta| of any logit", numeric=True),
-        Column("KL, mean, nats", numeric=True),
+        Column("KL from the BF16 twin, mean, nats", numeric=True),
         Column("top-1 equal", numeric=True),
         Column("top-5 set equal", numeric=True),
     )
@@ -71,5 +71,5 @@ def bf16_words(verdict: Verdict) -> str:
     band, candidate, plain = own
     return (
         f"From llama.cpp on the BF16 twin, rms over the rows' std: burn {number(candidate, 3)}; the BF16 band "
-        f"{number(band, 3)}; burn in f32 {number(plain, 3)}. Reported: end to end no number tells the two apart."
+        f"{number(band, 3)}; burn in f32 {number(plain, 3)}. Reported, not gated: they do not separate the two."
     )

@@ -24,7 +24,7 @@ from parity_lib.records.verdicts import Verdict
 
 _COUNTED = (Rung.T1, Rung.T6)  # their worst case is a number of texts, of rows
 _FORK_STACKS = ("overlay", "spine")
-_NEXT_FOR_CAUSE = "put right what the cause names, then run the cell again"
+_NEXT_FOR_CAUSE = "fix the cause, then run the cell again"
 
 
 def verdict_box(
@@ -39,7 +39,7 @@ def verdict_box(
         verdict: the record of the cell.
         words: token texts and prompt names; ids stand alone where a text is missing.
         links: label to relative address, shown at the right of the first line.
-        shown: positions of rung T4, from which the shape of a drift is told; without them it is left out.
+        shown: positions of rung T4, for the shape of a drift; without them it is left out.
     """
     words = words or Words()
     title, sentences = headline(verdict), [*_body(verdict, words), *_profile(verdict, shown), next_step(verdict)]
@@ -56,13 +56,13 @@ def verdict_box(
 
 
 def cell_links(out_dir: Path | str, verdict: Verdict | None = None) -> dict[str, str]:
-    """Return the pages that stand around a cell's page in the folder of a night; none for a cell on its own.
+    """Return the pages that stand around a cell's page in the folder of a nightly run; empty for a cell on its own.
 
-    A night traces the first divergence of each cell but its red controls, see ``night.traced``.
+    A nightly run traces the first divergence of each cell but its red controls, see ``night.traced``.
     """
     if Path(out_dir).resolve().parent.name != "cells":
         return {}
-    links = {"the night": "../../index.html", "machine and pins": "../../00_machine_and_pins.html"}
+    links = {"nightly run": "../../index.html", "machine and pins": "../../00_machine_and_pins.html"}
     if verdict is not None and is_traced(verdict):
         links = {"trace of the first divergence": TRACE_PAGE, **links}
     return links
@@ -80,10 +80,12 @@ def headline(verdict: Verdict) -> str:
         return f"{word} at {count(twin.compared)} of {count(twin.expected)} positions"
     if verdict.outcome is Outcome.PARITY:
         judged = [r.rung.value for r in verdict.rungs if r.outcome is Outcome.PARITY]
-        told = [r.rung.value for r in verdict.rungs if r.outcome is Outcome.REPORTED]
-        return f"{word} at rungs {', '.join(judged)}" + (f"; {', '.join(told)} reported, not gated" if told else "")
+        reported = [r.rung.value for r in verdict.rungs if r.outcome is Outcome.REPORTED]
+        return f"{word} at rungs {', '.join(judged)}" + (
+            f"; {', '.join(reported)} reported, not gated" if reported else ""
+        )
     if verdict.outcome is Outcome.INCOMPLETE and broken is not None and broken.rung is Rung.T0:
-        return f"{word}: files or engines are not the pinned ones, nothing was judged"
+        return f"{word}: files or engines are not the pinned ones; no rung was judged"
     return f"{word}: {_incomplete_word(verdict)}"
 
 
@@ -91,13 +93,13 @@ def next_step(verdict: Verdict) -> str:
     """Return one sentence on what to do, with the command that reproduces the cell."""
     command = f"`{reproduce(verdict)}`" + (", with your own file and prompts" if verdict.unpinned else "")
     if verdict.outcome is Outcome.PARITY:
-        return f"Next: nothing to do. Run again: {command}"
+        return f"Next: no action needed. Run again: {command}"
     if verdict.outcome is Outcome.INVALID:
-        return f"Next: the seeded fault was not caught, so no green of this night counts. Reproduce: {command}"
+        return f"Next: the seeded fault was not caught, so no PARITY of this nightly run counts. Reproduce: {command}"
     if verdict.outcome is Outcome.DIVERGED:
         trace = trace_command(verdict)
         follow = f"trace it: `{trace}`" if trace else "the divergences below, worst first"
-        return f"Next: {follow}; docs/reading-a-divergence.md. Reproduce: {command}"
+        return f"Next: {follow}. How to read it: docs/reading-a-divergence.md. Reproduce: {command}"
     return f"Next: {_NEXT_FOR_CAUSE}: {command}"
 
 
@@ -124,7 +126,7 @@ def which_burn(verdict: Verdict) -> str:
 
 
 def _n_hit(verdict: Verdict, rung: Rung) -> int:
-    """Return how many ops, positions, rows or tensors a rung names; a pooled number is none of them."""
+    """Return how many ops, positions, rows or tensors a rung names; a pooled number names no place."""
     own = [d for d in verdict.divergences if d.rung == rung]
     if rung is Rung.T3:
         return len(own)
@@ -154,7 +156,7 @@ def _marks(verdict: Verdict) -> list[tuple[str, str]]:
         marks.append(("unpinned", "the file or the prompts are the user's own; limits were derived on the fly"))
     proof = verdict.rung(Rung.T7)
     if proof is None or proof.outcome is not Outcome.PARITY:
-        reason = "no proof was asked for" if proof is None else proof.note
+        reason = "rung T7 is not part of this cell" if proof is None else proof.note
         word = "not on both sides" if proof is not None and proof.outcome is Outcome.REPORTED else "unproven"
         marks.append((f"{verdict.cell.isa} {word}", f"requested; {reason}"))
     return marks
@@ -199,14 +201,14 @@ def _inside(verdict: Verdict) -> list[str]:
     sentences += [words for words in [bf16_words(verdict)] if words]
     deployed = verdict.rung(Rung.T5)
     if deployed is not None and deployed.outcome is Outcome.PARITY:
-        size = f"{number(deployed.worst, 3)} of llama.cpp's own spread ({deployed.worst_where})"
+        size = f"{number(deployed.worst, 3)} of llama.cpp's self-spread ({deployed.worst_where})"
         inside = f"limit {number(deployed.limit, 3)} ({margin(deployed.worst, deployed.limit)})"
-        sentences.append(f"On the deployed file burn is {size} away, {inside}.")
+        sentences.append(f"On the deployed file the distance to llama.cpp is {size}, {inside}.")
     found = verdict.measured.native.generated if verdict.measured.native else None
     if found is not None:
         sentences.append(
-            f"Literally, on the file as deployed, generated tokens: top-1 {percent(found.top1_share)}, "
-            f"top-5 set {percent(found.top5_set_share)}{_of_itself(verdict)}."
+            f"On the deployed file, generated tokens: top-1 equal {percent(found.top1_share)}, "
+            f"top-5 set equal {percent(found.top5_set_share)}{_of_itself(verdict)}."
         )
     return sentences
 

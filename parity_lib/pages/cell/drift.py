@@ -52,8 +52,8 @@ def drift(shown: Positions | None, words: Words | None = None, token: int | None
     pictures = tuple(_panel(shown, prompt, axis, words, token, i in wide) for i, prompt in enumerate(prompts))
     against = shown.pair.reference.run.model_path
     caption = (
-        f"burn against llama.cpp on {against}. Horizontal: token; 0 chooses the first generated one, what is negative "
-        "is the prompt. Vertical, the same in all: share of the row's standard deviation, log."
+        f"burn against llama.cpp on {against}. Horizontal: token; 0 chooses the first generated token, "
+        "negative ones belong to the prompt. Vertical, the same in all: share of the row's std, log scale."
     )
     n_own = int(shown.own_limit.sum())
     if n_own:

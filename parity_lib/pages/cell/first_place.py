@@ -13,7 +13,7 @@ _POOLED = {
     Kind.OP: "Local error {} (NMSE)",
     Kind.RMS: "Rms {}",
     Kind.P99: "99th percentile of |delta| {} logits",
-    Kind.KL: "Mean KL {} nats",
+    Kind.KL: "Mean KL, llama.cpp to burn, {} nats",
     Kind.SPREAD: "Off its pinned value by {}",
 }
 
@@ -27,7 +27,7 @@ def first_words(verdict: Verdict, words: Words) -> list[str]:
     if first.kind is Kind.OP:
         logits = first_divergence(verdict, Rung.T4)
         if logits is None:
-            return [*sentences, "At the logits of the F32 twin nothing is over its limit."]
+            return [*sentences, "At the logits of the F32 twin every position is inside its limits."]
         sentences += ["At the logits of the F32 twin:", *divergence_words(logits, words)]
     return sentences
 
@@ -62,7 +62,7 @@ def place_words(divergence: Divergence, words: Words) -> str:
 
 
 def trace_command(verdict: Verdict) -> str:
-    """Return the command that traces the first position that broke; empty where none did, or the file is one's own."""
+    """Return the command that traces the first position that broke; empty without one, or for the user's own file."""
     first = first_position(verdict)
     if verdict.unpinned or first is None:
         return ""

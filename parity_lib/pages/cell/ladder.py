@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 
 from markupsafe import Markup, escape
@@ -48,8 +49,9 @@ _QUESTION = {
     Rung.T7: "did the instructions asked for really run?",
 }
 
-_BANDED = (Rung.T3, Rung.T4, Rung.T5)  # their limits are measured; without one nothing was judged
-_LONG = 90  # characters
+_BANDED = (Rung.T3, Rung.T4, Rung.T5)  # their limits are measured; without one the rung was not judged
+_COUNTED = ("texts", "rows")
+_LONG, _NOTE_OF_A_GREEN = 90, 60  # characters of a source, of a note of a rung that holds
 
 _COLUMNS = (
     Column("rung"),
@@ -114,12 +116,14 @@ def _literally(verdict: Verdict) -> str:
 
 
 def _remarks(result: RungResult, literally: str) -> Markup:
-    """Return place and note; a long source is folded, because it has to be enough to derive the limit again."""
+    """Return place and note; a long source is folded, and of a rung that holds a long note, too."""
     # A source names each band by itself, most of it in the same words: once is enough.
     source = "; ".join(dict.fromkeys(result.source.split("; ")))
-    if len(source) > _LONG:
-        source = details("limit from", Fragment(escape(source), source)).html
-    parts = [part for part in (literally, result.worst_where, result.note, source) if part]
+    holds = result.outcome in (Outcome.PARITY, Outcome.REPORTED)
+    long = [(result.note, "how", _NOTE_OF_A_GREEN if holds else sys.maxsize), (source, "source of the limit", _LONG)]
+    parts: list[str] = [part for part in (literally, result.worst_where) if part]
+    for text, summary, most in long:
+        parts += [details(summary, Fragment(escape(text), text)).html if len(text) > most else text] if text else []
     return Markup("<br>").join(parts or [NONE])
 
 
@@ -132,5 +136,7 @@ def _limit(result: RungResult) -> str:
 
 
 def _with_unit(value: float, unit: str) -> str:
-    text = number(value, 3 if unit == "of self-spread" else 2)  # a ratio near 1 says nothing in two digits
+    if unit in _COUNTED and value == int(value):
+        return f"{count(int(value))} {unit}"
+    text = number(value, 3 if unit == "of self-spread" else 2)  # two digits are too few for a ratio near 1
     return f"{text} {unit}" if unit else text

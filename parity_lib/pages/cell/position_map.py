@@ -35,7 +35,7 @@ def row_anchor(prompt_idx: int, token_idx: int) -> str:
 
 
 def no_position() -> Fragment:
-    """Return what stands in place of the positions where rung T4 judged none."""
+    """Return the sentence for a cell in which rung T4 judged no position."""
     return paragraph("No position was compared.")
 
 
@@ -43,7 +43,7 @@ def heatmap(shown: Positions | None, words: Words | None = None, linked: Collect
     """Return the map of all positions: prompts from top to bottom, tokens from left to right.
 
     Args:
-        shown: the positions; None where rung T4 judged none.
+        shown: the positions; None where rung T4 judged no position.
         words: token texts and prompt names.
         linked: anchors that exist on the page (``row_anchor``); other squares have words but no link.
     """

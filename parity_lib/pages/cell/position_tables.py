@@ -12,7 +12,7 @@ from parity_lib.base.names import TOP_JUDGED, Kind, Rung
 from parity_lib.pages.cell.position_map import LONG, kept_rows, no_position, row_anchor
 from parity_lib.pages.cell.positions import Positions
 from parity_lib.pages.kit.fragment import Fragment, details, joined, note
-from parity_lib.pages.kit.outcomes import kind_words
+from parity_lib.pages.kit.outcomes import kind_words, ledger_words
 from parity_lib.pages.kit.table import Column, table
 from parity_lib.pages.kit.text import NONE, Words, count, margin, number, quoted, signed
 from parity_lib.records.verdicts import Divergence
@@ -68,7 +68,7 @@ def position_tables(
     top = _open_rows(shown)
     plural = "" if n_listed == 1 else "s"
     if np.isnan(shown.limit).all():
-        caption = f"No limit stands here; the {len(top)} positions with the largest |delta|."
+        caption = f"No limit applies; the {len(top)} positions with the largest |delta|."
     elif not n_listed:
         caption = f"No divergence; the {len(top)} worst positions by |delta| over its limit."
     elif n_listed > _LISTED:
@@ -82,7 +82,7 @@ def position_tables(
 
 
 def around(shown: Positions | None, words: Words | None = None, *, reach: int = 8) -> Fragment:
-    """Return the positions before and after the first divergence, or the worst position where there is none."""
+    """Return the positions before and after the first divergence, or the worst position of a cell at parity."""
     words = words or Words()
     if not shown:
         return no_position()
@@ -167,7 +167,9 @@ def _classes(shown: Positions, row: int, kinds: Mapping[tuple[int, int], list[Di
     """Return what diverged at a position: each flip with its ledger class, then what is over its limit, in one."""
     place = (int(shown.prompt_idx[row]), int(shown.token_idx[row]))
     own = kinds.get(place, [])
-    found = [f"{_SHORT_KIND.get(d.kind, kind_words(d.kind))} {d.ledger}" for d in own if d.ledger is not None]
+    found = [
+        f"{_SHORT_KIND.get(d.kind, kind_words(d.kind))} {ledger_words(d.ledger)}" for d in own if d.ledger is not None
+    ]
     found += (
         [", ".join(_SHORT_KIND.get(d.kind, kind_words(d.kind)) for d in own if d.ledger is None)]
         if len(found) < len(own)

@@ -15,7 +15,7 @@ from parity_lib.records.verdicts import Verdict
 
 _ORDER = ("reference", "reference-twin", "candidate")
 _NESTED = ("build", "settings", "isa_evidence")
-_ALWAYS = ("started_at", "seconds", "peak_rss_bytes")  # differ in every pair of runs: bold would say nothing
+_ALWAYS = ("started_at", "seconds", "peak_rss_bytes")  # differ in every pair of runs: bold would not inform
 _SHORTENED = ("commit", "model_sha256", "lock_sha256")
 _UNITS = {"seconds": lambda value: duration(float(value)), "peak_rss_bytes": lambda value: size(int(value))}
 _LABELS = {
@@ -49,7 +49,7 @@ def run_table(verdict: Verdict) -> Fragment:
 
 
 def _compare(runs: Mapping[str, RunInfo], rows: list[list[str]]) -> Fragment:
-    """Return the rows as a table, with bold differences but where they say nothing."""
+    """Return the rows as a table, with bold differences, but where every run differs."""
     columns = [Column("what"), *(Column(f"{side} ({run.engine})") for side, run in runs.items())]
     plainly = [_label(name) for name in _ALWAYS]
     marked = [

@@ -1,4 +1,4 @@
-"""Where the time of a cell went, and whether llama.cpp computed its rows tonight or an earlier night did."""
+"""Where the time of a cell went, and whether llama.cpp computed its rows in this run or an earlier one did."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def step_table(verdict: Verdict) -> Fragment:
 
 
 def step_seconds(verdict: Verdict) -> dict[str, float]:
-    """Return step to seconds; empty where the record has none."""
+    """Return step to seconds; empty where the record lacks them."""
     found = verdict.measured.seconds
     order = sorted(found, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
     return {name.replace("_", " "): found[name] for name in order}

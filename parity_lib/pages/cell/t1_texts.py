@@ -81,7 +81,7 @@ def _known(found: Tokens) -> Fragment:
     rows = [[known.name, str(known.texts), known.reason] for known in found.known]
     if not rows:
         return EMPTY
-    columns = (Column("listed difference"), Column("texts tonight", numeric=True), Column("reason"))
+    columns = (Column("listed difference"), Column("texts in this run", numeric=True), Column("reason"))
     title = f"{len(rows)} difference{'' if len(rows) == 1 else 's'} listed in fixtures/token_differences.toml"
     return details(title, table(columns, rows, css="tokens"), short=True)
 

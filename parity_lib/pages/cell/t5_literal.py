@@ -70,16 +70,16 @@ def literal_table(verdict: Verdict) -> Fragment:
     if not any(own):
         says = "No expectation is recorded for this model and quant."
         columns, rows = columns[:-_UNKNOWN], [row[:-_UNKNOWN] for row in rows]
-    says += " Literal, and not gated as such: llama.cpp does not agree with itself better than this."
+    says += " Reported, not gated: llama.cpp does not agree with itself better than this."
     return table(columns, rows, css="literal") + note(says) + note(_flips(native.first_top1_flips))
 
 
 def _flips(flips: Sequence[FirstFlip]) -> str:
-    """Return where free-running greedy texts would part, one clause for each prompt."""
+    """Return where free-running greedy texts would first differ, one clause for each prompt."""
     if not flips:
-        return "Free-running greedy texts would not part: no generated token has another top-1."
+        return "Free-running greedy texts would be equal: every generated token has the same top-1."
     places = ", ".join(f"prompt {flip.prompt_idx} at token {flip.token_idx}" for flip in flips)
-    return f"Free-running greedy texts would part: {places}."
+    return f"Free-running greedy texts would first differ at: {places}."
 
 
 def _expectation(entry: Table) -> tuple[tuple[str, str, str], Mapping[str, float]]:

@@ -9,7 +9,7 @@ from parity_lib.pages.cell.steps import ABSENT
 from parity_lib.pages.cell.t5_literal import literal_table
 from parity_lib.pages.cell.t5_spread import Rows, spread_section
 from parity_lib.pages.kit.fragment import EMPTY, Fragment, details, heading, joined, note, paragraph
-from parity_lib.pages.kit.outcomes import kind_words
+from parity_lib.pages.kit.outcomes import kind_words, ledger_words
 from parity_lib.pages.kit.table import Column, table
 from parity_lib.pages.kit.text import NONE, Words, count, number, signed
 from parity_lib.records.row_numbers import Flip
@@ -19,7 +19,7 @@ _SHOWN = 20  # flips
 
 
 def native_section(verdict: Verdict, words: Words | None = None) -> Fragment:
-    """Return everything about the deployed file: each part that the record lacks is said to be lacking."""
+    """Return everything about the deployed file; a part that the record lacks is named."""
     words = words or Words()
     spread = verdict.measured.spread
     parts = [literal_table(verdict), bf16_table(verdict), _divergences(verdict, words)]
@@ -30,7 +30,7 @@ def native_section(verdict: Verdict, words: Words | None = None) -> Fragment:
 
 def _no_spread(verdict: Verdict) -> Fragment:
     if verdict.cell.compute == Compute.BF16:
-        return paragraph("No gate: llama.cpp's own spread says nothing about a candidate that rounds to BF16.")
+        return paragraph("No gate: llama.cpp's self-spread does not bound a candidate that rounds to BF16.")
     rung = verdict.rung(Rung.T5)
     why = f" {rung.note}." if rung is not None and rung.note else ""
     return paragraph(f"How far llama.cpp is from itself on this file, and the gate that follows: {ABSENT}.{why}")
@@ -52,15 +52,15 @@ def _ledgers(verdict: Verdict) -> Fragment:
     columns = (
         Column("flips"),
         Column("kind"),
-        Column("ties", numeric=True),
+        Column("near-ties", numeric=True),
         Column("predicted by margins", numeric=True),
         Column("more than predicted"),
         Column("unexplained", numeric=True),
-        Column("of them llama.cpp's own twin shows", numeric=True),
+        Column("of them flipped by llama.cpp's F32 twin too", numeric=True),
     )
     tie = (
-        "A tie: llama.cpp's margin at that position is within 3 sigma, of the band on the twin, of llama.cpp's own "
-        "spread on the deployed file; never of burn's error."
+        "Near-tie: llama.cpp's margin at that position is within 3 sigma. Sigma is that of the band on the twin and of "
+        "llama.cpp's self-spread on the deployed file; burn's error does not enter it."
     )
     if verdict.measured.native_ledger is None:
         tie += f" The ledger of the deployed file: {ABSENT}."
@@ -95,7 +95,7 @@ def _flip(flip: Flip, words: Words) -> list[str]:
         words.token(flip.candidate_id),
         number(flip.margin, 3),
         number(_over_sigma(flip), 2),
-        str(flip.ledger),
+        ledger_words(flip.ledger),
     ]
 
 
@@ -124,7 +124,7 @@ def _divergence(d: Divergence, words: Words) -> list[str]:
     place = d.where or NONE
     if d.prompt_idx is not None:
         place = f"prompt {words.prompt(d.prompt_idx)}, token {d.token_idx}"
-    kind = f"{place}: {kind_words(d.kind)}" + (f", {d.ledger}" if d.ledger is not None else "")
+    kind = f"{place}: {kind_words(d.kind)}" + (f", {ledger_words(d.ledger)}" if d.ledger is not None else "")
     ours, theirs = list(d.top5_llamacpp), list(d.top5_burn)
     tops = [top_list(ours, theirs, words), top_list(theirs, ours, words)] if ours and theirs else [NONE, NONE]
     return [kind, signed(d.delta), number(d.limit), d.note or NONE, *tops]

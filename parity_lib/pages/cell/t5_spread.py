@@ -29,7 +29,7 @@ _VARIANT = {
 
 
 def spread_section(spread: Spread) -> Fragment:
-    """Return the gate of rung T5, what it stands on, and whether that is what it was."""
+    """Return the gate of rung T5, the self-spread behind it, and how far that is from the pinned one."""
     return _ratios(spread) + _variants(spread) + _pinned(spread)
 
 
@@ -51,7 +51,7 @@ def _ratios(spread: Spread) -> Fragment:
             ]
         )
     columns = (
-        Column("gate"),
+        Column("metric"),
         Column("burn to llama.cpp", numeric=True),
         Column("llama.cpp to itself", numeric=True),
         Column("ratio", numeric=True),
@@ -59,7 +59,7 @@ def _ratios(spread: Spread) -> Fragment:
         Column("margin", numeric=True),
         Column("ratio of llama.cpp's own F32 twin", numeric=True),
     )
-    source = f"Limits from {short(spread.source)}." if spread.source else ""
+    source = f"Source of the limits: {short(spread.source)}." if spread.source else ""
     gate = table(columns, rows, marks=marks, css="native")
     return heading("Gate: distance over llama.cpp's own spread") + gate + note(source)
 
@@ -74,12 +74,12 @@ def _variants(spread: Spread) -> Fragment:
         Column("llama.cpp, on the same tokens"),
         Column("against"),
         Column("positions", numeric=True),
-        Column("rms over std", numeric=True),
+        Column("rms over the rows' std", numeric=True),
         Column("p99 of |delta|, logits", numeric=True),
-        Column("KL, mean, nats", numeric=True),
+        Column("KL to the other, mean, nats", numeric=True),
         Column("top-1 equal", numeric=True),
         Column("top-5 set equal", numeric=True),
-        Column("counts"),
+        Column("role"),
     )
     return heading("llama.cpp against itself") + table(columns, rows, css="native") + note(left)
 
@@ -88,7 +88,7 @@ def _variant(name: str, values: Numbers, counted: Sequence[str]) -> list[str]:
     against, same = (values.against, values.same_as) if isinstance(values, VariantNumbers) else (NONE, "")
     word = f"bit-equal to {_name(same)}" if same else "in the pool" if name in counted else NONE
     return [
-        "all in the pool, root mean square" if name == "pooled" else _name(name),
+        "the pool: root mean square of its variants" if name == "pooled" else _name(name),
         {"strict": "strict settings", "default": "the defaults"}.get(against, against),
         count(values.positions),
         number(values.rms, 3),
@@ -101,10 +101,10 @@ def _variant(name: str, values: Numbers, counted: Sequence[str]) -> list[str]:
 
 
 def _pinned(spread: Spread) -> Fragment:
-    """Return tonight's self-spread beside the pinned one: is the reference still what it was?"""
+    """Return this run's self-spread beside the pinned one: has the reference's variation changed?"""
     pinned, machine = spread.pinned, spread.machine_class
     if pinned is None:
-        return paragraph(f"No self-spread is pinned for {machine}: nothing earlier holds llama.cpp to what it was.")
+        return paragraph(f"No self-spread is pinned for {machine}: a change of its own variation cannot be seen here.")
     rows: Rows = []
     marks: list[str] = []
     for name, label in _METRIC.items():
@@ -114,7 +114,7 @@ def _pinned(spread: Spread) -> Fragment:
         rows.append([label, number(now, 3), number(then, 3), f"{change:+.1%}"])
     columns = (
         Column("llama.cpp's own spread"),
-        Column("tonight", numeric=True),
+        Column("this run", numeric=True),
         Column("pinned", numeric=True),
         Column("change", numeric=True),
     )

@@ -52,7 +52,7 @@ def _scope(found: Itself) -> str:
 
 
 def _reference(found: Mapping[str, EqualRows]) -> Fragment:
-    """Return the same relations of llama.cpp, measured and not gated; nothing where they were not measured."""
+    """Return the same relations of llama.cpp, measured and not gated; a sentence where they were not measured."""
     if not found:
         return note(f"The same relations of llama.cpp: {ABSENT}.")
     columns = (

@@ -1,4 +1,4 @@
-"""Rung T7 on a page: what was asked for, what was seen, which kernels and buffers show it, proven or not."""
+"""Rung T7 on a page: what was requested and observed, and the kernels and buffers that show it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _BUFFERS = (
 SHOWN = 4  # kernels of one run
 _SIGN = {"proven": "✓", "other instructions": "✗", "not possible here": "·", "unproven": "!"}
 NOTE = (
-    "A sample is the instruction at which a thread stood when the clock of its CPU time ticked; its target is the one "
+    "A sample is the instruction at a thread's program counter when its CPU-time clock ticks; its target is the one "
     "that has such instructions. burn is judged by its multiply-adds, llama.cpp, whose kernels mix widths, by all of "
     "its vector instructions."
 )
@@ -56,7 +56,7 @@ def isa_table(verdict: Verdict) -> Fragment:
 
 
 def proof_tables(proofs: Sequence[IsaProof], deployed: Sequence[IsaProof] = ()) -> Fragment:
-    """Return the tables of some proofs; ``deployed`` are runs that are shown beside them and judged by nobody."""
+    """Return the tables of some proofs; ``deployed`` are runs that are shown beside them and not judged."""
     shown = sorted(proofs, key=lambda proof: proof.proven)
     rows = [proof_row(proof) for proof in shown] + [
         [*proof_row(p)[:3], "not judged", *proof_row(p)[4:]] for p in deployed

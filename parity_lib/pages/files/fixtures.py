@@ -25,7 +25,7 @@ def spread_pin_table(spreads: SpreadTable, machine_class: str) -> Fragment:
         )
     own = sum(pin.machine_class == machine_class for pin in pins)
     text = (
-        f"{count(own)} of {count(len(pins))} are of this machine class, {machine_class}; others lend their limits only."
+        f"{count(own)} of {count(len(pins))} are of this machine class, {machine_class}; the others give limits only."
     )
     columns = (
         Column("file"),
@@ -60,7 +60,7 @@ def _spread(pin: SpreadPin, machine_class: str) -> list[str]:
 
 
 def difference_table(known: KnownDifferences) -> Fragment:
-    """Return the differences between tokenizers that rung T1 knows, each with its reason."""
+    """Return the differences between tokenizers that rung T1 lists, each with its reason."""
     if not known.entries:
         return paragraph("No difference is listed: every text has to give the same ids.")
     columns = (Column("difference"), Column("pre-tokenizers"), Column("classes of texts"), Column("reason"))

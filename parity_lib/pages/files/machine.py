@@ -12,7 +12,7 @@ from parity_lib.model_file.digest import sha256_file
 from parity_lib.models.ensure import ModelStatus
 from parity_lib.pages.cell.t7_isa import proof_tables
 from parity_lib.pages.kit.box import box
-from parity_lib.pages.kit.fragment import EMPTY, Fragment, note
+from parity_lib.pages.kit.fragment import EMPTY, Fragment, details, note, paragraph
 from parity_lib.pages.kit.outcomes import look
 from parity_lib.pages.kit.table import Column, table
 from parity_lib.pages.kit.text import NONE, short, size
@@ -21,7 +21,7 @@ from parity_lib.records.pins import FilePin, Pins
 
 
 class Check(Protocol):
-    """One thing that was looked at, as ``cli.doctor.examine`` gives it; ``ok`` is None for a plain fact."""
+    """One check, as ``cli.doctor.examine`` gives it; ``ok`` is None for a plain fact."""
 
     @property
     def name(self) -> str: ...  # noqa: D102 - said above
@@ -50,7 +50,7 @@ def machine_header(checks: Sequence[Check]) -> Fragment:
 
 
 def check_table(checks: Sequence[Check]) -> Fragment:
-    """Return everything that was looked at, what is missing first."""
+    """Return every check, what is missing first."""
     order = sorted(checks, key=lambda check: (not check.blocks, check.ok is not False))
     columns = (Column("what"), Column("state"), Column("found"), Column("next"))
     rows = [[c.name, _state(c), short(c.found), c.next_step if c.ok is False and c.next_step else NONE] for c in order]
@@ -72,16 +72,17 @@ def target_table(pins: Pins, proofs: Sequence[IsaProof] = ()) -> Fragment:
     for name, target in pins.llama_cpp.targets.items():
         lacking = missing_flags(target.cpu_flags)
         found = f"lacks {', '.join(lacking)} of llama.cpp's build" if lacking else "has all of it"
-        flags = [*pins.llama_cpp.cmake_args, *target.cmake_args]
+        lists = (target.cpu_flags, [*pins.llama_cpp.cmake_args, *target.cmake_args])
+        flags = [details(f"{len(words)} flags", paragraph(" ".join(words))).html for words in lists]
         seen = [_seen(proofs, name, engine) for engine in (BURN, LLAMA_CPP)]
-        rows.append([name, found, *seen, " ".join(target.cpu_flags), " ".join(flags)])
+        rows.append([name, found, *seen, *flags])
     unproven = "Requested and observed are two things: an ISA target is unproven unless sampled instructions show it."
     sampled = proof_tables([p for p in proofs if p.evidence.sampled is not None]) if proofs else EMPTY
     return table(columns, rows, css="targets") + note(unproven) + sampled
 
 
 def _seen(proofs: Sequence[IsaProof], target: str, engine: str) -> str:
-    """Return what was observed of an engine on an ISA target: proven, something else, or why nothing."""
+    """Return what was observed of an engine on an ISA target: proven, something else, or why not."""
     found = next((p for p in proofs if (p.evidence.requested, p.evidence.engine) == (target, engine)), None)
     if found is None:
         return UNPROVEN

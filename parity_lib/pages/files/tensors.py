@@ -1,4 +1,4 @@
-"""Rung T2 of a file, looked at: every tensor with type, shape and size of its numbers, and their course over layers."""
+"""Rung T2 of a file in pictures: type, shape and size of the numbers of every tensor, and their course over layers."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def weight_figure(tensors: Sequence[TensorNumbers]) -> Gallery:
     """Return, for each kind of tensor, rms and largest absolute value over the layers."""
     kinds = list(dict.fromkeys(t.kind for t in tensors if t.layer is not None))
     pictures = tuple(_panel(kind, [t for t in tensors if t.layer is not None and t.kind == kind]) for kind in kinds)
-    caption = "Weights over the layers, a panel for each kind of tensor: a wrong one leaves its neighbours' course."
+    caption = "Weights by layer, one panel for each kind of tensor; a wrong tensor stands out from its neighbours."
     return Gallery(pictures, caption, key=(("●", "root mean square"), ("▲", "largest absolute value")))
 
 

@@ -139,10 +139,10 @@ def _word(value: object) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {count(number)}" for name, number in value.items())
     if isinstance(value, list):
-        return ", ".join(f"0x{item:02x}" for item in value) or "none"
+        return ", ".join(f"0x{item:02x}" for item in value) or NONE
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return "nothing" if value is None else count(value) if isinstance(value, int) else str(value)
+    return NONE if value is None else count(value) if isinstance(value, int) else str(value)
 
 
 def _red(bad: Sequence[bool]) -> list[str]:

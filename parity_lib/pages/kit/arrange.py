@@ -20,7 +20,7 @@ Cell = dict[str, Any]
 # Cells with one of these tags compute; what they print is a log and stands at the end of the page.
 COMPUTING_TAGS = frozenset({"parameters", "injected-parameters", "compute", "record", "assert"})
 _ASSIGNMENT = re.compile(r"^(\w+)(?:: \w+)? = (.*?)(?:  #.*)?$", re.MULTILINE)
-_EMPTY = ('""', "''", "False")  # parameters that ask for nothing
+_EMPTY = ('""', "''", "False")  # values of parameters that were left empty
 _MARKER_TAG = "papermill-error-cell-tag"  # papermill's own red lines; the headline says it better
 _BANNER_TAG = "parity-banner"  # what the runner wrote into a notebook that broke off, for JupyterLab
 _EXPECTED_TAG = "raises-exception"  # the assert cell: its error is the verdict, which the headline shows
@@ -28,7 +28,7 @@ _EXPECTED_TAG = "raises-exception"  # the assert cell: its error is the verdict,
 
 @dataclass(frozen=True, slots=True)
 class Banner:
-    """What the runner knows and the notebook cannot: that its kernel died, or ran out of time.
+    """A failure that the runner saw and the notebook could not record: its kernel died, or ran out of time.
 
     Args:
         title: one line, ``kernel died (exit status 138)``.
@@ -46,13 +46,13 @@ def arrange(cells: Iterable[Cell], banner: Banner | None = None) -> list[Cell]:
 
     A cell of the page is a markdown cell, a cell ``parity.part = "show"`` with outputs only, or
     ``"code"`` with its source and, where it computes, what it printed. A notebook that ended early
-    opens with a box that says so, whatever its headline says: a page must never look greener than its run.
+    opens with a box that says so, whatever its headline is: a page must never be greener than its run.
     """
     cells = deepcopy(list(cells))
     noted = [cell for cell in cells if _BANNER_TAG in _tags(cell)]
     cells = [cell for cell in cells if not _tags(cell) & {_BANNER_TAG, _MARKER_TAG}]
     numbers = list(range(1, len(cells) + 1))  # text counts too: the same numbers as in the causes and the log
-    # The runner saw the process; where it speaks, the cells have nothing to add to what is wrong.
+    # The runner saw the process: its reason comes before what the cells show.
     trouble = EMPTY if noted and not banner else _banner(banner) if banner else _broken(cells, numbers)
     headline = [output for cell in cells for output in cell.get("outputs", []) if _role(output) == HEADLINE]
     if not headline and trouble.html:

@@ -24,7 +24,7 @@ def export(notebook_path: Path | str, html_path: Path | str, *, banner: Banner |
     Args:
         notebook_path: the executed notebook; one that died half-way gives a page that says so.
         html_path: where the page goes; its folder is made, the file is replaced at once or not at all.
-        banner: what the runner knows of a failure that the notebook does not.
+        banner: a failure that the runner saw and the notebook could not record.
 
     Raises:
         RecordError: the notebook is missing or not a notebook.

@@ -20,7 +20,7 @@ _COLOURS = 64
 
 @dataclass(frozen=True, slots=True)
 class Palette:
-    """Inks of a figure. Blue and vermillion are told apart by every kind of eye; shapes and lines differ as well."""
+    """Inks of a figure. Every kind of colour vision separates blue from vermillion; shapes and lines differ as well."""
 
     face: str
     ink: str
@@ -63,7 +63,7 @@ class Picture:
 
     png: bytes
     png_dark: bytes
-    alt: str  # what the picture shows, with its finding, for who cannot see it
+    alt: str  # what the picture shows, with its finding, for a reader who cannot see it
 
 
 Draw = Callable[["Figure", Palette], None]
@@ -147,7 +147,7 @@ def _data(png: bytes) -> str:
 
 
 def decades(values: Sequence[float]) -> tuple[float, float]:
-    """Return limits of a log axis, whole powers of ten around the positive values; (1e-9, 1) where there are none."""
+    """Return limits of a log axis, whole powers of ten around the positive values; (1e-9, 1) without any."""
     from math import ceil, floor, isfinite, log10
 
     positive = [value for value in values if isfinite(value) and value > 0]

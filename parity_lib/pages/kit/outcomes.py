@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from parity_lib.base.names import Kind, Outcome
+from parity_lib.base.names import Kind, LedgerClass, Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +41,15 @@ _ORDER = (
 _KIND = {
     Kind.TENSOR: "tensor differs",
     Kind.OP: "wrong on llama.cpp's own inputs",
-    Kind.TOKENS: "another list of token ids",
+    Kind.TOKENS: "token ids differ",
     Kind.TOP1: "top-1 differs",
     Kind.TOP5_SET: "top-5 set differs",
     Kind.LOGIT_DELTA: "delta over its limit",
     Kind.RMS: "rms over its limit",
     Kind.P99: "99th percentile of |delta| over its limit",
-    Kind.KL: "mean KL over its limit",
-    Kind.SPREAD: "llama.cpp's own spread is not the pinned one",
-    Kind.BITS: "two paths that must agree to the bit do not",
+    Kind.KL: "mean KL, llama.cpp to burn, over its limit",
+    Kind.SPREAD: "llama.cpp's self-spread differs from the pinned one",
+    Kind.BITS: "two paths that must be bit-equal differ",
     Kind.ISA: "other instructions ran than were asked for",
     Kind.NON_FINITE: "not finite",
 }
@@ -58,6 +58,11 @@ _KIND = {
 def kind_words(kind: Kind) -> str:
     """Return what a kind of divergence says, in plain words."""
     return _KIND[kind]
+
+
+def ledger_words(ledger: str) -> str:
+    """Return a ledger class in the words of the pages: the stored ``TIE`` is a near-tie."""
+    return "near-tie" if ledger == LedgerClass.TIE else ledger.lower()
 
 
 def look(outcome: Outcome) -> Look:

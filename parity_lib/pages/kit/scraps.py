@@ -1,4 +1,4 @@
-"""Values that a notebook leaves for programs: written as scrapbook writes them, with nothing silently changed.
+"""Values that a notebook leaves for programs: written as scrapbook writes them, and never changed silently.
 
 A record is an output of a cell with the mime type of scrapbook's JSON scraps: ``scrapbook.read_notebook(path).scraps``
 reads it, and so does ``read_records``, which needs no library. Differences to ``scrapbook.glue``: numpy values are
@@ -50,7 +50,7 @@ def record(name: str, value: object) -> None:
 def record_verdict(verdict: Verdict) -> None:
     """Leave a verdict's numbers in the running notebook: ``outcome``, ``cell``, ``rungs``, ``measured``, ``lines``.
 
-    The record that decides is ``verdict.json``; these are for who reads many executed notebooks at once.
+    The record that decides is ``verdict.json``; these are for programs that read many executed notebooks.
     """
     record("outcome", verdict.outcome)
     record("cell", verdict.cell)

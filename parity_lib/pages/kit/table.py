@@ -33,8 +33,8 @@ def table(
         columns: headers; a cell's class and its label on narrow screens come from them.
         rows: one text a column; escaped unless it is ``Markup``.
         caption: one sentence above the table.
-        marks: class of each row (``bad``, ``here``), one a row, or none at all.
-        ids: id of each row, one a row, or none at all.
+        marks: class of each row (``bad``, ``here``), one a row, or empty.
+        ids: id of each row, one a row, or empty.
         css: further classes of the table.
         cards: on a narrow screen each row becomes a card, each cell with its header; without, the table scrolls,
             which a table of a thousand rows must: the headers in every cell would be most of the page.

@@ -1,4 +1,4 @@
-"""The night on one page: headline, the matrix model x quant, gaps with their reasons, red controls, time and memory."""
+"""A nightly run on one page: headline, gaps with their reasons, traces, lines, time and memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from parity_lib.records.night_record import CellRecord, Night
 from parity_lib.records.verdicts import Verdict
 
 _FILES = {"junit.xml": "JUnit", "divergences.jsonl": "divergences.jsonl", "night.log": "log"}
-NO_NIGHT = "There is no night yet. Next: make nightly"
+NO_NIGHT = "No nightly run yet. Next: make nightly"
 
 
 def night_header(night: Night | None, run_dir: str | Path = "") -> Fragment:
@@ -34,29 +34,29 @@ def night_header(night: Night | None, run_dir: str | Path = "") -> Fragment:
     start = f"{night.started_at[:16].replace('T', ' ')} UTC"
     return box(
         look(night.outcome),
-        f"Night {day}: {night.outcome}",
+        f"Nightly run {day}: {night.outcome}",
         name=night.title,
         about=f"{start}, {duration(night.seconds)} on {night.host}",
         links={**_pages(night), **_files(night, run_dir)},
         marks=[(mark, "") for mark in marks],
-        sentences=[_linked(sentence, night) for sentence in sentences if sentence],
-        tab=f"{night.outcome} · night {day}",
+        sentences=[sentence for sentence in sentences if sentence],
+        tab=f"{night.outcome} · nightly run {day}",
     )
 
 
 def _caught(night: Night) -> list[str]:
-    """Return the mark that says how many red controls were caught; a night without one says nothing here."""
+    """Return the mark with the number of red controls caught; no mark for a run without red controls."""
     controls = [record for record in night.cells if record.control]
     return [f"red control {sum(r.good for r in controls)}/{len(controls)} caught"] if controls else []
 
 
 def _breaks(night: Night) -> list[str]:
-    """Return whether the night was broken off or gone on with: a reader must know that it is not of one piece."""
+    """Return the marks of a run that was interrupted or resumed."""
     marks = ["interrupted"] if night.interrupted else []
     if night.resumed:
         kept = sum(record.kept for record in night.cells)
         at = ", ".join(time[11:16] for time in night.resumed)
-        marks.append(f"resumed at {at} UTC, {count(kept)} cells kept from before")
+        marks.append(f"resumed at {at} UTC, {count(kept)} cell{'' if kept == 1 else 's'} kept from before")
     return marks
 
 
@@ -70,7 +70,7 @@ def gap_table(night: Night | None) -> Fragment:
     pages = [page for page in night.pages if page.causes]
     rows += [[page.name, badge(look(page.outcome)), "; ".join(page.causes)] for page in pages]
     if not rows:
-        return paragraph("No gap: every cell of the plan was compared and came out as planned.")
+        return paragraph("Every cell of the plan was compared and came out as planned.")
     marks = [*(look_of(r).css for r in records), *(look(page.outcome).css for page in pages)]
     return table((Column("cell"), Column("outcome"), Column("why")), rows, marks=marks, css="gaps")
 
@@ -78,7 +78,7 @@ def gap_table(night: Night | None) -> Fragment:
 def _why(record: CellRecord) -> str:
     parts = list(record.causes)
     if record.lowest_broken:
-        parts.insert(0, f"lowest broken rung {record.lowest_broken}{ratio_of(record)}; the lines stand below")
+        parts.insert(0, f"lowest broken rung {record.lowest_broken}{ratio_of(record)}; its lines are below")
     return "; ".join(parts) or record.reason or NONE
 
 
@@ -86,7 +86,7 @@ def night_traces(night: Night | None) -> Fragment:
     """Return what the traces of the first divergences say, each with its page."""
     traced = [record for record in night.cells if record.traced] if night is not None else []
     if not traced or night is None:
-        return paragraph("No cell diverged without being asked to.")
+        return paragraph("No first divergence was traced.")
     columns = (Column("cell"), Column("what the trace of its first divergence shows"))
     rows = []
     for record in traced:
@@ -98,7 +98,7 @@ def night_traces(night: Night | None) -> Fragment:
 
 
 def cost_table(night: Night | None, run_dir: str | Path = "") -> Fragment:
-    """Return time, longest step and peak memory of each cell, longest first, and what the night cost."""
+    """Return time, longest step and peak memory of each cell, longest first, and what the run cost."""
     if night is None:
         return EMPTY
     ran = sorted((record for record in night.cells if record.seconds > 0), key=lambda r: -r.seconds)
@@ -113,16 +113,16 @@ def cost_table(night: Night | None, run_dir: str | Path = "") -> Fragment:
         ]
         for record in ran
     ]
-    # Cells side by side take more seconds together than the night did.
+    # Cells side by side take more seconds together than the run did.
     rest = night.seconds - sum(record.seconds for record in ran)
     if rest >= 0:
         rows.append(["models, pages, start-up", duration(rest), f"{rest / total:.0%}", NONE, NONE])
     peak = max((record.peak_rss_bytes for record in ran), default=0)
-    rows.append(["the whole night", duration(night.seconds), "100%", NONE, size(peak) if peak else NONE])
+    rows.append(["the whole run", duration(night.seconds), "100%", NONE, size(peak) if peak else NONE])
     columns = (
         Column("cell"),
         Column("time", numeric=True),
-        Column("share of the night", numeric=True),
+        Column("share of the run", numeric=True),
         Column("longest step"),
         Column("peak memory of an engine", numeric=True),
     )
@@ -181,14 +181,18 @@ def _controls(night: Night) -> str:
 
 def _next(night: Night) -> str:
     if night.outcome is Outcome.PARITY:
-        return "Next: nothing to do."
+        return "Next: no action needed."
     if night.outcome is Outcome.INVALID:
-        return "Next: a seeded fault was not caught, so no green of this night counts; read the control's page first."
+        return (
+            "Next: a seeded fault was not caught, so no PARITY of this run counts; read the red control's page first."
+        )
     broken = _worst([record for record in night.cells if not record.good])
     if not broken:
-        return "Next: the pages below that did not run to their end."
+        return "Next: read the pages listed below that did not finish."
     first = broken[0]
-    return f"Next: read {first.cell}" + (f", {first.html}." if first.html else "; the reason stands below.")
+    if not first.html:
+        return f"Next: {first.cell}, for the reason below."
+    return Markup('Next: read the page of <a href="{}">{}</a>.').format(first.html, first.cell)
 
 
 def _pages(night: Night) -> dict[str, str]:
@@ -205,12 +209,3 @@ def _files(night: Night, run_dir: str | Path) -> dict[str, str]:
 def _page_name(name: str) -> str:
     """Return ``00_machine_and_pins`` as ``machine and pins``."""
     return name.lstrip("0123456789_").replace("_", " ")
-
-
-def _linked(sentence: str, night: Night) -> str:
-    """Return a sentence in which the address of a cell's page is a link."""
-    for record in night.cells:
-        if record.html and record.html in sentence:
-            before, _, after = sentence.partition(record.html)
-            return Markup('{}<a href="{}">its page</a>{}').format(before, record.html, after)
-    return sentence

@@ -38,7 +38,7 @@ def night_matrix(night: Night | None, run_dir: str | Path = "") -> Fragment:
     shown = _grid(own, caption, nearest) if own else EMPTY
     other = [record for record in cells if _other(record, home)]
     if other:
-        shown += _apart("Apart, of another arithmetic, ISA target or stack", other, home, nearest)
+        shown += _apart("Other ISA target, stack or compute policy", other, home, nearest)
     controls = [record for record in night.cells if record.control]
     if controls:
         shown += _apart("Red controls, faults seeded on purpose", controls, None, nearest)
@@ -111,7 +111,7 @@ def _square_text(record: CellRecord, home: Home, nearest: Nearest) -> str:
 
 
 def _nearest(verdict: Verdict) -> str:
-    """Return the rung that is nearest to its limit, or nothing where none has a number."""
+    """Return the rung that is nearest to its limit, or an empty text where no rung has a number."""
     gated = [r for r in verdict.rungs if r.margin is not None and r.outcome is not Outcome.REPORTED]
     return min(gated, key=lambda r: r.margin or 0.0).rung.value if gated else ""
 

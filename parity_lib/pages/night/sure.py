@@ -1,4 +1,4 @@
-"""How sure a night is: what each cell would have caught, what was run twice, which seeded faults were seen."""
+"""How sure a nightly run is: what each cell would have caught, what was run twice, which faults were caught."""
 
 from __future__ import annotations
 
@@ -25,14 +25,13 @@ _COLUMNS = (
     Column("instructions observed"),
 )
 _NOT_MEASURED = (
-    "Not measured by a night: how often a sound engine is called diverged (its rate with an interval), the share of "
-    "seeded faults that the ladder catches (parity faults MODEL QUANT), the smallest fault that it sees. Nothing here "
-    "stands for them."
+    "Not measured by a nightly run: the false-positive rate, the share of seeded faults that the ladder catches "
+    "(parity faults MODEL QUANT), the smallest fault that it detects."
 )
 
 
 def sure_table(night: Night | None, run_dir: str | Path = "") -> Fragment:
-    """Return what is known about the night's own reliability, and, in words, what is not."""
+    """Return what is known of the run's own reliability, and a sentence on what is not."""
     if night is None:
         return EMPTY
     verdicts = cell_verdicts(night, run_dir)
@@ -64,7 +63,7 @@ def _reference(verdict: Verdict) -> str:
     """Return whether llama.cpp was run a second time on the same input, and what came out."""
     found = verdict.measured.cache
     word = "" if found is None else found.parts.get("reference", "")
-    return word if "again" in word else "not tonight" if word else NONE
+    return word if "again" in word else "not in this run" if word else NONE
 
 
 def _candidate(verdict: Verdict) -> str:
@@ -85,13 +84,13 @@ def _instructions(verdict: Verdict) -> str:
     if rung.outcome is Outcome.PARITY:
         return f"{verdict.cell.isa}, proven"
     words = {Outcome.DIVERGED: "refused", Outcome.REPORTED: "not on both sides"}
-    return f"{verdict.cell.isa} {words.get(rung.outcome, 'unproven')}: {rung.note}"
+    return f"{verdict.cell.isa} {words.get(rung.outcome, 'unproven')}: {rung.note.partition(';')[0]}"
 
 
 def _controls(night: Night) -> list[str]:
     controls = [record for record in night.cells if record.control]
     if not controls:
-        return ["Red controls: none in this plan, so nothing shows that this night would have seen a fault."]
+        return ["Red controls: not part of this plan; this run has no evidence that it would catch a fault."]
     parts = []
     for record in controls:
         where = f" at {record.lowest_broken}" if record.good and record.lowest_broken else ""

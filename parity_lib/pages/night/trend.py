@@ -1,4 +1,4 @@
-"""The last nights of each cell: margin, KL, flips and minutes under one another, tonight filled."""
+"""The last nightly runs of each cell: margin, KL, flips and minutes under one another, this run filled."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _ROWS: tuple[tuple[str, Callable[[HistoryEntry], float | None]], ...] = (
 
 
 def trend(night: Night | None, run_dir: str | Path = "") -> Gallery | Fragment:
-    """Return the last nights of each cell of tonight, or a sentence where nothing is kept of earlier ones.
+    """Return the trend of each cell of this run, or a sentence where no earlier run is kept.
 
     Args:
-        night: tonight; only nights of its machine class are comparable, and shown.
+        night: this run; only runs of its machine class are comparable, and shown.
         run_dir: its folder; the history is beside it. Empty: that of ``reports/nightly``.
 
     Raises:
@@ -45,18 +45,18 @@ def trend(night: Night | None, run_dir: str | Path = "") -> Gallery | Fragment:
     entries = store.load_history(path) if path.is_file() else []
     groups = _by_cell(night, entries) if night is not None else []
     if not groups:
-        return paragraph(f"No trend yet: {HISTORY} keeps no earlier night of these cells on this class of machine.")
+        return paragraph(f"No trend yet: {HISTORY} keeps no earlier nightly run of these cells on this machine class.")
     caption = (
-        f"Up to {NIGHTS} nights, oldest at the left, tonight filled; all of machine class "
+        f"Up to {NIGHTS} nightly runs, oldest at the left, this run filled; all of machine class "
         f"{entries[-1].machine_class if night is None else night.machine_class}. Margin: limit over worst, "
         "above 1 is inside. KL: llama.cpp to burn, mean, nats. Flips: top-1 and top-5 set. Triangle: diverged. "
-        "Dotted line: a step starts (margin or KL by a tenth, minutes by half, flips at all; one night alone is none)."
+        "Dotted line: a step starts, which the next run keeps (margin or KL by a tenth, minutes by half, flips by one)."
     )
     return Gallery(tuple(_panel(group) for group in groups), caption)
 
 
 def _by_cell(night: Night, entries: Sequence[HistoryEntry]) -> list[list[HistoryEntry]]:
-    """Return the entries of each cell of tonight, oldest first, where there is more than tonight's own."""
+    """Return the entries of each cell of this run, oldest first, where there is more than its own."""
     cells = {str(record.cell): record.cell for record in night.cells if not record.control}
     groups = []
     for cell in cells.values():
@@ -86,8 +86,8 @@ def _panel(group: Sequence[HistoryEntry]) -> Picture:
 
     margin = last.worst_margin
     alt = (
-        f"{cell.model} {cell.quant} over {len(group)} nights: {sum(_red(entry) for entry in group)} diverged; "
-        f"tonight {last.outcome}, margin {number(margin) if margin is not None else 'without a number'}."
+        f"{cell.model} {cell.quant} over {len(group)} nightly runs: {sum(_red(entry) for entry in group)} diverged; "
+        f"this run {last.outcome}, margin {number(margin) if margin is not None else 'without a number'}."
         + _step_words(group)
     )
     return picture(draw, inches=_INCHES, alt=alt)
@@ -130,7 +130,7 @@ def _steps(label: str, values: Sequence[float | None]) -> list[int]:
     """Return the nights from which on a number is another one: beyond its own noise, and not back the night after.
 
     The engines are deterministic: margin and KL of equal pins repeat to the digit, so a tenth is news; time is not.
-    The newest night counts at once, because nobody knows yet whether it stays.
+    The newest night counts at once, because the next run is not known yet.
     """
     known = [(i, v) for i, v in enumerate(values) if v is not None and math.isfinite(v)]
     found: list[int] = []

@@ -1,4 +1,4 @@
-"""Whose error it is on the deployed file: both engines against a oracle that rounds activations as the reference."""
+"""Whose error it is on the deployed file: both engines against an oracle that rounds activations as the reference."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _COLUMNS = (
     Column("burn / llama.cpp", numeric=True),
     Column("llama.cpp / burn", numeric=True),
     Column("95 % interval"),
-    Column("who"),
+    Column("farther from the oracle"),
 )
 
 
@@ -25,14 +25,14 @@ def native_blame(trace: TokenTrace) -> Fragment:
     rows = [_row(blame) for blame in blames]
     logits = blames[-1]
     sentence = (
-        f"On the deployed file, from the tokens to the logits: burn {number(logits.burn)} and llama.cpp "
-        f"{number(logits.llamacpp)} from float64 with the reference's rounding of activations: {_words(logits)}."
+        "On the deployed file, relative error of the logits against a float64 oracle that rounds activations as the "
+        f"reference does: burn {number(logits.burn)}, llama.cpp {number(logits.llamacpp)}; {_words(logits)}."
     )
     method = (
-        "Relative errors, norms over the channels, pooled over the positions up to the traced one; the interval is "
-        f"from a bootstrap over {logits.n} {logits.drawn}. A rounding that falls the other way is another input "
-        "from there on, so sound engines are far apart here and about equally far from the oracle; where only one of "
-        "them had such a step it shows as many times, and is nobody's fault while every op above is inside its limits."
+        "Relative error: norm of the difference over norm of the oracle's value, over the channels, pooled over the "
+        f"positions up to the traced one; the interval is from a bootstrap over {logits.n} {logits.drawn}. A rounding "
+        "that falls the other way changes every later input, so correct engines are far apart here and about equally "
+        "far from the oracle. While every op is inside its limits, a larger error of one engine is chance, no fault."
     )
     layers = details(f"{len(rows)} rows: layer by layer", table(_COLUMNS, rows, css="layers"))
     return paragraph(sentence) + layers + note(method)
@@ -52,7 +52,7 @@ def _row(blame: Blame) -> list[str]:
 
 def _words(blame: Blame) -> str:
     if blame.word == EQUAL:
-        return f"equal, {number(blame.ratio)} times ({number(blame.low)} to {number(blame.high)})"
+        return f"about equal, burn over llama.cpp {number(blame.ratio)} ({number(blame.low)} to {number(blame.high)})"
     return f"{blame.word}, {number(max(blame.ratio, _inverse(blame)))} times"
 
 

@@ -21,7 +21,7 @@ from parity_lib.records.verdicts import Divergence
 from parity_lib.trace.token import TokenTrace
 
 _CANCEL = 3.0  # sizes of the parts together, over the delta: above it no part is most of it
-_FAULT = {BURN_WORSE: "burn's", LLAMA_WORSE: "llama.cpp's", EQUAL: "nobody's"}
+_FAULT = {BURN_WORSE: "burn's", LLAMA_WORSE: "llama.cpp's", EQUAL: "no engine's"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,13 +39,13 @@ class Conclusion:
 
 
 def trace_conclusion(trace: TokenTrace, words: Words | None = None, *, broken: str = "") -> Conclusion:
-    """Return what the trace says about its token. What lies after it is told apart and accuses nobody.
+    """Return what the trace shows of its token; later positions are named apart and do not change the outcome.
 
     Args:
         trace: of the token.
         words: texts of tokens and names of prompts.
-        broken: what broke in the cell that asks, where a trace need not show it: a trace that finds nothing is then
-            no parity.
+        broken: what broke in the cell that the trace belongs to, which a trace need not show: without a finding the
+            outcome is then INCOMPLETE, not PARITY.
     """
     words, shown = words or Words(), traced_positions(trace)
     row, lost = trace.place.row, lost_op(trace)
@@ -72,7 +72,7 @@ def trace_conclusion(trace: TokenTrace, words: Words | None = None, *, broken: s
     elif lacks:
         sentence = f"{_lacking(trace)} {whose}"
     elif broken:
-        sentence = f"The cell broke {broken}, which this trace does not make again. {_green(trace)}"
+        sentence = f"The cell broke {broken}, which this trace does not repeat. {_green(trace)}"
     else:
         sentence = f"{_green(trace)} {whose}"
     own = [_parted(trace)] if wrong or not trace.own.parted else []
@@ -117,8 +117,8 @@ def _lost_words(trace: TokenTrace, lost: OpError) -> str:
     at = (lost.lost or 0) - (trace.place.n_prompt - 1)
     where = f"llama.cpp's own values are not finite{on_twin}: first at {op_words(lost.site)}, token {at}"
     if _burn_finite(trace):
-        return f"{where}; burn's logits are. {_FAULT[LLAMA_WORSE][0].upper()}{_FAULT[LLAMA_WORSE][1:]} fault."
-    return f"{where}; nor are burn's logits, so look at the file."
+        return f"{where}; burn's logits are finite: {_FAULT[LLAMA_WORSE]} fault."
+    return f"{where}; burn's logits are not finite either: check the file."
 
 
 def _over(trace: TokenTrace, errors: Sequence[OpError]) -> Divergence | None:
@@ -134,31 +134,32 @@ def _first_wrong(error: OpError) -> int:
 
 def _first_words(trace: TokenTrace, first: Divergence | None, on_twin: bool, layer: int | None) -> str:
     if first is not None:
-        where = " on the F32 twin, none on the native path" if on_twin else ""
-        size = f"local error {number(first.delta)} against {number(first.limit)}" if first.limit else "not equal bits"
+        where = " on the F32 twin; on the native path every op is inside its limit" if on_twin else ""
+        size = f"local error {number(first.delta)} against {number(first.limit)}" if first.limit else "bits differ"
         return f"First over its limit: {op_words(first.where or '')}, {size}{where}"
     if layer is not None:
         name = "the logits" if layer == trace.cell.facts.n_layer else f"layer {layer}"
         share = float(trace.layers.pooled(trace.place.row + 1)[layer])
-        return f"No op is over its limit by itself; first over its floor: {name}, total error {number(share)} times it"
-    return "No op is over its limit by itself, no layer over its floor"
+        return f"No single op is over its limit; first over its floor: {name}, total error {number(share)} times it"
+    return "No single op is over its limit, and no layer is over its floor"
 
 
 def _shape_words(shape: Shape) -> str:
     if shape.kind is Kind.INSIDE:
         return "the logits stay inside their floor at every position"
-    return f"{shape_words(shape)}: look at {shape.causes}"
+    return f"{shape_words(shape)}: points to {shape.causes}"
 
 
 def _whose(blame: Blame, *, found: bool) -> str:
     ratio = blame.ratio
     if blame.word == EQUAL:
-        end = "what is wrong does not show in these logits" if found else "nobody's fault"
+        end = "the fault does not show in these logits" if found else "no engine is at fault"
         return f"Both are about as far from the float64 oracle (burn {number(ratio)} times llama.cpp): {end}."
     farther, other = ("burn", "llama.cpp") if blame.word == BURN_WORSE else ("llama.cpp", "burn")
     times = ratio if blame.word == BURN_WORSE else (1 / ratio if ratio else float("inf"))
-    size = f"{_times(times)} times as far" if np.isfinite(times) else "not finite and so beyond any distance"
-    return f"{farther} is {size} from the float64 oracle as {other}: {_FAULT[blame.word]} fault."
+    if not np.isfinite(times):
+        return f"{farther}'s logits are not finite: {_FAULT[blame.word]} fault."
+    return f"{farther} is {_times(times)} times as far from the float64 oracle as {other}: {_FAULT[blame.word]} fault."
 
 
 def _times(ratio: float) -> str:
@@ -174,21 +175,20 @@ def _lacking(trace: TokenTrace) -> str:
 def _green(trace: TokenTrace) -> str:
     worst = max(trace.ops.errors, key=lambda error: error.share)
     return (
-        f"Nothing is over its limit at token {trace.place.token_idx}: all {count(trace.native.compared)} ops are right "
-        f"on llama.cpp's own inputs, the nearest {op_words(worst.site)} at {percent(worst.share)} of its limit; every "
-        "layer is inside its floor."
+        f"All {count(trace.native.compared)} ops are right on llama.cpp's own inputs at token {trace.place.token_idx}, "
+        f"nearest to its limit {op_words(worst.site)} at {percent(worst.share)} of it; every layer is inside its floor."
     )
 
 
 def _parted(trace: TokenTrace) -> str:
-    """Return whether burn's own decode of the token is its prefill, and where it is not."""
+    """Return whether burn's decode of the token equals its prefill, and where it does not."""
     own = trace.own
     if not own.sites:
-        return "burn's decode of this token was not held to its prefill: there is no other token."
+        return "burn's decode of this token was not compared with its prefill: the sequence has no other token."
     if not own.parted:
-        return f"burn's decode of this token is its prefill to the bit, at all {count(len(own.sites))} sites."
+        return f"burn's decode of this token equals its prefill bit for bit at all {count(len(own.sites))} sites."
     return (
-        f"burn's decode of this token is not its prefill (T6): they part first at {op_words(own.parted[0])}, by "
+        f"burn's decode of this token differs from its prefill (T6): first at {op_words(own.parted[0])}, by "
         f"{number(own.size)} of its value; {count(len(own.parted))} of {count(len(own.sites))} sites differ."
     )
 
@@ -211,20 +211,19 @@ def _delta_words(shown: Positions, row: int, words: Words) -> str:
 def _parts_words(trace: TokenTrace) -> list[str]:
     fall = trace.by_layer
     if fall is None or trace.by_op is None or not np.isfinite(fall.total):
-        return ["A value on the way to this logit is not finite, so its delta could not be taken apart."]
+        return ["A value on the way to this logit is not finite, so its delta could not be split by layer."]
     worst, op = fall.worst, trace.by_op.worst
     inside = f", inside of it {short_name(op.name)} {signed(op.value)}" if worst.name == f"layer {trace.block}" else ""
     if sum(abs(part.value) for part in fall.parts) > _CANCEL * abs(fall.delta):
-        start = f"Taken apart, {signed(fall.total)} logits: parts of either sign that nearly cancel; the largest"
+        start = f"Split by layer, {signed(fall.total)} logits: parts of either sign that nearly cancel; the largest is"
         return [f"{start} {worst.name} with {signed(worst.value)}."]
     share = f" ({fall.share(worst.name) * 100:.0f} % of it)"
-    return [
-        f"Taken apart, {signed(fall.total)} logits: most comes from {worst.name}, {signed(worst.value)}{share}{inside}."
-    ]
+    most = f"most comes from {worst.name}, {signed(worst.value)}{share}{inside}"
+    return [f"Split by layer, {signed(fall.total)} logits: {most}."]
 
 
 def _after(trace: TokenTrace, shown: Positions, *, wrong: bool) -> list[str]:
-    """Return what is over only after the token, where nothing is up to it."""
+    """Return what is over a limit only after the token, where every limit up to it held."""
     if wrong:
         return []
     late = [error for error in trace.ops.errors if not error.share <= 1]
@@ -234,4 +233,4 @@ def _after(trace: TokenTrace, shown: Positions, *, wrong: bool) -> list[str]:
     later = [place for place in places if place > token]
     found = [f"first op {op_words(late[0].site)}"] if late else []
     found += [f"logits from token {later[0]} on"] if later else []
-    return [f"After this token something is over its limit: {', '.join(found)}. Trace that token."] if found else []
+    return [f"Over a limit only after this token: {', '.join(found)}. Trace that token."] if found else []

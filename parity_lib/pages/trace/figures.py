@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _INCHES = (11.4, 3.0)
 _LABELLED = 4  # parts of a waterfall with their number
 _LABEL_FROM = 0.25  # of the largest: smaller parts go without
-_ASTRAY = 1e4  # a relative error beyond it is drawn at the top: how far a lost value is off says nothing
+_ASTRAY = 1e4  # a relative error beyond it is drawn at the top: its size has no meaning
 _SHOWN_TICKS = 34  # labels of an axis that fit side by side
 _UPRIGHT = 12  # of them: more are turned where a name is long
 
@@ -69,9 +69,8 @@ def layer_profile(trace: TokenTrace) -> Gallery:
         f"error {number(float(local[worst]))} ({'head' if worst == len(local) - 1 else f'layer {worst}'})."
     )
     caption = (
-        "Bars: what the worst op of a layer gets wrong on llama.cpp's own inputs, on the F32 twin. Lines: what has "
-        "come together since the embedding. A bar that reaches the total is where it comes from; "
-        "lines without a bar inherit."
+        "Bars: local error of each layer's worst op on llama.cpp's own inputs, on the F32 twin. Lines: the error "
+        "since the embedding. Where a bar reaches the total, the error arises; where it does not, it is inherited."
     )
     return Gallery((picture(draw, inches=_INCHES, alt=alt),), caption, frozenset({0}))
 
@@ -95,7 +94,7 @@ def falls(trace: TokenTrace, words: Words | None = None) -> Gallery:
     """Return the waterfall of the delta by layer, and inside of the layer with the largest part by op."""
     words = words or Words()
     if trace.by_layer is None or trace.by_op is None or not np.isfinite(trace.by_layer.total):
-        return Gallery((), "A value on the way to this logit is not finite, so its delta could not be taken apart.")
+        return Gallery((), "A value on the way to this logit is not finite, so its delta could not be split by layer.")
     token = words.token(trace.delta_id)
     pictures = (
         _fall(trace.by_layer, f"delta of {token} by layer", "burn from llama.cpp's values at each place"),

@@ -14,8 +14,8 @@ from parity_lib.pages.trace.conclusion import Conclusion
 from parity_lib.trace.token import TokenTrace
 
 _TITLE = {
-    Outcome.PARITY: ": nothing over its limit",
-    Outcome.INCOMPLETE: ": not all was compared",
+    Outcome.PARITY: ": every op and layer is inside its limit",
+    Outcome.INCOMPLETE: ": the comparison is not complete",
 }
 
 
@@ -43,7 +43,7 @@ def trace_box(trace: TokenTrace, conclusion: Conclusion, words: Words | None = N
 
 
 def record_trace(conclusion: Conclusion) -> None:
-    """Leave what the trace came to in the running notebook, for who reads it without eyes: ``read_records``."""
+    """Store the conclusion in the running notebook, for programs: ``read_records``."""
     first = conclusion.first
     record("outcome", conclusion.outcome)
     record("sentence", conclusion.sentence)

@@ -12,7 +12,7 @@ from parity_lib.trace.token import TokenTrace
 _COLUMNS = (
     Column("product"),
     Column("weights"),
-    Column("dequantised otherwise", numeric=True),
+    Column("dequantised differently", numeric=True),
     Column("activations rounded", numeric=True),
     Column("accumulation", numeric=True),
     Column("together", numeric=True),
@@ -49,7 +49,9 @@ def _notes(split: ErrorSplit) -> list[str]:
         "converting them to the weight's partner type does, in float64. Accumulation: what is left, its float32 sums.",
     ]
     if split.differ:
-        said.append(f"{count(split.differ)} weights are dequantised otherwise by burn: no rounding does that.")
+        said.append(
+            f"{count(split.differ)} weights are dequantised differently by burn: rounding does not explain that."
+        )
     logits = split.logits
     if logits is None:
         return [*said, "A logit is not finite, so the logits could not be split."]

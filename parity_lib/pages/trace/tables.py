@@ -33,7 +33,7 @@ _OPS = (
     Column("op"),
     Column("pass"),
     Column("of its limit", numeric=True),
-    Column("local NMSE, native", numeric=True),
+    Column("local NMSE, native path", numeric=True),
     Column("worst position (token)", numeric=True),
     Column("worst channel", numeric=True),
     Column("local NMSE, twin", numeric=True),
@@ -50,7 +50,7 @@ _LAYERS = (
     Column("new here", numeric=True),
     Column("burn / llama.cpp to float64 oracle", numeric=True),
     Column("95 % interval"),
-    Column("who"),
+    Column("farther from the oracle"),
 )
 
 
@@ -101,13 +101,16 @@ def layer_table(trace: TokenTrace) -> Fragment:
     marks = ["bad" if row[-1] != "equal" else "" for row in rows]
     drawn = trace.layers.blames[-1]
     method = (
-        "Errors are norms of the residual stream, as shares of llama.cpp's own at the traced token: what enters a "
-        "layer, times its gain, is what it inherits; what it gets wrong on llama.cpp's own input is new. float64: "
-        f"the oracle on the same file; the interval is from a bootstrap over {drawn.n} {drawn.drawn}."
+        "Errors are norms of the residual stream, as shares of llama.cpp's own at the traced token. Inherited: the "
+        "error that enters a layer, times its gain. New: the layer's own error on llama.cpp's input. Oracle: float64, "
+        f"on the same file; the interval is from a bootstrap over {drawn.n} {drawn.drawn}."
     )
     body = table(_LAYERS, rows, marks=marks, css="layers") + note(method)
     if len(rows) > _FOLDED_FROM:
-        body = details(f"{len(rows)} rows: part of the delta, inherited, new, and whose, layer by layer", body)
+        body = details(
+            f"{len(rows)} rows: part of the delta, inherited and new error, oracle, layer by layer",
+            body,
+        )
     return body
 
 
@@ -121,8 +124,8 @@ def op_table(trace: TokenTrace) -> Fragment:
     n_over = sum(not error.share <= 1 for error in ranked)
     scope = (
         f"{count(len(ranked))} of {count(trace.ops.expected)} ops replayed on the native path, {count(n_over)} over a "
-        f"limit; the {len(rows)} nearest to theirs. NMSE: sum of squared differences over sum of squares. Inherited: "
-        "total less local, on the F32 twin, over all watched positions."
+        f"limit; listed: the {len(rows)} nearest to their limits. NMSE: sum of squared differences over sum of squares."
+        " Inherited: total less local, on the F32 twin, over all watched positions."
     )
     return note(scope) + table(_OPS, rows, marks=marks, css="ops")
 

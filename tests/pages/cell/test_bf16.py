@@ -38,7 +38,7 @@ def test_three_distances_over_both_kinds_of_positions(bf16_verdict: Verdict) -> 
     ]
     assert "1,025" in lines[2]
     assert "0.0210" in lines[4]
-    assert "nothing here is gated" in lines[-1]
+    assert "not gated" in lines[-1]
 
 
 def test_the_headline_says_them_in_one_sentence(bf16_verdict: Verdict) -> None:
@@ -50,7 +50,7 @@ def test_the_headline_says_them_in_one_sentence(bf16_verdict: Verdict) -> None:
 
 
 def test_the_section_says_that_no_gate_stands(bf16_verdict: Verdict) -> None:
-    assert "No gate: llama.cpp's own spread says nothing" in native_section(bf16_verdict).plain
+    assert "No gate: " in native_section(bf16_verdict).plain
 
 
 def test_a_cell_of_another_arithmetic_has_none(make_verdict: Callable[..., Verdict], bf16_verdict: Verdict) -> None:

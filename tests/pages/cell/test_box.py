@@ -30,8 +30,8 @@ def test_green_box_says_how_far_inside_and_what_was_compared(make_verdict: MakeV
     lines = verdict_box(make_verdict(), WORDS).plain.splitlines()
     assert lines[1] == "PARITY at 1,412 of 1,412 positions"
     assert "Worst 4.4e-05 rms/std, limit 2.0e-04 (4.5x inside)." in lines[3]
-    assert "top-1 97.1 %, top-5 set 85.4 %" in lines[4]
-    assert lines[-1].startswith("Next: nothing to do")
+    assert "top-1 equal 97.1 %, top-5 set equal 85.4 %" in lines[4]
+    assert lines[-1].startswith("Next: no action needed")
 
 
 def test_what_restricts_a_verdict_stands_in_the_headline(make_verdict: MakeVerdict) -> None:
@@ -50,7 +50,7 @@ def test_a_pin_that_does_not_hold_is_said_before_anything_else(make_verdict: Mak
     pins = RungResult(Rung.T0, Outcome.INCOMPLETE, 9, 9, None, None, "pins", note="commit: expected a, found b")
     verdict = make_verdict(Outcome.INCOMPLETE, rungs=(pins,), causes=("T0 pins: commit: expected a, found b",))
     box = verdict_box(verdict)
-    assert "nothing was judged" in box.plain.splitlines()[1]
+    assert "no rung was judged" in box.plain.splitlines()[1]
     assert "Cause: T0 pins: commit: expected a, found b." in box.plain
     assert 'class="verdict warn"' in box.html
 

@@ -41,7 +41,7 @@ def test_a_long_source_is_folded_and_says_everything_once(make_verdict: MakeVerd
     common = "llama.cpp 0c1e570 strict on the F32 twin, against float64 numpy; 2026-11-23; parity bands smollm2-135m"
     rungs = tuple(structs.replace(r, source=f"8 x 1e-6; {common}; 8 x 2e-6; {common}") for r in verdict.rungs)
     html = rung_table(structs.replace(verdict, rungs=rungs)).html
-    assert f"<details><summary>limit from</summary>8 x 1e-6; {common}; 8 x 2e-6</details>" in html
+    assert f"<details><summary>source of the limit</summary>8 x 1e-6; {common}; 8 x 2e-6</details>" in html
 
 
 def test_the_row_of_the_deployed_file_says_what_it_did_literally(make_verdict: MakeVerdict) -> None:

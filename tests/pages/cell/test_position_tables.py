@@ -34,7 +34,7 @@ def test_a_diverging_position_shows_both_top5s_kind_and_class(
     html = position_tables(red, red_verdict.divergences, words).html
     row = html[html.index('<tr id="p2t17" class="bad">') :]
     row = row[: row.index("</tr>")]
-    assert "prompt 2 (long-1)<br>token 17<br><b>top-1 UNEXPLAINED</b>" in row
+    assert "prompt 2 (long-1)<br>token 17<br><b>top-1 unexplained</b>" in row
     assert row.count("<li>") == 10
     assert row.count("<b>") >= 3
     for words_ in ("delta ", "limit ", "x over", "margin "):

@@ -30,7 +30,7 @@ def test_a_control_says_whether_and_where_it_was_caught(make_verdict: MakeVerdic
         "This is a red control (eps_x10@blk.12): caught, at T4."
     )
     assert "NOT caught by any numeric rung" in control_words(control(make_verdict, Outcome.PARITY))
-    assert "it shows nothing" in control_words(control(make_verdict, Outcome.INCOMPLETE))
+    assert "it is no evidence" in control_words(control(make_verdict, Outcome.INCOMPLETE))
 
 
 def test_the_references_own_spread_catches_no_fault(make_verdict: MakeVerdict) -> None:

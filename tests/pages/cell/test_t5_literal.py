@@ -43,7 +43,7 @@ def test_nothing_compared_is_said(make_verdict: MakeVerdict) -> None:
 
 
 def test_where_greedy_texts_part_is_named(make_verdict: MakeVerdict) -> None:
-    assert "would part: prompt 3 at token 17." in literal_table(make_verdict()).html
+    assert "prompt 3 at token 17." in literal_table(make_verdict()).html
 
 
 def test_the_shipped_expectations_load_and_are_shares_and_distances() -> None:

@@ -25,7 +25,7 @@ def section(plain: str, title: str) -> list[str]:
 def test_the_gate_shows_distance_spread_ratio_limit_and_the_twins_own_ratio(full_verdict: FullVerdict) -> None:
     verdict = full_verdict()
     head, *rows = section(native_section(verdict).plain, "Gate: distance over llama.cpp's own spread")[:4]
-    assert head.split()[:3] == ["gate", "burn", "to"]
+    assert head.split()[:3] == ["metric", "burn", "to"]
     assert [row.split()[0] for row in rows] == ["rms", "99th", "KL"]
     assert all(" inside" in row for row in rows)
     assert f"{verdict.measured.spread.ratios['rms'].limit:.2f}" in rows[0]
@@ -34,7 +34,7 @@ def test_the_gate_shows_distance_spread_ratio_limit_and_the_twins_own_ratio(full
 
 def test_each_variant_is_listed_with_what_it_stands_against_and_why_one_is_absent(full_verdict: FullVerdict) -> None:
     rows = section(native_section(full_verdict()).plain, "llama.cpp against itself")
-    assert rows[1].startswith("all in the pool")
+    assert rows[1].startswith("the pool: root mean square")
     assert rows[2].startswith("defaults of this build")
     assert "the defaults" in rows[4]
     assert rows[5].startswith("the F32 twin")

@@ -16,13 +16,13 @@ from parity_lib.records.night_record import Night
 
 def test_header_says_outcome_counts_not_run_control_and_what_next(night: Night) -> None:
     lines = night_header(night).plain.splitlines()
-    assert lines[1] == "Night 2026-11-23: DIVERGED"
+    assert lines[1] == "Nightly run 2026-11-23: DIVERGED"
     assert "crates.io burn, not the fork" in lines[2]
     assert lines[3] == "8 cells: 2 DIVERGED (1 as expected), 1 INCOMPLETE, 2 not run, 3 ok."
     assert lines[4].startswith("Not run: llama-3-8b Q4_K_M, llama-3-8b Q8_0 (the file is not staged")
     assert "Red control: 1 of 1 caught." in lines
-    assert lines[-1].startswith("Next: read smollm2-135m · Q8_0")
-    assert '<a href="cells/smollm2-135m-Q8_0-avx512-crates-io-f32-0a1b2c3d/02_logits.html">its page</a>' in (
+    assert lines[-1].startswith("Next: read the page of smollm2-135m · Q8_0")
+    assert '<a href="cells/smollm2-135m-Q8_0-avx512-crates-io-f32-0a1b2c3d/02_logits.html">smollm2-135m · Q8_0' in (
         night_header(night).html
     )
 
@@ -46,7 +46,7 @@ def test_costs_sum_to_the_night(night: Night) -> None:
 def test_cells_side_by_side_take_more_seconds_than_the_night_and_leave_no_rest(night: Night) -> None:
     plain = cost_table(structs.replace(night, seconds=200.0)).plain
     assert "start-up" not in plain
-    assert "the whole night" in plain
+    assert "the whole run" in plain
 
 
 def test_a_night_that_is_not_of_one_piece_says_so(night: Night) -> None:
@@ -55,7 +55,7 @@ def test_a_night_that_is_not_of_one_piece_says_so(night: Night) -> None:
         night, cells=(kept, *night.cells[1:]), resumed=("2026-11-23T04:15:00+00:00",), interrupted=True
     )
     marks = night_header(resumed).plain.splitlines()[2]
-    assert marks.startswith("interrupted · resumed at 04:15 UTC, 1 cells kept from before · ")
+    assert marks.startswith("interrupted · resumed at 04:15 UTC, 1 cell kept from before · ")
     assert "· kept from before" in cost_table(resumed).plain
 
 

@@ -28,7 +28,7 @@ def test_other_arithmetic_and_controls_stand_apart(night: Night) -> None:
     assert lines[8].endswith("control · eps_x10@blk.12: ✓ caught 10,000x over at T4")
     more = night_matrix(structs.replace(night, cells=(*night.cells, bf16)))
     assert "✓ ok 4.5x, logits reported, not gated (bf16)" in more.plain
-    grid, apart = more.html.split("Apart, of another arithmetic")
+    grid, apart = more.html.split("Other ISA target, stack or compute")
     assert "(bf16)" not in grid
     assert "(bf16)" in apart
 

@@ -44,10 +44,10 @@ def test_controls_are_told_with_their_rung_and_a_missed_one_in_capitals(night: N
     missed = structs.replace(night.cells[-1], outcome=Outcome.INVALID, good=False)
     assert ": MISSED." in sure_table(structs.replace(night, cells=(missed,)), tmp_path).plain
     none = structs.replace(night, cells=night.cells[:1])
-    assert "nothing shows that this night would have seen a fault" in sure_table(none, tmp_path).plain
+    assert "no evidence that it would catch a fault" in sure_table(none, tmp_path).plain
 
 
 def test_what_is_not_measured_is_said_and_not_drawn(night: Night, tmp_path: Path) -> None:
     shown = sure_table(night, tmp_path)
-    assert "Not measured by a night: how often a sound engine is called diverged" in shown.plain
+    assert "Not measured by a nightly run: the false-positive rate" in shown.plain
     assert "<img" not in shown.html

@@ -37,7 +37,7 @@ def test_each_cell_of_tonight_with_a_past_gets_a_picture(night: Night, run_dir: 
     assert isinstance(shown, Gallery)
     (picture,) = shown.pictures
     assert picture.alt == (
-        "smollm2-135m Q8_0 over 5 nights: 1 diverged; tonight DIVERGED, margin 0.0029. "
+        "smollm2-135m Q8_0 over 5 nightly runs: 1 diverged; this run DIVERGED, margin 0.0029. "
         "Steps: margin from 11-23, flips from 11-23."
     )
     assert shown.pictures[0].png.startswith(b"\x89PNG")

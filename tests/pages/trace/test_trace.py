@@ -43,11 +43,11 @@ def fault(three_layers: ThreeLayers) -> TokenTrace:
 def test_a_sound_trace_says_so(sound: TokenTrace) -> None:
     found = show.trace_conclusion(sound, WORDS)
     assert found.outcome is Outcome.PARITY
-    assert found.sentence.startswith("Nothing is over its limit at token 3: all 180 ops are right on llama.cpp's own")
-    assert found.sentence.endswith("nobody's fault.")
+    assert found.sentence.startswith("All 180 ops are right on llama.cpp's own inputs at token 3, nearest to its limit")
+    assert found.sentence.endswith("no engine is at fault.")
     assert (found.first, found.layer, found.shape.kind) == (None, None, Kind.INSIDE)
     box = show.trace_box(sound, found, WORDS)
-    assert "PARITY at prompt 0 (first), token 3: nothing over its limit" in box.plain
+    assert "PARITY at prompt 0 (first), token 3: every op and layer is inside its limit" in box.plain
     assert 'class="verdict good"' in box.html
 
 
@@ -57,7 +57,9 @@ def test_a_fault_is_named_with_its_shape_and_whose_it_is(fault: TokenTrace) -> N
     assert found.first is not None
     assert (found.first.where, found.layer, found.on_twin) == ("Kcur.MUL_MAT-1", 1, False)
     assert found.shape.kind is Kind.RISING  # at position 0 there is one key, whatever its score
-    words = r"First over its limit: layer 1 `attn_k`, local error \S+ against 1\.0e-11; zero at position 0.*: look at "
+    words = (
+        r"First over its limit: layer 1 `attn_k`, local error \S+ against 1\.0e-11; zero at position 0.*: points to "
+    )
     assert re.match(words + "attention or RoPE.* burn is .* times as far .*: burn's fault", found.sentence)
     assert "most comes from layer 1" in found.more[1]
     box = show.trace_box(fault, found, WORDS)
@@ -90,14 +92,14 @@ def test_both_pages_name_the_same_kind_and_causes(
     in_cell = profile_words(replace(shown, delta=share * shown.limit, rms_over_std=quiet))
     assert in_cell == f"Profile: {shape_words(found.shape)}. Points to {CAUSES[kind]}."
     assert profile_words(replace(shown, delta=quiet, rms_over_std=share * shown.rms_limit)) == in_cell
-    assert f"{shape_words(found.shape)}: look at {CAUSES[kind]}." in found.sentence
+    assert f"{shape_words(found.shape)}: points to {CAUSES[kind]}." in found.sentence
 
 
 def test_both_pages_name_the_same_kind_and_causes_for_a_fault_in_the_engine(fault: TokenTrace) -> None:
     found, in_cell = show.trace_conclusion(fault, WORDS), profile_words(traced_positions(fault))
     assert found.shape.kind is Kind.RISING
     assert in_cell.endswith(f"Points to {CAUSES[Kind.RISING]}.")
-    assert f"look at {CAUSES[Kind.RISING]}." in found.sentence
+    assert f"points to {CAUSES[Kind.RISING]}." in found.sentence
 
 
 def test_a_worse_reference_is_said_to_be_llamas(fault: TokenTrace) -> None:
@@ -112,7 +114,7 @@ def test_a_wrong_layer_without_a_wrong_op_is_still_a_divergence(sound: TokenTrac
     total[1:] *= 1000
     found = show.trace_conclusion(replace(sound, layers=replace(sound.layers, total=total)), WORDS)
     assert (found.outcome, found.layer) == (Outcome.DIVERGED, 1)
-    assert found.sentence.startswith("No op is over its limit by itself; first over its floor: layer 1")
+    assert found.sentence.startswith("No single op is over its limit; first over its floor: layer 1")
     noise = np.full((9, 4), 1e-7)
     worse = (*sound.layers.blames[:-1], blame("logits", np.ones((9, 4)), 1 + noise, 1 + 1e4 * noise))
     found = show.trace_conclusion(replace(sound, layers=replace(sound.layers, blames=worse)), WORDS)
@@ -128,14 +130,14 @@ def test_ops_that_were_not_replayed_leave_it_incomplete(sound: TokenTrace) -> No
 
 def test_a_decode_that_is_not_the_prefill_is_no_parity_and_names_its_op(fault: TokenTrace, sound: TokenTrace) -> None:
     assert any(
-        "is its prefill to the bit, at all 60 sites." in more for more in show.trace_conclusion(sound, WORDS).more
+        "equals its prefill bit for bit at all 60 sites." in more for more in show.trace_conclusion(sound, WORDS).more
     )
     parted = Parting(sound.own.sites, ("attn_out-1", "result_output"), 2e-7)
     found = show.trace_conclusion(replace(sound, own=parted), WORDS)
     assert found.outcome is Outcome.DIVERGED
-    said = "burn's decode of this token is not its prefill (T6): they part first at layer 1 `attn_output`, by 2.0e-07"
+    said = "burn's decode of this token differs from its prefill (T6): first at layer 1 `attn_output`, by 2.0e-07"
     assert found.sentence.startswith(said)
-    assert "2 of 60 sites differ. Against llama.cpp: nothing is over its limit at token" in found.sentence
+    assert "2 of 60 sites differ. Against llama.cpp: all 180 ops are right" in found.sentence
     both = show.trace_conclusion(replace(fault, own=parted), WORDS)
     assert both.sentence == show.trace_conclusion(fault, WORDS).sentence  # what llama.cpp says comes first
     assert any(more.startswith(said) for more in both.more)
@@ -145,14 +147,14 @@ def test_what_broke_in_the_cell_and_not_here_is_no_parity(fault: TokenTrace, sou
     found = show.trace_conclusion(sound, WORDS, broken="T6, burn against itself (threads)")
     assert found.outcome is Outcome.INCOMPLETE
     assert found.sentence.startswith(
-        "The cell broke T6, burn against itself (threads), which this trace does not make again. Nothing is over its"
+        "The cell broke T6, burn against itself (threads), which this trace does not repeat. All 180 ops are right"
     )
-    assert "nobody's fault" not in found.sentence
+    assert "no engine is at fault" not in found.sentence
     assert show.trace_conclusion(fault, WORDS, broken="T6").outcome is Outcome.DIVERGED
     lacking = replace(sound, native=replace(sound.native, compared=179), own=Parting(sound.own.sites, ("embd",), 1.0))
     assert "Against llama.cpp: only 179 of 180 ops were judged." in show.trace_conclusion(lacking, WORDS).sentence
     alone = replace(sound, own=Parting((), (), 0.0))
-    assert any("was not held to its prefill" in more for more in show.trace_conclusion(alone, WORDS).more)
+    assert any("was not compared with its prefill" in more for more in show.trace_conclusion(alone, WORDS).more)
 
 
 def test_what_is_wrong_only_later_is_told_and_accuses_nobody(fault: TokenTrace, sound: TokenTrace) -> None:
@@ -162,7 +164,7 @@ def test_what_is_wrong_only_later_is_told_and_accuses_nobody(fault: TokenTrace, 
     mixed = replace(sound, ops=replace(sound.ops, errors=(*kept, *late)))
     found = show.trace_conclusion(mixed, WORDS)
     assert found.outcome is Outcome.PARITY
-    assert found.more[-1].startswith("After this token something is over its limit: first op layer 1 `attn_k`")
+    assert found.more[-1].startswith("Over a limit only after this token: first op layer 1 `attn_k`")
 
 
 def test_the_map_of_layers_marks_the_token_and_the_first_layer(fault: TokenTrace, sound: TokenTrace) -> None:
@@ -236,10 +238,10 @@ def test_products_are_split_by_kind(sound: TokenTrace) -> None:
     assert lines[1].split("  ")[-1].strip().startswith("layer ")
     assert 'class="bad"' not in found.html
     assert "At the logits, rms over their spread, 11 positions: burn's f32 policy is 0.0" in lines[-1]
-    assert "weights are dequantised otherwise" not in found.plain
+    assert "weights are dequantised differently" not in found.plain
     wrong = replace(sound.split, logits=None, products=(replace(sound.split.products[0], differ=3),))
     marked = show.split_table(replace(sound, split=wrong))
-    assert "3 weights are dequantised otherwise by burn" in marked.plain
+    assert "3 weights are dequantised differently by burn" in marked.plain
     assert marked.plain.endswith("A logit is not finite, so the logits could not be split.")
     assert marked.html.count('class="bad"') == 1
 
@@ -276,8 +278,8 @@ def test_names_are_those_that_people_say() -> None:
 
 def test_the_deployed_file_has_a_blame_of_its_own(sound: TokenTrace) -> None:
     shown = show.native_blame(sound)
-    assert "On the deployed file, from the tokens to the logits: burn" in shown.plain
+    assert "On the deployed file, relative error of the logits against a float64 oracle" in shown.plain
     assert len(sound.native_layers.blames) == sound.cell.facts.n_layer + 1
     assert sound.native_layers.llamacpp[0].max() < 1e-5  # with the rounding emulated; without it, 1e-3
     assert sound.layers.llamacpp[0].max() < 1e-5
-    assert "from float64 with the reference" in shown.html
+    assert "reference does: burn" in shown.html
