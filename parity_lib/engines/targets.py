@@ -99,7 +99,7 @@ def own_target(stack: StackPin, cpuinfo: Path = machine.CPUINFO) -> str:
     Raises:
         PinError: this CPU can run none of its kernels.
     """
-    flags = {Isa(stack.isa): BURN_FLAGS.get(Isa(stack.isa), TILES)} if stack.isa else BURN_FLAGS
+    flags = {Isa(stack.isa): _needed(stack.isa)} if stack.isa else BURN_FLAGS
     own = max((t for t, f in flags.items() if not machine.missing_flags(f, cpuinfo)), key=WIDTH.__getitem__, default="")
     if own:
         return str(own)
@@ -107,7 +107,7 @@ def own_target(stack: StackPin, cpuinfo: Path = machine.CPUINFO) -> str:
         "this machine lacks the instructions of burn's kernels",
         place=f"stack {stack.id}",
         expected=" or ".join(", ".join(needed) for needed in flags.values()),
-        found=", ".join(sorted(machine.cpu_flags(cpuinfo))) or "no list of flags",
+        found=f"a CPU without {', '.join(machine.missing_flags(sorted(set().union(*flags.values())), cpuinfo))}",
         next_step="run on a machine that has them; `parity doctor` lists the ISA targets of this one",
     )
 
@@ -115,15 +115,22 @@ def own_target(stack: StackPin, cpuinfo: Path = machine.CPUINFO) -> str:
 def host(pins: Pins, stack: str, cpuinfo: Path = machine.CPUINFO) -> str:
     """Return the ISA target of a cell that asks for the host's: the widest that either engine runs by default.
 
-    llama.cpp's default is what set-up installs, which never has tiles.
+    llama.cpp's default is what set-up installs, which never has tiles: they are asked for by name, or by a stack.
 
     Raises:
         UsageError: the stack is unknown.
         PinError: this CPU can run no kernel of the stack.
     """
-    installed = machine.widest_target(pins.llama_cpp, cpuinfo)
-    own = own_target(pins.stack(stack), cpuinfo)
-    return own if installed is None or (_is_within(installed, own) and own != Isa.AMX) else str(installed)
+    pin = pins.stack(stack)
+    if pin.isa and machine.missing_flags(_needed(pin.isa), cpuinfo):
+        return pin.isa  # refused by its name where it is asked for
+    installed, own = machine.widest_target(pins.llama_cpp, cpuinfo), own_target(pin, cpuinfo)
+    return own if installed is None or _is_within(installed, own) else str(installed)
+
+
+def _needed(isa: str) -> tuple[str, ...]:
+    """Return the CPU flags that a stack needs which is built for one ISA target alone."""
+    return BURN_FLAGS.get(Isa(isa), TILES)
 
 
 def _widest(targets: Sequence[str], limit: str) -> str:

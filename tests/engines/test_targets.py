@@ -70,8 +70,11 @@ def test_a_host_s_target_is_the_widest_of_either_engine(tmp_path: Path, flags: s
 def test_a_stack_of_tiles_is_asked_for_them_only_where_the_cpu_has_them(tmp_path: Path) -> None:
     stack = replace(PINS.stack("spine"), id="tiles", isa="amx")
     assert targets.candidate_side(stack, "amx", cpu(tmp_path, SAPPHIRE)) == Side("amx")
-    with pytest.raises(PinError, match=r"burn's kernels.*expected amx_tile, amx_bf16"):
+    with pytest.raises(PinError, match=r"burn's kernels.*found a CPU without amx_bf16, amx_tile"):
         targets.candidate_side(stack, "amx", cpu(tmp_path, ICE_LAKE))
+    pins = replace(PINS, stacks={**PINS.stacks, "tiles": stack})
+    assert targets.host(pins, "tiles", cpu(tmp_path, ICE_LAKE)) == "amx"
+    assert targets.host(pins, "tiles", cpu(tmp_path, SAPPHIRE)) == "amx"
 
 
 def test_an_unknown_target_or_stack_is_a_usage_error() -> None:

@@ -135,7 +135,7 @@ def probe(receipt: Receipt, folder: Path | None = None, *, engine: str = "llama_
             place=f"llama.cpp for {receipt.target}",
             expected=", ".join(receipt.cpu_flags),
             found=f"without {', '.join(missing)}",
-            next_step="try it on a machine of that ISA target: parity isa build",
+            next_step=f"try it on a machine of that ISA target: parity isa build {receipt.target}",
         )
     env = worker_env(Settings.STRICT) | ({} if folder is None else {LIB_PATH: str(folder)})
     at, wrong, n_tried = "its start", list[str](), 0
