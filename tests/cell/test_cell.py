@@ -279,7 +279,7 @@ def test_cell_in_bf16_reports_end_to_end_and_is_held_to_itself(captured: Capture
     assert isinstance(climbed.twin, logits.Rows)
     assert not np.array_equal(climbed.candidate.digests, captured.candidate.digests)
     assert verdict.runs["reference-bf16-twin"].model_sha256 != climbed.twin.run.model_sha256
-    with pytest.raises(UsageError, match="no gate end to end"):
+    with pytest.raises(UsageError, match="no gate on its logits"):
         rejudge(cell.out_dir, cell.out_dir)
 
 

@@ -233,7 +233,7 @@ def test_night_whose_cells_are_all_not_run_is_not_at_parity_and_only_chooses_cel
         (MODEL + 'expect = "diverged"\nreason = "known"\n', "its rung"),
         (MODEL + 'at = "T3"\n', "its rung"),
         (MODEL + 'expect = "diverged"\nreason = "known"\nat = "T9"\n', "'at' has an unknown value"),
-        (MODEL + "control = true\n", "a red control seeds a fault"),
+        (MODEL + "control = true\n", "a red control has no 'expect'"),
         (MODEL + "limits = 3\n", "unknown key 'limits'"),
         (MODEL + "[[cell]]\n" + MODEL, "twice"),
     ],
