@@ -259,9 +259,12 @@ def _ensure(options: argparse.Namespace) -> int:
     target = host_target(pin) if options.target == "host" else pin.target(options.target).isa
     recipe = recipe_for(pin, target, compiler_version())
     site = options.site or Path(sysconfig.get_path("purelib"))
-    done = ensure(recipe, options.cache or cache_dir(), site, _say, pip_site=options.site)
-    if done != "present" and not machine.missing_flags(recipe.cpu_flags):
-        _say(f"tried: {probe(read_receipt(site / LIBRARIES / FILE_NAME), site / LIBRARIES)} products, each right")
+    ensure(recipe, options.cache or cache_dir(), site, _say, pip_site=options.site)
+    missing, folder = machine.missing_flags(recipe.cpu_flags), (site / LIBRARIES).absolute()
+    if missing:
+        _say(f"not tried: this CPU lacks {', '.join(missing)}")
+    else:  # each time: a build that was refused is there, and stays refused
+        _say(f"tried: {probe(read_receipt(folder / FILE_NAME), folder)} products, each right")
     return OK
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import re
 import subprocess
 import sys
 import threading
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -217,10 +219,20 @@ def test_an_unknown_target_is_a_usage_error(capsys: pytest.CaptureFixture[str]) 
     assert "sse9" in capsys.readouterr().err
 
 
+def test_set_up_fails_each_time_where_the_installed_build_dies(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    death = EngineError("the build of llama.cpp dies", found="SIGILL at `ud2`")
+    monkeypatch.setattr("parity_lib.engines.llamacpp.build.probe", Mock(side_effect=death))
+    assert [main([]), main([])] == [3, 3]
+    assert "SIGILL at `ud2`" in capsys.readouterr().err
+
+
 def test_a_second_run_builds_nothing(recipe: Recipe) -> None:
     folder = cache_dir() / "wheels" / recipe.key
     before = sorted((p.name, p.stat().st_mtime_ns) for p in folder.glob("*"))
     command = [sys.executable, "-m", "parity_lib.engines.llamacpp.build"]
     said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     assert f"llama.cpp {PIN.commit[:8]} ({recipe.target}) is installed and matches its receipt" in said
+    assert re.search(r"tried: \d\d products, each right", said)
     assert sorted((p.name, p.stat().st_mtime_ns) for p in folder.glob("*")) == before
