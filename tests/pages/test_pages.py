@@ -7,6 +7,7 @@ import json
 import re
 import types
 from collections.abc import Callable
+from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from parity_lib.records.verdicts import Verdict
 
 from .kit.test_export import Page
 
+GOLDEN = Path(__file__).parent / "red_cell.txt"
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 COMPUTES = {"parameters", "compute", "record", "assert"}
 
@@ -106,6 +108,37 @@ def page(request: pytest.FixtureRequest) -> str:
     return found
 
 
+class Prose(HTMLParser):
+    """Collects what a page says in its own words, each sentence once, numbers as #; no cell of a table, no code."""
+
+    SAYS = ("h1", "h2", "h3", "p", "th", "caption", "figcaption", "summary")
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.inside: list[str] = []
+        self.said: dict[str, None] = {}
+        self.feed(page[page.index("<main>") : page.index('id="code"')])
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in self.SAYS:
+            self.inside.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in self.SAYS and (text := " ".join(self.inside.pop().split())):
+            self.said[re.sub(r"(?<![\w-])-?\d+(?:[.,]\d+)*(?:e[-+]\d+)?", "#", text)] = None
+
+    def handle_data(self, data: str) -> None:
+        if self.inside:
+            self.inside[-1] += data
+
+
+def test_the_words_of_a_red_page_are_the_pinned_ones(red_cell: str, tmp_path: Path) -> None:
+    """The one test of sentences; the other tests of pages are about numbers, links and marks."""
+    found = "\n".join(Prose(red_cell).said) + "\n"
+    (tmp_path / GOLDEN.name).write_text(found)
+    assert found == GOLDEN.read_text(), f"read the difference; if it is meant: cp {tmp_path / GOLDEN.name} {GOLDEN}"
+
+
 def test_a_page_is_small_sound_and_loads_nothing(page: str) -> None:
     parsed = Page(page)
     assert parsed.open == []
@@ -151,7 +184,7 @@ def test_a_red_page_opens_with_where_how_large_and_what_shape(red_cell: str) -> 
 
 def test_a_green_page_shows_every_rung_with_its_section(green_cell: str) -> None:
     for title in (
-        "Gate: distance over llama.cpp's own spread",
+        "Gate: distance over llama.cpp's self-spread",
         "llama.cpp against itself",
         "Ledger of flips",
         "effective positions would have caught a flip rate of",

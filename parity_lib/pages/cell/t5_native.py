@@ -1,4 +1,4 @@
-"""Rung T5 on the page: literal numbers, the distance over llama.cpp's own spread, that spread, and its flips."""
+"""Rung T5 on the page: literal numbers, the distance over llama.cpp's self-spread, that spread, and its flips."""
 
 from __future__ import annotations
 

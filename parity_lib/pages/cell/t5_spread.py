@@ -1,4 +1,4 @@
-"""llama.cpp's own spread on the page: the gate's ratios, each variant of it, and whether it is still the pinned one."""
+"""llama.cpp's self-spread on the page: the gate's ratios, each variant of it, and how far it is from the pinned one."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _ratios(spread: Spread) -> Fragment:
     )
     source = f"Source of the limits: {short(spread.source)}." if spread.source else ""
     gate = table(columns, rows, marks=marks, css="native")
-    return heading("Gate: distance over llama.cpp's own spread") + gate + note(source)
+    return heading("Gate: distance over llama.cpp's self-spread") + gate + note(source)
 
 
 def _variants(spread: Spread) -> Fragment:
@@ -113,7 +113,7 @@ def _pinned(spread: Spread) -> Fragment:
         marks.append("" if abs(change) <= spread.near or spread.provisional else "bad")
         rows.append([label, number(now, 3), number(then, 3), f"{change:+.1%}"])
     columns = (
-        Column("llama.cpp's own spread"),
+        Column("llama.cpp's self-spread"),
         Column("this run", numeric=True),
         Column("pinned", numeric=True),
         Column("change", numeric=True),

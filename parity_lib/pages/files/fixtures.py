@@ -1,4 +1,4 @@
-"""What is pinned besides files: llama.cpp's own spread by machine class, and the tokenizers' known differences."""
+"""What is pinned besides files: llama.cpp's self-spread by machine class, and the tokenizers' known differences."""
 
 from __future__ import annotations
 

@@ -37,9 +37,18 @@ def trace_box(trace: TokenTrace, conclusion: Conclusion, words: Words | None = N
         title,
         name=str(cell),
         marks=[(mark, "") for mark in marks],
-        sentences=[first, *map(code_markup, conclusion.more)],
+        sentences=[first, *map(code_markup, [*conclusion.more, next_step(trace, conclusion)])],
         tab=f"trace {conclusion.outcome} · {cell.model} · {cell.quant} · p{place.prompt_idx} t{place.token_idx}",
     )
+
+
+def next_step(trace: TokenTrace, conclusion: Conclusion) -> str:
+    """Return one sentence on what to do, with the command."""
+    if trace.reproducer is not None:
+        return f"Next: replay the failing op without the model: `parity replay {trace.reproducer}`"
+    if conclusion.outcome is Outcome.PARITY:
+        return "Next: no action needed at this token; commands for other tokens are at the end of the page."
+    return "Next: docs/reading-a-divergence.md; commands for other tokens are at the end of the page."
 
 
 def record_trace(conclusion: Conclusion) -> None:

@@ -24,7 +24,7 @@ def section(plain: str, title: str) -> list[str]:
 
 def test_the_gate_shows_distance_spread_ratio_limit_and_the_twins_own_ratio(full_verdict: FullVerdict) -> None:
     verdict = full_verdict()
-    head, *rows = section(native_section(verdict).plain, "Gate: distance over llama.cpp's own spread")[:4]
+    head, *rows = section(native_section(verdict).plain, "Gate: distance over llama.cpp's self-spread")[:4]
     assert head.split()[:3] == ["metric", "burn", "to"]
     assert [row.split()[0] for row in rows] == ["rms", "99th", "KL"]
     assert all(" inside" in row for row in rows)
@@ -66,7 +66,7 @@ def test_a_red_gate_marks_its_rows_and_names_its_divergences(full_verdict: FullV
     shown = native_section(verdict, words)
     own = [d for d in verdict.divergences if d.rung is Rung.T5]
     assert f"Divergences of the deployed file: {len(own)}" in shown.plain
-    assert " over" in section(shown.plain, "Gate: distance over llama.cpp's own spread")[1]
+    assert " over" in section(shown.plain, "Gate: distance over llama.cpp's self-spread")[1]
     assert "of the self-spread, limit" in shown.html
     assert shown.html.count('<tr class="bad">') >= 4
 

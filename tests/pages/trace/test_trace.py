@@ -65,6 +65,7 @@ def test_a_fault_is_named_with_its_shape_and_whose_it_is(fault: TokenTrace) -> N
     box = show.trace_box(fault, found, WORDS)
     assert f"seeded fault: {FAULT}" in box.plain
     assert "<code>attn_k</code>" in box.html
+    assert f"Next: replay the failing op without the model: parity replay {fault.reproducer}" in box.plain
 
 
 @pytest.mark.parametrize(
