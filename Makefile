@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup models nightly test quick lint map lab bench lock pictures clean
+.PHONY: help setup models nightly test quick lint map schemas lab bench lock pictures clean
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -64,6 +64,9 @@ lint: $(STAMPS)/packages  ## ruff, mypy, import contracts, rustfmt, clippy
 
 map: $(STAMPS)/packages  ## rooms of the library, arrows between them, circles, small modules
 	@$(BIN)/python -m parity_lib.cli.map
+
+schemas: $(STAMPS)/packages  ## write the JSON Schemas of all records into fixtures/schemas
+	@$(BIN)/python -m parity_lib.cli.schemas
 
 models: setup  ## make the default models (needs the network once)
 	@$(BIN)/parity models prepare

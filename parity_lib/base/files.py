@@ -1,45 +1,23 @@
-"""Atomic file writes, one kind of lock, and JSON records checked against their schema when written and read."""
+"""Atomic file writes, appended lines, and one kind of lock."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO
 
 from filelock import lock_descriptor
 
 from parity_lib.base.errors import ParityError, RecordError, UsageError
-from parity_lib.base.json_text import decode, dump_line, dump_page, encode, parse
-from parity_lib.base.toml_table import fixture_path
-
-if TYPE_CHECKING:
-    import jsonschema
-
 
 LOCK = ".lock"  # of a folder
 FREE = "choose another folder with --out, or free some space"
 FREE_CACHE = "free some space, or point PARITY_CACHE to another disk"
-SCHEMAS = (
-    "reproducer",
-    "common",
-    "divergence",
-    "history",
-    "kills",
-    "night",
-    "place_trials",
-    "plan",
-    "receipt",
-    "spread",
-    "trace",
-    "verdict",
-)
 
 
 @contextmanager
@@ -188,67 +166,12 @@ def is_held(folder: Path) -> bool:
         return False
 
 
-@functools.cache
-def _validator(schema: str) -> jsonschema.Draft202012Validator:
-    # Over a second to import: a night must have begun to compute by then.
-    import jsonschema
-    from referencing import Registry, Resource
-
-    contents = {name: json.loads(fixture_path(f"schemas/{name}.json").read_text("utf-8")) for name in SCHEMAS}
-    resources = [(content["$id"], Resource.from_contents(content)) for content in contents.values()]
-    registry: Registry[Any] = Registry().with_resources(resources)
-    return jsonschema.Draft202012Validator(contents[schema], registry=registry)
-
-
-def check_schema(data: object, schema: str, place: object) -> None:
-    """Refuse a JSON value that does not match ``fixtures/schemas/<schema>.json``; the message names the first place.
-
-    Raises:
-        RecordError: with the path inside of the record, what was expected there and what was found.
-    """
-    error = min(_validator(schema).iter_errors(data), key=lambda e: (len(e.path), e.json_path), default=None)
-    if error is not None:
-        raise RecordError(
-            f"does not match the schema {schema}: {error.message[:300]}",
-            place=f"{place} at {error.json_path}",
-            next_step="was it written by another version? If so, read it with that version, or run the cell again",
-        )
-
-
-def save_record(data: object, path: Path, schema: str) -> Path:
-    """Write one JSON record, checked against its schema. Returns the path."""
-    plain = encode(data)
-    check_schema(plain, schema, path)
-    write_atomic(path, dump_page(plain).encode())
-    return path
-
-
-def load_record(path: Path, schema: str) -> Any:  # noqa: ANN401 - a JSON value is of any type
-    """Return one JSON record, checked against its schema; NaN and infinities stay encoded (see ``decode``).
-
-    Raises:
-        RecordError: missing, unreadable, no JSON, or not of this schema.
-    """
-    data = parse(read_bytes(path).decode("utf-8", "replace"), str(path))
-    check_schema(data, schema, path)
-    return data
-
-
 def read_bytes(path: Path) -> bytes:
     """Return a file's bytes. Raises ``RecordError`` if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
         raise RecordError("cannot be read", place=path, found=error.strerror or error) from error
-
-
-def to_lines(records: Iterable[Mapping[str, Any]], schema: str, path: Path) -> bytes:
-    """Return records as JSON lines, each checked against the schema."""
-    text = []
-    for record in records:
-        check_schema(record, schema, path)
-        text.append(dump_line(record) + "\n")
-    return "".join(text).encode()
 
 
 def append(path: Path, data: bytes) -> None:
@@ -270,18 +193,3 @@ def append(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise RecordError("cannot be written", place=path, found=error.strerror or error, next_step=FREE) from error
-
-
-def load_lines(path: Path, schema: str) -> list[dict[str, Any]]:
-    """Return the records of a file of JSON lines, oldest first, with NaN and infinities restored.
-
-    Raises:
-        RecordError: missing, or a line is damaged; the message names it.
-    """
-    records = []
-    for number, line in enumerate(read_bytes(path).decode("utf-8", "replace").splitlines(), start=1):
-        place = f"{path} line {number}"
-        record = parse(line, place)
-        check_schema(record, schema, place)
-        records.append(decode(record))
-    return records

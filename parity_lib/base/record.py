@@ -23,6 +23,7 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 NotEmpty = Annotated[str, msgspec.Meta(min_length=1)]
+Commit = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{40}$")]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Utc = Annotated[str, msgspec.Meta(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")]
 
@@ -53,7 +54,7 @@ def decode_record(data: object, kind: type[R], place: object) -> R:
         RecordError: another version, an unknown, missing or wrong field; the message names its path.
     """
     version = kind.__struct_config__.tag
-    stated = data.get("schema") if isinstance(data, dict) else None
+    stated = data.get("schema", "none") if isinstance(data, dict) else "no object"
     if version is not None and stated != version:
         raise RecordError(
             "is of another schema", place=f"{place} at $.schema", expected=version, found=stated, next_step=NEXT

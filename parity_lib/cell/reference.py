@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from parity_lib.base.errors import EngineError
-from parity_lib.base.json_text import dump_line
+from parity_lib.base.json_text import dump_line, encode
 from parity_lib.base.names import Settings
 from parity_lib.cell import prompt_tokens
 from parity_lib.cell import rows as logits
@@ -178,7 +178,7 @@ def _fields(cell: Cell, part: str) -> dict[str, Any]:
         "model_sha256": sha256_file(cell.model_path),
         "prompts_sha256": cell.suite.sha256,
         "llama_cpp": cell.pins.llama_cpp.commit,
-        "receipt": asdict(target_receipt(cell.pins.llama_cpp, cell.sides.reference.isa)),
+        "receipt": encode(target_receipt(cell.pins.llama_cpp, cell.sides.reference.isa)),
         "isa": cell.sides.reference.isa,
         "machine_class": machine_class(),
         "libc": " ".join(platform.libc_ver()),

@@ -14,23 +14,23 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
+from parity_lib.base.record import Positive, Record
 from parity_lib.engines import sites
 from parity_lib.engines.sites import Site
 from parity_lib.model_file.facts import UNSCALED, RopeScaling
 from parity_lib.records.traces import F32
 
 
-@dataclass(frozen=True, slots=True)
-class Sizes:
+class Sizes(Record, frozen=True):
     """Sizes of the reduced model, counts of numbers."""
 
-    n_embd: int = 1
-    n_head: int = 1
-    n_head_kv: int = 1
-    key_length: int = 2
-    value_length: int = 1
-    n_ff: int = 1
-    n_vocab: int = 2
+    n_embd: Positive = 1
+    n_head: Positive = 1
+    n_head_kv: Positive = 1
+    key_length: Positive = 2
+    value_length: Positive = 1
+    n_ff: Positive = 1
+    n_vocab: Positive = 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,6 +40,11 @@ class Input:
     site: str  # without its block
     rows: tuple[int, ...]  # positions
     values: F32  # (len(rows), width); inside of attention (n_head, width) of the last position
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of the values."""
+        return self.values.shape
 
 
 @dataclass(frozen=True, slots=True, eq=False)

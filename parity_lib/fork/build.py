@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from parity_lib.base.errors import EngineError, PinError, UsageError
 from parity_lib.base.files import LOCK, hold
+from parity_lib.base.record import save_record
 from parity_lib.engines.burn import sources, stacks
 from parity_lib.engines.burn.stacks import LIBRARY, RECEIPT, StackReceipt
 from parity_lib.engines.worker.client import Worker
@@ -105,7 +106,7 @@ def _build(pin: StackPin, tree: Path | None, folder: Path, say: Say, *, faults: 
     part.mkdir()
     shutil.copyfile(_library(messages, pin, log), part / LIBRARY)
     receipt = _receipt(pin, part / LIBRARY, patched, faults=faults)
-    stacks.write(receipt, part / RECEIPT)
+    save_record(receipt, part / RECEIPT)
     shutil.rmtree(folder / receipt.key, ignore_errors=True)
     part.rename(folder / receipt.key)
     shutil.rmtree(scratch, ignore_errors=True)

@@ -5,22 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Meta
 
+from parity_lib.base.record import Record
 from parity_lib.numerics.op_error import CHANNEL_LIMIT, EXACT_OPS, POSITION_LIMIT, TENSOR_LIMIT, OpError, op_has_keys
 from parity_lib.records.traces import F32, F64
 
 TENSOR, POSITION, CHANNEL, EXACT = "tensor", "position", "channel", "exact"
 
 
-@dataclass(frozen=True, slots=True)
-class Limit:
+class Limit(Record, frozen=True):
     """The limit of an op that was passed by most."""
 
-    kind: str  # tensor, position, channel or exact
+    kind: Annotated[str, Meta(pattern="^(tensor|position|channel|exact)$")]
     value: float
     energy: float  # mean square of the reference over what the limit pools
 

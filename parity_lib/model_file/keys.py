@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import Annotated
+
+from msgspec import Meta
 
 from parity_lib.base.errors import ModelFileError
+from parity_lib.base.record import Record
 from parity_lib.model_file.cursor import quoted
 from parity_lib.model_file.header import ModelFile
 
@@ -68,11 +71,10 @@ _COUNT = "a positive integer"
 CONVERT = "convert the model again"
 
 
-@dataclass(frozen=True, slots=True)
-class RopeScaling:
+class RopeScaling(Record, frozen=True):
     """How RoPE stretches its angles to a longer context; the defaults leave them as they are."""
 
-    kind: str = "none"  # none, linear or yarn
+    kind: Annotated[str, Meta(pattern="^(none|linear|yarn)$")] = "none"
     factor: float = 1.0  # the context is this many times longer
     attn_factor: float = 1.0  # cosine and sine are multiplied by this
     n_ctx_orig: int = 0  # the context that YaRN stretches

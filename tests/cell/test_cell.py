@@ -19,6 +19,7 @@ from parity_lib.cell import steps, t0_pins
 from parity_lib.cell.steps import Cell, Climbed, Failed, Judgement, Reference
 from parity_lib.judge.again import rejudge
 from parity_lib.records import store
+from parity_lib.records.measured import EqualRows
 from parity_lib.records.traces import expected_positions
 from parity_lib.records.verdicts import RungResult
 from tests.shared import SoundCell, link_tree, reference_kept_in
@@ -107,7 +108,7 @@ def test_judged_then_saved_then_read_again(captured: Captured) -> None:
         assert rung.compared == rung.expected == n
     assert verdict.measured.native.all.positions == n
     assert verdict.measured.power.positions == sum(t.effective_positions for t in verdict.measured.text)
-    strict = {"compared": n, "equal": n}
+    strict = EqualRows(n, n)
     assert verdict.measured.itself.reference["prefill = decode, strict"] == strict
     assert verdict.measured.itself.reference["threads, strict"] == strict
     assert set(verdict.measured.itself.relations) == {"decode", "restored", "alone", "permuted", "threads"}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from pathlib import Path
 
+import jsonschema
 import pytest
 import scrapbook
 
 from parity_lib.base.names import Outcome, Rung
+from parity_lib.base.toml_table import fixture_path
 from parity_lib.cli.app import main
 from parity_lib.night.night import NightOptions, run_night
 from parity_lib.records import store
@@ -43,6 +46,27 @@ def test_tiny_plan_is_at_parity(sound: tuple[int, Path]) -> None:
         assert result is not None
         assert result.compared == result.expected > 0
     assert len(store.load_pair(folder / night.cells[0].folder / "twin.npz")) == verdict.rung(Rung.T4).expected  # type: ignore[union-attr]
+
+
+def test_every_record_of_a_run_matches_its_schema(sound: tuple[int, Path]) -> None:
+    _, folder = sound
+    names = {"night.json": "night", "verdict.json": "verdict", "spread.json": "spread"}
+    names |= {
+        "twin.json": "trace",
+        "native.json": "trace",
+        "divergences.jsonl": "divergence",
+        "history.jsonl": "history",
+    }
+    seen = set()
+    for path in (folder.parent / "history.jsonl", *folder.rglob("*.json*")):
+        if (name := names.get(path.name)) is None:
+            continue
+        schema = json.loads(fixture_path(f"schemas/{name}.json").read_text("utf-8"))
+        lines = path.read_text("utf-8").splitlines() if path.suffix == ".jsonl" else [path.read_text("utf-8")]
+        for line in lines:
+            jsonschema.Draft202012Validator(schema).validate(json.loads(line))
+            seen.add(path.name)
+    assert seen == set(names)  # the red control has divergences
 
 
 def test_red_control_of_the_tiny_plan_is_caught_by_ops_and_logits_and_adds_no_divergence(

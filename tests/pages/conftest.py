@@ -25,6 +25,7 @@ from parity_lib.pages.cell.drift import drift
 from parity_lib.pages.cell.positions import Positions, positions
 from parity_lib.pages.kit.figures import Gallery
 from parity_lib.pages.kit.text import Words
+from parity_lib.records.hardness import Extreme, Hardness
 from parity_lib.records.isa_evidence import Evidence
 from parity_lib.records.measured import Cache, Instructions, Itself, Measured, Ops, ReplayedRows
 from parity_lib.records.night_record import CellRecord, Night, PageRecord
@@ -271,6 +272,13 @@ def recorded_evidence() -> list[Evidence]:
     return [decode_record(entry, Evidence, path) for entry in json.loads(path.read_text())["evidence"]]
 
 
+HARD = Hardness(
+    rows=128,
+    score=Extreme(14.5, "kq-0", 3, 17, 5),
+    depth=Extreme(-24.6, "kq-7", 0, -2, 11),
+    residual=Extreme(127.0, "l_out-3", 3, 4),
+    biases={},
+)
 OPS_TOLD = ReplayedRows(0, "strict", (20, 1), {"CPU_Mapped": 7})
 
 
@@ -300,6 +308,7 @@ def full_verdict(make_verdict: Callable[..., Verdict]) -> Callable[..., Verdict]
             text=text,
             isa=Instructions(tuple(proofs), required=False, deployed=proofs[-1]),
             ops=Ops((OPS_TOLD,), kinds([ops])),
+            hardness=HARD,
             power=power_statement(sum(numbers.effective_positions for numbers in text)),
             cache=Cache({"reference": "computed again, bit-equal", "twin": "cached"}, ("the disk is full",)),
             seconds={"check_pins": 0.4, "compare_tokens": 2.0, "capture_reference": 21.0, "judge": 3.0},

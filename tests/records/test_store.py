@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import tomllib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,10 +14,8 @@ import pytest
 from msgspec.structs import replace
 
 from parity_lib.base.errors import RecordError
-from parity_lib.base.files import check_schema
 from parity_lib.base.json_text import encode
 from parity_lib.base.names import Kind, LedgerClass, Outcome, Rung
-from parity_lib.base.toml_table import fixture_path
 from parity_lib.numerics.metrics import pair_statistics, row_digests
 from parity_lib.records import store
 from parity_lib.records.measured import Measured
@@ -306,13 +303,3 @@ def test_rows_can_be_taken_in_any_order(pair: PairTrace) -> None:
     taken = pair.take(np.array([5, 2]))
     assert taken.reference.token_idx.tolist() == [5, 2]
     assert taken.rms.tolist() == [pair.rms[5], pair.rms[2]]
-
-
-# --- the plans that are shipped
-
-
-def test_the_shipped_plans_match_their_schema() -> None:
-    paths = sorted(fixture_path("gguf_parity.toml").parent.glob("plans/*.toml"))
-    assert len(paths) >= 3
-    for path in paths:
-        check_schema(tomllib.loads(path.read_text("utf-8")), "plan", path)

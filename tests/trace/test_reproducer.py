@@ -12,6 +12,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from msgspec import structs
 
 from parity_lib.base.errors import RecordError
 from parity_lib.base.names import Compute
@@ -24,7 +25,7 @@ from parity_lib.judge.t3_ops import Replayed
 from parity_lib.models.synthetic import Shape, build
 from parity_lib.records.traces import RunInfo
 from parity_lib.trace.reproducer import format as reproducers
-from parity_lib.trace.reproducer.format import LARGEST, Reproducer
+from parity_lib.trace.reproducer.format import LARGEST, Engines, Reproducer
 from parity_lib.trace.reproducer.make import fault_in_block, make_reproducer, save_reproducer
 from parity_lib.trace.reproducer.replay import ReproducerReplay, Side, replay_reproducer
 from tests.shared import reference_kept_in
@@ -35,6 +36,12 @@ PROMPTS = Path(__file__).parents[1] / "two_prompts.toml"
 TOKENS, PASSES = [(i * 37) % 501 + 1 for i in range(22)], [21, 1]
 NOT_HERE = "avx2" if platform.machine() == "aarch64" else "neon"
 DROPPED = 35  # a row of ffn_down in layer 1
+
+
+def _reference(reproducer: Reproducer, **changes: str) -> Engines:
+    """Return the engines of a reproducer with another reference."""
+    reference = structs.replace(reproducer.engines.reference, **changes)
+    return structs.replace(reproducer.engines, reference=reference)
 
 
 class Bench:
@@ -191,7 +198,7 @@ def test_a_reference_that_does_not_give_its_value_again_is_never_called_parity(
     assert "llama.cpp does not give its recorded value again" in capsys.readouterr().out.splitlines()[-1]
     over = replace(lost, candidate=lost.candidate * np.float32(3), reproduced=True)
     assert replay_reproducer(reproducers.save(over, tmp_path / "over")).agrees is None
-    other = replace(lost, engines={**lost.engines, "reference": {**lost.engines["reference"], "commit": "0" * 12}})
+    other = replace(lost, engines=_reference(lost, commit="0" * 12))
     assert (
         replay_reproducer(reproducers.save(other, tmp_path / "other")).agrees is True
     )  # another build may be right now
@@ -201,7 +208,7 @@ def test_the_kernels_of_a_target_that_is_not_here_are_not_stood_in_for(
     dropped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reproducer = reproducers.load(dropped)
-    engines = {**reproducer.engines, "reference": {**reproducer.engines["reference"], "isa": NOT_HERE}}
+    engines = _reference(reproducer, isa=NOT_HERE)
     plain = replace(reproducer, engines=engines)
     assert replay_reproducer(reproducers.save(plain, tmp_path / "plain")).reference.now is not None
     tiles = replace(plain, op=replace(reproducer.op, buffer="AMX"))
@@ -242,7 +249,7 @@ def damage(folder: Path, how: str) -> None:
     elif how == "missing":
         (folder / "candidate.f32").unlink()
     elif how == "version":
-        manifest.write_text(manifest.read_text().replace("parity/reproducer/2", "parity/reproducer/3"))
+        manifest.write_text(manifest.read_text().replace("parity/reproducer/3", "parity/reproducer/2"))
     elif how == "torn":
         manifest.write_text(manifest.read_text()[:200])
     elif how == "judged":
@@ -266,7 +273,7 @@ def damage(folder: Path, how: str) -> None:
     [
         ("byte", "weight.blocks: a file of the reproducer is not the one that was written"),
         ("missing", "candidate.f32: cannot be read"),
-        ("version", "does not match the schema reproducer"),
+        ("version", "of another schema; expected parity/reproducer/3; found parity/reproducer/2"),
         ("torn", "manifest.json"),
         ("judged", "the parts of a reproducer do not fit each other"),
         ("row", "the parts of a reproducer do not fit each other"),
@@ -323,7 +330,7 @@ def test_a_fault_moves_to_the_only_block(fault: str, block: int | None, found: s
 
 def test_two_sides_that_are_equal_agree_at_a_limit_of_nothing(dropped: Path) -> None:
     replayed: ReproducerReplay = replay_reproducer(dropped)
-    exact = replace(replayed.reproducer, limit=replace(replayed.reproducer.limit, kind="exact", value=0.0))
+    exact = replace(replayed.reproducer, limit=structs.replace(replayed.reproducer.limit, kind="exact", value=0.0))
     same = replace(replayed, reproducer=exact, candidate=replayed.reference)
     assert same.now == 0.0
     assert same.agrees is True

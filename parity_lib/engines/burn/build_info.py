@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from parity_lib.base.errors import EngineError, PinError
+from parity_lib.base.json_text import encode
 from parity_lib.engines.burn import stacks
 from parity_lib.engines.burn.sources import CRATES_IO, NATIVE, lock_sha256, manifest, source_sha256
 from parity_lib.records.pins import load_pins
@@ -92,7 +92,7 @@ def load(stack: str, *, faults: bool = False) -> tuple[Extension, dict[str, Any]
             next_step=REBUILD if stack == CRATES_IO else stacks.AGAIN,
         )
     check_sources(build)
-    return extension, build | {"library": expected} | ({"receipt": asdict(receipt)} if receipt is not None else {})
+    return extension, build | {"library": expected} | ({"receipt": encode(receipt)} if receipt is not None else {})
 
 
 def check_built(stack: str, *, faults: bool = False) -> None:

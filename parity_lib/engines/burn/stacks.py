@@ -11,27 +11,24 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from parity_lib.base.errors import EngineError, PinError
-from parity_lib.base.files import write_atomic
+from parity_lib.base.errors import EngineError, PinError, RecordError
+from parity_lib.base.record import Record, load_record
 from parity_lib.base.surroundings import cache_dir
 from parity_lib.engines.burn import sources
 from parity_lib.records.pins import StackPin, load_pins
 
 Extension = Any  # the module burn_gguf; its types are in burn_gguf/burn_gguf.pyi
 
-SCHEMA = "parity/stack-receipt/1"
 RECEIPT, LIBRARY = "receipt.json", "burn_gguf.abi3.so"
 AGAIN = "build the stack again: parity stack build"
 FAULTS = "faults"  # the cargo feature: faults can be seeded
 RECIPE = Path(__file__).resolve().parents[2] / "fork" / "patch.py"  # decides what a patched crate holds
 
 
-@dataclass(frozen=True, slots=True)
-class StackReceipt:
+class StackReceipt(Record, frozen=True, tag_field="schema", tag="parity/stack-receipt/1"):
     """Sources, compiler and hashes of one build of a stack. A library with another hash is refused."""
 
     stack: str
@@ -46,8 +43,7 @@ class StackReceipt:
     rustc: str
     features: tuple[str, ...]
     target: str
-    faults: Mapping[str, str] = field(default_factory=dict)  # that it can seed, as written -> what it does
-    schema: str = SCHEMA
+    faults: Mapping[str, str] = {}  # that it can seed, as written -> what it does
 
     def words(self) -> str:
         """Return the build in a line."""
@@ -146,26 +142,15 @@ def how(pin: StackPin, *, faults: bool = False) -> str:
 def read(path: Path) -> StackReceipt:
     """Read a receipt; raise ``PinError`` if it is damaged or of another version."""
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        receipt = StackReceipt(**(fields | {"features": tuple(fields["features"])}))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        return load_record(path, StackReceipt)
+    except RecordError as error:
         raise PinError(
             "the receipt of a stack's build cannot be read",
             place=path,
-            expected=SCHEMA,
+            expected=error.expected,
             found=error,
             next_step=AGAIN,
         ) from error
-    if receipt.schema != SCHEMA:
-        raise PinError(
-            "the receipt is of another version", place=path, expected=SCHEMA, found=receipt.schema, next_step=AGAIN
-        )
-    return receipt
-
-
-def write(receipt: StackReceipt, path: Path) -> None:
-    """Write a receipt, whole or not at all."""
-    write_atomic(path, (json.dumps(asdict(receipt), indent=2, sort_keys=True) + "\n").encode())
 
 
 def load(stack: str, *, faults: bool = False) -> tuple[Extension, StackReceipt]:

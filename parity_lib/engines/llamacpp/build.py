@@ -22,6 +22,7 @@ from typing import IO
 from parity_lib.base.errors import EngineError, PinError
 from parity_lib.base.exit_status import OK, ended, guard_streams
 from parity_lib.base.files import LOCK, hold
+from parity_lib.base.record import save_record
 from parity_lib.base.surroundings import cache_dir, restart_clean
 from parity_lib.engines import machine
 from parity_lib.engines.llamacpp.probe import probe
@@ -31,7 +32,6 @@ from parity_lib.engines.llamacpp.receipt import (
     hash_libraries,
     read_receipt,
     sha256_of,
-    write_receipt,
 )
 from parity_lib.engines.llamacpp.recipe import (
     PACKAGE,
@@ -125,7 +125,7 @@ def build(recipe: Recipe, cache: Path, folder: Path, say: Say) -> Path:
         receipt = make_receipt(recipe, made)
         (folder / FILE_NAME).unlink(missing_ok=True)
         wheel = made.replace(folder / made.name)
-    write_receipt(receipt, folder / FILE_NAME)
+    save_record(receipt, folder / FILE_NAME)
     return wheel
 
 
@@ -166,7 +166,7 @@ def install(wheel: Path, site: Path, pip_site: Path | None) -> None:
             found=found,
             next_step="remove the folder llama_cpp from the environment and run this again",
         )
-    write_receipt(receipt, site / LIBRARIES / FILE_NAME)
+    save_record(receipt, site / LIBRARIES / FILE_NAME)
 
 
 def fetch_sdist(recipe: Recipe, folder: Path, say: Say) -> Path:

@@ -6,13 +6,13 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
 from parity_lib.base.errors import EngineError, ModelFileError
+from parity_lib.base.json_text import encode
 from parity_lib.base.names import Isa, Settings
 from parity_lib.base.progress import Progress
 from parity_lib.engines import machine
@@ -99,7 +99,7 @@ class LlamaCpp(OnOneFile):
             engine="llama.cpp",
             version=self._api.llama_version().decode(),
             commit=self._library.commit,
-            build=asdict(self._library.receipt),
+            build=encode(self._library.receipt),
             model_path=self._path.name,
             model_sha256=self._sha256,
             settings=asked(self._settings) | {"environment": self._env} | self._taken,

@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
-from parity_lib.base.errors import PinError
-from parity_lib.base.files import write_atomic
+from msgspec import Meta
 
-SCHEMA = "parity/build-receipt/1"
+from parity_lib.base.errors import PinError, RecordError
+from parity_lib.base.names import Isa
+from parity_lib.base.record import Commit, NotEmpty, Record, Sha256, load_record
+
 FILE_NAME = "parity-build-receipt.json"
 REBUILD = "build the reference again: python -m parity_lib.engines.llamacpp.build"
 
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
+class Receipt(Record, frozen=True, tag_field="schema", tag="parity/build-receipt/1"):
     """What one build of the reference is. Two builds with equal receipts gave the same libraries."""
 
-    binding: str  # "llama-cpp-python"
-    version: str
-    commit: str  # of llama.cpp, 40 hex digits, as pinned
-    sdist_sha256: str
-    wheel_sha256: str
-    target: str  # "avx512", "avx2", "neon"
-    cmake_args: tuple[str, ...]
-    cpu_flags: tuple[str, ...]  # as /proc/cpuinfo lists them; the libraries use all of these without asking
-    compiler: str  # first line of ``c++ --version``
+    binding: NotEmpty  # "llama-cpp-python"
+    version: NotEmpty
+    commit: Commit  # of llama.cpp, 40 hex digits, as pinned
+    sdist_sha256: Sha256
+    wheel_sha256: Sha256
+    target: Annotated[str, Meta(pattern=f"^({'|'.join(Isa)})$")]  # "avx512", "avx2", "neon"
+    cmake_args: Annotated[tuple[NotEmpty, ...], Meta(min_length=1)]
+    cpu_flags: tuple[NotEmpty, ...]  # as /proc/cpuinfo lists them; the libraries use all of these without asking
+    compiler: NotEmpty  # first line of ``c++ --version``
     tools: Mapping[str, str]  # cmake, ninja, scikit-build-core
-    architecture: str  # "x86_64", "aarch64"
-    libraries: Mapping[str, str]  # file name -> SHA-256, every lib*.so* of the package's lib folder
-    schema: str = SCHEMA
+    architecture: NotEmpty  # "x86_64", "aarch64"
+    libraries: Annotated[Mapping[str, Sha256], Meta(min_length=1)]  # every lib*.so* of the package's lib folder
 
 
 def sha256_of(path: Path) -> str:
@@ -46,38 +45,21 @@ def hash_libraries(folder: Path) -> dict[str, str]:
     return {path.name: sha256_of(path) for path in sorted(folder.glob("lib*.so*"))}
 
 
-def write_receipt(receipt: Receipt, path: Path) -> None:
-    """Write ``receipt`` as JSON, whole or not at all."""
-    write_atomic(path, (json.dumps(asdict(receipt), indent=2, sort_keys=True) + "\n").encode())
-
-
 def read_receipt(path: Path) -> Receipt:
     """Read a receipt; raise ``PinError`` if it is missing, damaged or of another version."""
-    try:
-        fields = json.loads(path.read_text())
-    except FileNotFoundError:
+    if not path.exists():
         raise PinError(
             "the build of the reference has no receipt",
             place=path.name,
             expected="a receipt beside the libraries",
             found=f"none in the folder {path.parent.name}",
             next_step=REBUILD,
-        ) from None
-    except (OSError, ValueError) as error:
-        raise PinError(
-            "the build receipt cannot be read", place=path.name, expected="JSON", found=error, next_step=REBUILD
-        ) from error
-    if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
-        found = fields.get("schema") if isinstance(fields, dict) else type(fields).__name__
-        raise PinError(
-            "the build receipt is of another version", place=path.name, expected=SCHEMA, found=found, next_step=REBUILD
         )
     try:
-        lists = {name: tuple(fields[name]) for name in ("cmake_args", "cpu_flags")}
-        return Receipt(**(fields | lists))
-    except (KeyError, TypeError) as error:
+        return load_record(path, Receipt)
+    except RecordError as error:
         raise PinError(
-            "the build receipt lacks a field", place=path.name, expected=SCHEMA, found=error, next_step=REBUILD
+            "the build receipt cannot be used", place=path.name, expected=error.expected, found=error, next_step=REBUILD
         ) from error
 
 

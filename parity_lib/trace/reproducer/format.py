@@ -8,31 +8,31 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from msgspec import structs
+from msgspec import Meta, convert
+from msgspec.structs import asdict
 
 from parity_lib.base.errors import RecordError
-from parity_lib.base.files import load_record, read_bytes, replacing, save_record, write_atomic
-from parity_lib.base.json_text import decode
+from parity_lib.base.files import read_bytes, replacing, write_atomic
+from parity_lib.base.record import Count, NotEmpty, Positive, Record, Sha256, Utc, load_record, save_record
 from parity_lib.engines.one_op import Input, OneOp, Rows, Sizes
 from parity_lib.judge.one_op import Limit
-from parity_lib.model_file.facts import UNSCALED, RopeScaling
+from parity_lib.model_file.facts import RopeScaling
 from parity_lib.records.traces import F32
 from parity_lib.records.verdicts import CellId
 
-SCHEMA = "parity/reproducer/2"
 MANIFEST = "manifest.json"
-_SCALINGS = ("rope_scaling", "other_rope_scaling")  # stated where RoPE is stretched
 LARGEST = 5_000_000  # bytes of a reproducer
+Above0 = Annotated[float, Meta(gt=0)]
+Indices = Annotated[tuple[Count, ...], Meta(min_length=1)]
 NEXT = "is the folder whole? If it was copied, copy it again"
 
 
-@dataclass(frozen=True, slots=True)
-class At:
+class At(Record, frozen=True):
     """Where the op was found."""
 
     site: str  # with its block: ``ffn_out-17``
@@ -49,6 +49,26 @@ class At:
     channel_nmse: float  # of its worst channel
 
 
+class Side(Record, frozen=True):
+    """Which code ran on which file; no host, no path."""
+
+    engine: NotEmpty
+    version: str
+    commit: str
+    isa: NotEmpty
+    stack: str
+    compute: str
+    model_sha256: Sha256
+    build: Mapping[str, Any]  # what of the build decides the code: hashes, crates, libraries
+
+
+class Engines(Record, frozen=True):
+    """Both sides."""
+
+    reference: Side
+    candidate: Side
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Reproducer:
     """One op, reduced, with what both engines gave."""
@@ -63,10 +83,78 @@ class Reproducer:
     reproduced: bool  # whether the reduced op gave the candidate's value again when the reproducer was made
     reference: F32  # recorded, flat
     candidate: F32
-    engines: Mapping[str, Any]  # versions and pins of both sides
+    engines: Engines
     architecture: str  # of the machine: x86_64
     machine_class: str
     created_at: str  # UTC, ISO 8601
+
+
+class StoredInput(Record, frozen=True):
+    """An input of the op, without its values."""
+
+    site: NotEmpty
+    rows: Indices
+    shape: Annotated[tuple[Positive, ...], Meta(min_length=2, max_length=2)]
+
+
+class StoredRows(Record, frozen=True):
+    """Rows of a weight, without their blocks."""
+
+    tensor: NotEmpty
+    type: NotEmpty
+    shape: Annotated[tuple[Positive, ...], Meta(min_length=1, max_length=2)]
+    rows: Indices
+
+
+class StoredOp(Record, frozen=True):
+    """The op, without what lies in other files; the fields are those of ``OneOp``."""
+
+    site: NotEmpty
+    arch: NotEmpty
+    compute: NotEmpty
+    eps: Above0
+    rope_base: Above0
+    other_eps: Above0
+    other_rope_base: Above0
+    rope_dim: Positive
+    sizes: Sizes
+    position: Count
+    before: Count
+    row: Count
+    n_rows: Positive
+    buffer: str
+    n_kv: Count
+    inputs: tuple[StoredInput, ...]
+    weight: StoredRows | None
+    other_weight: StoredRows | None
+    judged: Indices
+    rope_scaling: RopeScaling
+    other_rope_scaling: RopeScaling
+
+
+class StoredFile(Record, frozen=True):
+    """A file of the reproducer."""
+
+    bytes: Count
+    sha256: Sha256
+
+
+class Manifest(Record, frozen=True, tag_field="schema", tag="parity/reproducer/3"):
+    """``manifest.json``."""
+
+    created_at: Utc
+    architecture: NotEmpty
+    machine_class: NotEmpty
+    cell: CellId
+    at: At
+    step: NotEmpty
+    limit: Limit
+    fault: str
+    asked_fault: str
+    reproduced: bool
+    engines: Engines
+    op: StoredOp
+    files: Annotated[Mapping[Annotated[str, Meta(pattern="^[a-z][A-Za-z0-9_.]*$")], StoredFile], Meta(min_length=2)]
 
 
 def save(reproducer: Reproducer, folder: Path) -> Path:
@@ -82,7 +170,7 @@ def save(reproducer: Reproducer, folder: Path) -> Path:
     with replacing(folder, next_step="choose another folder") as part:
         for name, data in files.items():
             write_atomic(part / name, data)
-        save_record(_manifest(reproducer, files), part / MANIFEST, "reproducer")
+        save_record(_manifest(reproducer, files), part / MANIFEST)
     return folder
 
 
@@ -92,10 +180,10 @@ def load(folder: Path) -> Reproducer:
     Raises:
         RecordError: missing, damaged, of another version, or its parts do not fit each other.
     """
-    data = decode(load_record(folder / MANIFEST, "reproducer"))
-    contents = {name: _checked(folder / name, entry) for name, entry in data["files"].items()}
+    manifest = load_record(folder / MANIFEST, Manifest)
+    contents = {name: _checked(folder / name, entry) for name, entry in manifest.files.items()}
     try:
-        return _from_manifest(data, contents)
+        return _from_manifest(manifest, contents)
     except (KeyError, TypeError, ValueError) as error:
         raise RecordError(
             "the parts of a reproducer do not fit each other",
@@ -105,14 +193,14 @@ def load(folder: Path) -> Reproducer:
         ) from error
 
 
-def _checked(path: Path, entry: Mapping[str, Any]) -> bytes:
+def _checked(path: Path, entry: StoredFile) -> bytes:
     content = read_bytes(path)
     digest = hashlib.sha256(content).hexdigest()
-    if digest != entry["sha256"]:
+    if digest != entry.sha256:
         raise RecordError(
             "a file of the reproducer is not the one that was written",
             place=path,
-            expected=f"SHA-256 {entry['sha256']}, {entry['bytes']} bytes",
+            expected=f"SHA-256 {entry.sha256}, {entry.bytes} bytes",
             found=f"{digest}, {len(content)} bytes",
             next_step=NEXT,
         )
@@ -133,85 +221,32 @@ def _files(reproducer: Reproducer) -> dict[str, bytes]:
     return files
 
 
-def _manifest(reproducer: Reproducer, files: Mapping[str, bytes]) -> dict[str, Any]:
-    op = reproducer.op
-    plain = {f.name: getattr(op, f.name) for f in fields(op) if isinstance(getattr(op, f.name), str | int | float)}
-    return {
-        "schema": SCHEMA,
-        "created_at": reproducer.created_at,
-        "architecture": reproducer.architecture,
-        "machine_class": reproducer.machine_class,
-        "cell": structs.asdict(reproducer.cell),
-        "at": asdict(reproducer.at),
-        "step": reproducer.step,
-        "limit": asdict(reproducer.limit),
-        "fault": reproducer.fault,
-        "asked_fault": reproducer.asked_fault,
-        "reproduced": reproducer.reproduced,
-        "engines": dict(reproducer.engines),
-        "op": plain
-        | {
-            "sizes": asdict(op.sizes),
-            "judged": list(op.judged),
-            "inputs": [
-                {"site": given.site, "rows": list(given.rows), "shape": list(given.values.shape)} for given in op.inputs
-            ],
-            "weight": _rows(op.weight),
-            "other_weight": _rows(op.other_weight),
-        }
-        | {name: asdict(getattr(op, name)) for name in _SCALINGS if getattr(op, name) != UNSCALED},
-        "files": {
-            name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()
-        },
-    }
+def _manifest(reproducer: Reproducer, files: Mapping[str, bytes]) -> Manifest:
+    shared = {name: getattr(reproducer, name) for name in _SHARED}
+    digests = {name: StoredFile(len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()}
+    return Manifest(**shared, op=convert(reproducer.op, StoredOp, from_attributes=True), files=digests)
 
 
-def _rows(rows: Rows | None) -> dict[str, Any] | None:
-    if rows is None:
-        return None
-    return {"tensor": rows.tensor, "type": rows.type, "shape": list(rows.shape), "rows": list(rows.rows)}
+_SHARED = tuple(name for name in Manifest.__struct_fields__ if name not in ("op", "files"))
 
 
-def _from_manifest(data: Mapping[str, Any], contents: Mapping[str, bytes]) -> Reproducer:
+def _from_manifest(data: Manifest, contents: Mapping[str, bytes]) -> Reproducer:
     def values(name: str, shape: tuple[int, ...] = (-1,)) -> F32:
         return np.frombuffer(contents[name], "<f4").reshape(shape)
 
-    def rows(key: str, name: str) -> Rows | None:
-        found = data["op"][key]
-        if found is None:
-            return None
-        return Rows(found["tensor"], found["type"], tuple(found["shape"]), tuple(found["rows"]), contents[name])
+    def rows(found: StoredRows | None, name: str) -> Rows | None:
+        return None if found is None else Rows(found.tensor, found.type, found.shape, found.rows, contents[name])
 
-    op = dict(data["op"])
-    inputs = [
-        Input(one["site"], tuple(one["rows"]), values(f"input.{one['site']}.f32", tuple(one["shape"])))
-        for one in op["inputs"]
-    ]
-    op |= {
-        "sizes": Sizes(**op["sizes"]),
-        "judged": tuple(op["judged"]),
-        "inputs": tuple(inputs),
-        "weight": rows("weight", "weight.blocks"),
-        "other_weight": rows("other_weight", "weight.candidate.blocks"),
+    op = data.op
+    parts: dict[str, Any] = asdict(op) | {
+        "inputs": tuple(Input(i.site, i.rows, values(f"input.{i.site}.f32", i.shape)) for i in op.inputs),
+        "weight": rows(op.weight, "weight.blocks"),
+        "other_weight": rows(op.other_weight, "weight.candidate.blocks"),
         "divisors": values("divisors.f32") if "divisors.f32" in contents else None,
     }
-    op |= {name: RopeScaling(**op[name]) for name in _SCALINGS if name in op}
-    reproducer = Reproducer(
-        cell=CellId(**data["cell"]),
-        at=At(**data["at"]),
-        step=data["step"],
-        limit=Limit(**data["limit"]),
-        op=OneOp(**op),
-        fault=data["fault"],
-        asked_fault=data["asked_fault"],
-        reproduced=data["reproduced"],
-        reference=values("reference.f32"),
-        candidate=values("candidate.f32"),
-        engines=data["engines"],
-        architecture=data["architecture"],
-        machine_class=data["machine_class"],
-        created_at=data["created_at"],
-    )
+    shared: dict[str, Any] = {name: getattr(data, name) for name in _SHARED}
+    recorded: dict[str, Any] = {"reference": values("reference.f32"), "candidate": values("candidate.f32")}
+    reproducer = Reproducer(**shared, **recorded, op=OneOp(**parts))
     n = len(reproducer.reference)
     if not reproducer.op.row < reproducer.op.n_rows:
         raise ValueError(f"row {reproducer.op.row} of a pass of {reproducer.op.n_rows}")

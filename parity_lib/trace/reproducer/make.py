@@ -5,10 +5,8 @@ from __future__ import annotations
 import platform
 import re
 import tempfile
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from msgspec.structs import replace
 
@@ -25,7 +23,7 @@ from parity_lib.model_file.facts import facts_of
 from parity_lib.model_file.header import ModelFile
 from parity_lib.numerics.op_error import OpError
 from parity_lib.records.traces import F32, RunInfo
-from parity_lib.trace.reproducer.format import LARGEST, At, Reproducer, save
+from parity_lib.trace.reproducer.format import LARGEST, At, Engines, Reproducer, Side, save
 from parity_lib.trace.reproducer.reduce import Cut, Source, cuts
 
 _BLOCK = re.compile(r"@blk\.(\d+)$")
@@ -91,7 +89,7 @@ def make_reproducer(
         reproduced=reproduced,
         reference=cut.reference,
         candidate=cut.candidate,
-        engines={"reference": _versions(reference), "candidate": _versions(candidate)},
+        engines=Engines(_versions(reference), _versions(candidate)),
         architecture=platform.machine(),
         machine_class=machine.machine_class(),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -169,16 +167,15 @@ def _at(replayed: Replayed, error: OpError, worst: Worst, position: int) -> At:
     )
 
 
-def _versions(run: RunInfo) -> Mapping[str, Any]:
+def _versions(run: RunInfo) -> Side:
     """Return the fields of a run info that name the code and the file, without host and path."""
-    build = {key: run.build[key] for key in ("source_sha256", "lock_sha256", "crates", "libraries") if key in run.build}
-    return {
-        "engine": run.engine,
-        "version": run.version,
-        "commit": run.commit,
-        "isa": run.isa_requested,
-        "stack": run.stack,
-        "compute": run.compute,
-        "model_sha256": run.model_sha256,
-        "build": build,
-    }
+    return Side(
+        engine=run.engine,
+        version=run.version,
+        commit=run.commit,
+        isa=run.isa_requested,
+        stack=run.stack,
+        compute=run.compute,
+        model_sha256=run.model_sha256,
+        build={k: run.build[k] for k in ("source_sha256", "lock_sha256", "crates", "libraries") if k in run.build},
+    )

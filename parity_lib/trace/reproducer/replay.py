@@ -105,7 +105,7 @@ def replay_reproducer(folder: Path, *, sound: bool = False) -> ReproducerReplay:
     reproducer = load(Path(folder))
     fault = "" if sound else reproducer.fault
     isa = str(machine.host_target() or reproducer.cell.isa)
-    recorded: str = reproducer.engines["reference"]["commit"]  # short, as the library says it
+    recorded = reproducer.engines.reference.commit  # short, as the library says it
     return ReproducerReplay(
         reproducer=reproducer,
         reference=_side(reproducer.reference, lambda: _reference(reproducer)),
@@ -141,7 +141,7 @@ def _target(reproducer: Reproducer) -> dict[str, str]:
         PinError: this machine lacks the ISA target of a re-ordered weight.
     """
     try:
-        return target_env(load_pins().llama_cpp, reproducer.engines["reference"]["isa"])
+        return target_env(load_pins().llama_cpp, reproducer.engines.reference.isa)
     except PinError:
         if reproducer.op.buffer in PLAIN:
             return {}

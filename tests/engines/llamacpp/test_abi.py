@@ -5,16 +5,17 @@ from __future__ import annotations
 import ctypes
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from parity_lib.base.errors import PinError
+from parity_lib.base.record import save_record
 from parity_lib.engines.llamacpp.abi import BINDING_VERSION, COMMIT, GgmlTensor, _check_defaults, features
 from parity_lib.engines.llamacpp.engine import worker_env
-from parity_lib.engines.llamacpp.receipt import FILE_NAME, read_receipt, write_receipt
+from parity_lib.engines.llamacpp.receipt import FILE_NAME, read_receipt
 from parity_lib.engines.llamacpp.settings import READ_BACK, _set
 from parity_lib.engines.worker.client import Worker
 from parity_lib.records.pins import load_pins
@@ -75,19 +76,19 @@ def _old_receipt(folder: Path) -> None:
 
 
 def _thin_receipt(folder: Path) -> None:
-    (folder / FILE_NAME).write_text((folder / FILE_NAME).read_text().replace('"ISA target"', '"foot"'))
+    (folder / FILE_NAME).write_text((folder / FILE_NAME).read_text().replace('"target"', '"foot"'))
 
 
 def _other_commit(folder: Path) -> None:
-    write_receipt(replace(read_receipt(folder / FILE_NAME), commit="f" * 40), folder / FILE_NAME)
+    save_record(replace(read_receipt(folder / FILE_NAME), commit="f" * 40), folder / FILE_NAME)
 
 
 def _other_target(folder: Path) -> None:
-    write_receipt(replace(read_receipt(folder / FILE_NAME), target="amx"), folder / FILE_NAME)
+    save_record(replace(read_receipt(folder / FILE_NAME), target="amx"), folder / FILE_NAME)
 
 
 def _other_machine(folder: Path) -> None:
-    write_receipt(replace(read_receipt(folder / FILE_NAME), cpu_flags=("avx9000",)), folder / FILE_NAME)
+    save_record(replace(read_receipt(folder / FILE_NAME), cpu_flags=("avx9000",)), folder / FILE_NAME)
 
 
 def _no_library(folder: Path) -> None:
@@ -103,9 +104,9 @@ def test_an_untouched_copy_of_the_build_is_accepted(library: Path, tiny_models: 
     [
         (_other_library, "libggml-cpu.so.0: a library of the reference is not the one that was built"),
         (_no_receipt, "has no receipt"),
-        (_damaged_receipt, "cannot be read"),
-        (_old_receipt, "of another version"),
-        (_thin_receipt, "lacks a field"),
+        (_damaged_receipt, "is not valid JSON"),
+        (_old_receipt, "of another schema"),
+        (_thin_receipt, "unknown field `foot`"),
         (_other_commit, "another commit"),
         (_other_target, "another ISA target"),
         (_other_machine, "lacks instructions"),

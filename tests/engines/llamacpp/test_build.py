@@ -13,8 +13,10 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+from msgspec import structs
 
 from parity_lib.base.errors import EngineError, PinError
+from parity_lib.base.record import save_record
 from parity_lib.base.surroundings import cache_dir
 from parity_lib.engines.llamacpp.build import (
     LIBRARIES,
@@ -28,7 +30,7 @@ from parity_lib.engines.llamacpp.build import (
     make_receipt,
     run_pip,
 )
-from parity_lib.engines.llamacpp.receipt import FILE_NAME, hash_libraries, read_receipt, sha256_of, write_receipt
+from parity_lib.engines.llamacpp.receipt import FILE_NAME, hash_libraries, read_receipt, sha256_of
 from parity_lib.engines.llamacpp.recipe import Recipe, build_environment, compiler_version, host_target, recipe_for
 from parity_lib.records.pins import load_pins
 
@@ -63,7 +65,7 @@ def wheel(recipe: Recipe, tmp_path: Path) -> Path:
     with zipfile.ZipFile(path, "w") as archive:
         for name, text in files.items():
             archive.writestr(name, text)
-    write_receipt(make_receipt(recipe, path), folder / FILE_NAME)
+    save_record(make_receipt(recipe, path), folder / FILE_NAME)
     return path
 
 
@@ -183,7 +185,7 @@ def test_libraries_that_are_not_the_wheels_are_refused(wheel: Path, tmp_path: Pa
     site = tmp_path / "site"
     (site / LIBRARIES).mkdir(parents=True)
     receipt = read_receipt(wheel.parent / FILE_NAME)
-    write_receipt(replace(receipt, libraries={"libllama.so": "0" * 64}), wheel.parent / FILE_NAME)
+    save_record(structs.replace(receipt, libraries={"libllama.so": "0" * 64}), wheel.parent / FILE_NAME)
     with pytest.raises(PinError, match="other libraries"):
         install(wheel, site, site)
     assert not (site / LIBRARIES / FILE_NAME).exists()
