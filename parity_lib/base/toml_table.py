@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 _ROOT = Path(__file__).resolve().parents[2] / "fixtures"
 _HEX = re.compile(r"[0-9a-f]+")
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def fixture_path(name: str) -> Path:
@@ -103,6 +104,13 @@ class Table:
         value = self._take(key, str, "a text", default)
         if not value.strip() and value is not default:
             raise FixtureError(f"'{key}' is empty", place=self.place, expected="a text")
+        return value
+
+    def word(self, key: str, default: str | None = None) -> str:
+        """Return a name that becomes part of file names."""
+        value = self.text(key, default)
+        if not _WORD.fullmatch(value):
+            raise FixtureError(f"'{key}' is no plain word", place=self.place, expected=_WORD.pattern, found=value)
         return value
 
     def integer(self, key: str, default: int | None = None, *, least: int = 0) -> int:

@@ -15,15 +15,17 @@ fn main() {
     // A stack's thin manifest lies two folders below the sources that it shares.
     let shared = manifest.join("src").is_dir();
     let root = if shared { manifest.clone() } else { manifest.join("../..") };
-    let stack = if shared { "crates-io".into() } else { file_name(&manifest) };
+    let folder = if shared { "crates-io".into() } else { file_name(&manifest) };
+    // A stack with one of its fixes left out is built on the manifest of the whole one.
+    let stack = env::var("BURN_GGUF_STACK_ID").unwrap_or_else(|_| folder.clone());
     let lock = manifest.join("Cargo.lock");
 
     set("BURN_GGUF_STACK", &stack);
     println!("cargo::rustc-check-cfg=cfg(spine, flex)");
-    if stack == "spine" {
+    if folder == "spine" {
         println!("cargo::rustc-cfg=spine"); // the fork's own kernels can be called by name
     }
-    if stack == "flex" {
+    if folder == "flex" {
         println!("cargo::rustc-cfg=flex"); // burn-flex is the backend, see backend.rs
     }
     set("BURN_GGUF_SOURCE_SHA256", &source_sha256(&manifest, &root));
@@ -39,6 +41,7 @@ fn main() {
     ] {
         set(name, &env::var(from).unwrap_or_default());
     }
+    println!("cargo::rerun-if-env-changed=BURN_GGUF_STACK_ID");
     for watched in [manifest.join("Cargo.toml"), lock, root.join("build.rs"), root.join("src")] {
         println!("cargo::rerun-if-changed={}", watched.display());
     }

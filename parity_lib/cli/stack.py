@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from parity_lib.fork.reader import TypeResult
     from parity_lib.fork.tiles import Tiles
     from parity_lib.numerics.bits import BitDifference
-    from parity_lib.records.pins import StackPin
+    from parity_lib.records.stack_pins import StackPin
 
 
 OK, DIFFERS, INCOMPLETE = 0, 1, 3

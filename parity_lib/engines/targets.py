@@ -15,7 +15,8 @@ from parity_lib.base.names import Isa
 from parity_lib.engines import machine
 from parity_lib.numerics.isa_samples import WIDTH
 from parity_lib.records.isa_evidence import BURN, LLAMA_CPP
-from parity_lib.records.pins import LlamaCppPin, Pins, StackPin
+from parity_lib.records.pins import LlamaCppPin, Pins
+from parity_lib.records.stack_pins import StackPin
 
 BURN_FLAGS: Mapping[Isa, tuple[str, ...]] = {Isa.AVX2: ("avx2", "fma"), Isa.AVX512: ("avx512f",), Isa.NEON: ("asimd",)}
 """The kernels among which burn's f32 matmul chooses by the CPU, and the flags that each needs. None has tiles."""

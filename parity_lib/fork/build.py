@@ -19,7 +19,8 @@ from parity_lib.engines.burn.stacks import LIBRARY, RECEIPT, StackReceipt
 from parity_lib.engines.worker.client import Worker
 from parity_lib.fork import patch, source
 from parity_lib.model_file.digest import sha256_file
-from parity_lib.records.pins import StackPin, load_pins
+from parity_lib.records.pins import load_pins
+from parity_lib.records.stack_pins import WITHOUT, StackPin
 
 Say = Callable[[str], None]
 
@@ -130,6 +131,8 @@ def _compile(
     target = target_dir()
     env = {name: value for name, value in os.environ.items() if not name.startswith(NOT_INHERITED)}
     env["CARGO_TARGET_DIR"] = str(target)
+    if WITHOUT in pin.id:
+        env["BURN_GGUF_STACK_ID"] = pin.id  # its manifest is the whole stack's
     # What maturin told PyO3 when it built the installed extension: with the same words nothing is compiled twice.
     told = sorted(target.glob("maturin/pyo3-config-*-abi3.txt"))
     env |= {"PYO3_CONFIG_FILE": str(told[0])} if len(told) == 1 else {}
@@ -248,5 +251,6 @@ def _receipt(pin: StackPin, library: Path, patched: Mapping[str, str], *, faults
         features=tuple(sorted(filter(None, said["features"].split(",")))),
         target=said["target"],
         faults=can_seed,
+        fixes=pin.fixes,
         **expected,
     )

@@ -1,4 +1,4 @@
-"""Prepare the crates that a stack is built on: the fork's, the fork's laid over a published one, or a poisoned one.
+"""Prepare the crates that a stack is built on: the fork's, repaired or not, over a published one, or a poisoned one.
 
 Everything is made in a scratch folder at build time; no foreign line lies in this repository. The file's digest is part
 of a build's name: whoever changes what is prepared builds again.
@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from parity_lib.base.errors import EngineError, PinError
-from parity_lib.records.pins import StackPin
+from parity_lib.fork import fixes
+from parity_lib.records.stack_pins import WITHOUT, StackPin
 
 Patches = dict[str, Path]  # crate as crates.io names it -> the folder that takes its place
 
@@ -48,7 +49,12 @@ def prepare(pin: StackPin, tree: Path | None, scratch: Path) -> Patches:
         EngineError: a published source cannot be fetched, or is not of the shape that is patched.
         PinError: it is not the pinned one.
     """
-    return PREPARE[pin.id](tree, scratch)
+    if tree is not None and pin.fixes:
+        fixed = scratch / "fixed"
+        shutil.copytree(tree, fixed, symlinks=True)
+        fixes.repair(fixed, pin.fixes)
+        tree = fixed
+    return PREPARE[pin.id.partition(WITHOUT)[0]](tree, scratch)
 
 
 def _nothing(_tree: Path | None, _scratch: Path) -> Patches:
@@ -161,5 +167,6 @@ PREPARE: Mapping[str, Callable[[Path | None, Path], Patches]] = {
     "flex": _nothing,
     "spine": _spine,
     "overlay": _overlay,
+    "overlay-fixed": _overlay,
     "poisoned": _poisoned,
 }

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from parity_lib.base.errors import EngineError, PinError
-from parity_lib.records.pins import SourcePin
+from parity_lib.records.stack_pins import SourcePin
 
 LEFT_OUT = (".git", "target", "upstream")  # folders: the repository itself, build output, the submodule
 WEIGHTS = ".bgz7"  # weight files of the fork's experiments: hundreds of megabytes that no build reads

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TypeVar
 from parity_lib.base.errors import FixtureError, UsageError
 from parity_lib.base.names import Isa
 from parity_lib.base.toml_table import Table, check_hex, close_matches, fixture_path, read_toml
+from parity_lib.records.stack_pins import WITHOUT, StackPin, read_stack
 
 T = TypeVar("T")
 
@@ -23,7 +23,6 @@ ON_REQUEST = ("staged", "fetch")  # never made or fetched by a run: a cell that 
 TRANSPLANTS = ("widen", "qwen2")  # F32 files made from another F32 file, proved equal to it before they are used
 BY_LLAMA_CPP = ("quantize", *TRANSPLANTS)  # made by llama.cpp, or from what it made: may differ by machine class
 HUB = "https://huggingface.co"
-_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,26 +160,6 @@ class RankPin:
 
 
 @dataclass(frozen=True, slots=True)
-class SourcePin:
-    """The pinned revision and content digest of the fork's source that a stack is built with."""
-
-    repository: str
-    revision: str  # 40 hex digits
-    sha256: str  # of the files, see ``fork/source.py``
-
-
-@dataclass(frozen=True, slots=True)
-class StackPin:
-    """What a stack consists of: crate names and exact versions below the candidate."""
-
-    id: str
-    what: str
-    crates: Mapping[str, str]
-    isa: str = ""  # the only ISA target that the build can run, or "" for the widest one
-    source: SourcePin | None = None  # None: everything comes from crates.io
-
-
-@dataclass(frozen=True, slots=True)
 class Pins:
     """Everything in ``gguf_parity.toml``."""
 
@@ -202,8 +181,14 @@ class Pins:
         return _known({pin.quant: pin for pin in self.models if pin.id == model_id}, quant, f"quant of {model_id}")
 
     def stack(self, stack_id: str) -> StackPin:
-        """Return the pin of one stack. Raises ``UsageError`` if it is unknown."""
-        return _known(self.stacks, stack_id, "stack")
+        """Return the pin of one stack; ``STACK-without-FIX`` is the stack with one of its fixes left out.
+
+        Raises:
+            UsageError: the stack, or the fix, is unknown.
+        """
+        base, without, fix = stack_id.partition(WITHOUT)
+        pin = _known(self.stacks, base, "stack")
+        return pin.without(fix) if without else pin
 
 
 def _known(things: Mapping[str, T], key: str, word: str) -> T:
@@ -225,7 +210,7 @@ def load_pins(path: Path | str | None = None) -> Pins:
     llama_cpp = _llama_cpp(table.table("llama_cpp"))
     models = tuple(_model(entry) for entry in table.tables("model"))
     ranks = tuple(_ranks(entry) for entry in table.tables("ranks"))
-    stacks = {stack.id: stack for stack in (_stack(entry) for entry in table.tables("stack"))}
+    stacks = {stack.id: stack for stack in (read_stack(entry) for entry in table.tables("stack"))}
     prompts = table.table("prompts")
     prompts_sha256 = prompts.hex("sha256", 64)
     prompts.done()
@@ -297,10 +282,10 @@ def _llama_cli(table: Table) -> LlamaCliPin:
 
 
 def _model(table: Table) -> ModelPin:
-    model_id = _word(table, "id")
+    model_id = table.word("id")
     pin = ModelPin(
         id=model_id,
-        quant=_word(table, "quant"),
+        quant=table.word("quant"),
         role=table.one_of("role", (DEFAULT, PRODUCTION, OPTIONAL)),
         name=table.text("name"),
         arch=table.one_of("arch", ("llama", "qwen2")),
@@ -323,14 +308,6 @@ def _model(table: Table) -> ModelPin:
             found=f"recipe {pin.recipe.kind}, sha256 {pin.file.sha256!r}",
         )
     return pin
-
-
-def _word(table: Table, key: str, default: str | None = None) -> str:
-    """Take a name that becomes part of file names."""
-    value = table.text(key, default)
-    if not _WORD.fullmatch(value):
-        raise FixtureError(f"'{key}' is no plain word", place=table.place, expected=_WORD.pattern, found=value)
-    return value
 
 
 def _twin(table: Table, key: str) -> FilePin | None:
@@ -366,7 +343,7 @@ def _recipe(table: Table, model_id: str) -> Recipe:
     elif kind == "synthetic":
         shape = table.table("shape")
         sizes = {key: shape.integer(key) for key in shape.left()}
-        recipe = Recipe(kind, ftype=_word(table, "ftype"), seed=table.integer("seed"), shape=MappingProxyType(sizes))
+        recipe = Recipe(kind, ftype=table.word("ftype"), seed=table.integer("seed"), shape=MappingProxyType(sizes))
     else:
         recipe = Recipe(
             kind,
@@ -391,7 +368,7 @@ def _whole_wheel(table: Table) -> WheelPin:
 
 def _ranks(table: Table) -> RankPin:
     pin = RankPin(
-        id=_word(table, "id"),
+        id=table.word("id"),
         pre=table.text("pre"),
         n_tokens=table.integer("n_tokens", least=1),
         source=table.text("source"),
@@ -405,25 +382,11 @@ def _ranks(table: Table) -> RankPin:
 
 def _recipe_from_file(kind: str, table: Table, model_id: str) -> Recipe:
     """Read a recipe that starts from another file: of the same model id unless the recipe names another."""
-    source_id, source_quant = _word(table, "source_id", model_id), _word(table, "source_quant")
+    source_id, source_quant = table.word("source_id", model_id), table.word("source_quant")
     if kind == "quantize":
-        return Recipe(kind, source_id=source_id, source_quant=source_quant, ftype=_word(table, "ftype"))
+        return Recipe(kind, source_id=source_id, source_quant=source_quant, ftype=table.word("ftype"))
     if kind == "widen":
         n_embd = table.integer("n_embd", least=1)
         return Recipe(kind, source_id=source_id, source_quant=source_quant, n_embd=n_embd)
     bias, seed = table.number("bias"), table.integer("seed")
     return Recipe(kind, source_id=source_id, source_quant=source_quant, bias=bias, seed=seed)
-
-
-def _stack(table: Table) -> StackPin:
-    source = _source(table.table("source")) if "source" in table.left() else None
-    isa = table.one_of("isa", list(Isa)) if "isa" in table.left() else ""
-    stack = StackPin(_word(table, "id"), table.text("what"), table.strings("crates"), isa, source)
-    table.done()
-    return stack
-
-
-def _source(table: Table) -> SourcePin:
-    pin = SourcePin(table.text("repository"), table.hex("revision", 40), table.hex("sha256", 64))
-    table.done()
-    return pin

@@ -15,7 +15,7 @@ import pytest
 
 from parity_lib.base.errors import EngineError, PinError, UsageError
 from parity_lib.cli.app import main
-from parity_lib.engines.burn import stacks
+from parity_lib.engines.burn import sources, stacks
 from parity_lib.fork import fixes, source
 from parity_lib.fork.findings import CHECKS, check
 from parity_lib.fork.fixes import Edit, load_fixes, named, repair, repair_checkout
@@ -136,8 +136,19 @@ def test_all_but_one_leaves_that_one_out(
     assert main(["finding", "fix", "vnni-tail", "--all-but", "exp-range", "--source", str(made)]) == 2
 
 
-def test_each_fix_belongs_to_a_check() -> None:
+def test_each_fix_belongs_to_a_check_and_each_stack_to_known_fixes() -> None:
     assert set(load_fixes()) <= set(CHECKS)
+    pins = load_pins()
+    fixed = {stack: pin.fixes for stack, pin in pins.stacks.items() if pin.fixes}
+    assert set(fixed) == {"overlay-fixed"}
+    for stack, names in fixed.items():
+        assert set(names) <= set(load_fixes())
+        without = pins.stack(f"{stack}-without-{names[0]}")
+        assert without.fixes == names[1:]
+        assert sources.manifest(without.id) == sources.manifest(stack)
+        assert stacks.key(without) != stacks.key(pins.stack(stack))
+    with pytest.raises(UsageError, match="the stack overlay has no fix 'exp-range'"):
+        pins.stack("overlay-without-exp-range")
 
 
 @pytest.mark.slow

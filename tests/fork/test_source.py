@@ -10,7 +10,7 @@ import pytest
 
 from parity_lib.base.errors import EngineError, PinError
 from parity_lib.fork import source
-from parity_lib.records.pins import SourcePin
+from parity_lib.records.stack_pins import SourcePin
 
 FILES = {"Cargo.toml": "[package]\n", "src/lib.rs": "pub fn f() {}\n", "crates/a/src/ops/x.rs": "// x\n"}
 

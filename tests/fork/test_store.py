@@ -16,9 +16,12 @@ from parity_lib.cli.app import main
 from parity_lib.engines.burn import sources, stacks
 from parity_lib.engines.burn.build_info import load
 from parity_lib.engines.burn.stacks import LIBRARY, RECEIPT, StackReceipt
-from parity_lib.records.pins import StackPin, load_pins
+from parity_lib.records.pins import load_pins
+from parity_lib.records.stack_pins import StackPin
 
-OTHERS = ("avx2", "simd", "flex", "spine", "overlay", "poisoned")
+PUBLISHED = ("avx2", "simd", "flex")
+FORK = ("spine", "overlay", "overlay-fixed")
+OTHERS = (*PUBLISHED, *FORK, "poisoned")
 NDARRAY, FLEX = {"burn-ndarray", "matrixmultiply"}, {"burn-flex"}  # a backend, and what is named to choose its kernels
 FLEX_KERNELS = ["burn-flex/x86-v4"]
 
@@ -46,18 +49,19 @@ def test_every_stack_has_its_manifest_and_the_dependencies_of_the_default_one() 
         manifest = tomllib.loads((folder / "Cargo.toml").read_text())
         for table in ("dependencies", "build-dependencies", "profile"):
             asked, wanted = manifest[table], default[table]
-            extra = {"ndarray"} if (stack, table) == ("spine", "dependencies") else set()  # the fork, called by name
-            other = (NDARRAY, FLEX) if (stack, table) == ("flex", "dependencies") else (set(), set())  # another backend
+            base, ours = stack[:5], table == "dependencies"
+            extra = {"ndarray"} if base == "spine" and ours else set()  # the fork, called by name
+            other = (NDARRAY, FLEX) if base.startswith("flex") and ours else (set(), set())  # another backend
             kept = set(wanted) - other[0]
             assert set(asked) == kept | extra | other[1], stack
             assert all(asked[name] == wanted[name] for name in kept - own), stack
-        kernels = {"default": 0} | ({"avx512": FLEX_KERNELS} if stack == "flex" else {})
+        kernels = {"default": 0} | ({"avx512": FLEX_KERNELS} if stack.startswith("flex") else {})
         assert manifest["features"] | {"default": 0} == default["features"] | kernels
         locked = tomllib.loads((folder / "Cargo.lock").read_text())["package"]
         found = {package["name"]: package["version"] for package in locked}
         assert {name: found[name] for name in pins.stack(stack).crates} == dict(pins.stack(stack).crates)
         # What a patch puts there has no place in the registry: cargo cannot take the published crate instead.
-        patched = {"spine": "ndarray", "overlay": "burn-ndarray", "poisoned": "burn-ndarray"}.get(stack)
+        patched = {"spine": "ndarray", "overla": "burn-ndarray", "poison": "burn-ndarray"}.get(stack[:6].rstrip("-"))
         assert not [p for p in locked if p["name"] == patched and "source" in p], stack
 
 
@@ -88,7 +92,7 @@ def test_without_source_a_build_is_refused_and_says_what_it_needs(
     empty_store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PARITY_FORK_SOURCE", raising=False)
-    for stack in ("spine", "overlay"):
+    for stack in FORK:
         assert main(["stack", "build", stack]) == 3
         said = capsys.readouterr().err
         assert "no source of the fork at hand" in said

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from parity_lib.records.stack_pins import WITHOUT
+
 NATIVE = Path(__file__).resolve().parents[2] / "burn_gguf"
 CRATES_IO = "crates-io"  # the stack whose manifest lies beside the sources; the others have a folder in stacks/
 
 
 def manifest(stack: str, native: Path = NATIVE) -> Path:
-    """Return the folder of a stack's ``Cargo.toml`` and ``Cargo.lock``."""
-    return native if stack == CRATES_IO else native / "stacks" / stack
+    """Return the folder of a stack's ``Cargo.toml`` and ``Cargo.lock``; without one of its fixes it has the same."""
+    return native if stack == CRATES_IO else native / "stacks" / stack.partition(WITHOUT)[0]
 
 
 def source_sha256(manifest: Path, native: Path = NATIVE) -> str:

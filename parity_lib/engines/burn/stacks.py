@@ -18,14 +18,17 @@ from parity_lib.base.errors import EngineError, PinError, RecordError
 from parity_lib.base.record import Record, load_record
 from parity_lib.base.surroundings import cache_dir
 from parity_lib.engines.burn import sources
-from parity_lib.records.pins import StackPin, load_pins
+from parity_lib.records.pins import load_pins
+from parity_lib.records.stack_pins import StackPin
 
 Extension = Any  # the module burn_gguf; its types are in burn_gguf/burn_gguf.pyi
 
 RECEIPT, LIBRARY = "receipt.json", "burn_gguf.abi3.so"
 AGAIN = "build the stack again: parity stack build"
 FAULTS = "faults"  # the cargo feature: faults can be seeded
-RECIPE = Path(__file__).resolve().parents[2] / "fork" / "patch.py"  # decides what a patched crate holds
+FORK = Path(__file__).resolve().parents[2] / "fork"
+RECIPE = FORK / "patch.py"  # decides what a patched crate holds
+FIXES = (FORK / "fixes.py", FORK / "fixes.toml")  # decide what a fixed source holds
 
 
 class StackReceipt(Record, frozen=True, tag_field="schema", tag="parity/stack-receipt/1"):
@@ -44,10 +47,12 @@ class StackReceipt(Record, frozen=True, tag_field="schema", tag="parity/stack-re
     features: tuple[str, ...]
     target: str
     faults: Mapping[str, str] = {}  # that it can seed, as written -> what it does
+    fixes: tuple[str, ...] = ()  # that were written into the fork's source before it was compiled
 
     def words(self) -> str:
         """Return the build in a line."""
         fork = f"fork {self.revision[:12]}, " if self.revision else ""
+        fork += f"fixed {' '.join(self.fixes)}, " if self.fixes else ""
         patched = ", ".join(f"{crate} {version}" for crate, version in self.patched.items())
         return (
             f"{fork}{f'patched {patched}, ' if patched else ''}lock {self.lock_sha256[:12]}, "
@@ -77,12 +82,18 @@ def key(pin: StackPin, *, faults: bool = False) -> str:
         "revision": source.revision if source is not None else "",
         "fork_sha256": source.sha256 if source is not None else "",
     } | ({"feature": FAULTS} if faults else {})
+    parts |= {"fixes": " ".join(pin.fixes), "fixes_sha256": fixes_sha256()} if pin.fixes else {}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def recipe_sha256() -> str:
     """Return the SHA-256 of the code that prepares patched crates."""
     return hashlib.sha256(RECIPE.read_bytes()).hexdigest()
+
+
+def fixes_sha256() -> str:
+    """Return the SHA-256 of the fixes and of the code that writes them into a source."""
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in FIXES)).hexdigest()
 
 
 def folder(pin: StackPin, *, faults: bool = False) -> Path:

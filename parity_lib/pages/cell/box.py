@@ -23,7 +23,7 @@ from parity_lib.pages.kit.text import Words, code_markup, count, margin, number,
 from parity_lib.records.verdicts import Verdict
 
 _COUNTED = (Rung.T1, Rung.T6)  # their worst case is a number of texts, of rows
-_FORK_STACKS = ("overlay", "spine")
+_FORK_STACKS = ("overlay", "spine")  # and what is made of them
 _NEXT_FOR_CAUSE = "fix the cause, then run the cell again"
 
 
@@ -122,7 +122,7 @@ def which_burn(verdict: Verdict) -> str:
     stack = verdict.cell.stack
     if stack == "crates-io":
         return "crates.io burn, not the fork"
-    return f"the fork, stack {stack}" if stack in _FORK_STACKS else f"stack {stack}"
+    return f"the fork, stack {stack}" if stack.startswith(_FORK_STACKS) else f"stack {stack}"
 
 
 def _n_hit(verdict: Verdict, rung: Rung) -> int:

@@ -93,7 +93,7 @@ def test_a_relation_of_burn_to_itself_is_named_where_nothing_else_broke(make_ver
     assert self_broken(make_verdict()) == ""
 
 
-@pytest.mark.parametrize("stack", ["overlay", "spine"])
+@pytest.mark.parametrize("stack", ["overlay", "spine", "overlay-fixed"])
 def test_the_fork_is_never_taken_for_crates_io(make_verdict: MakeVerdict, stack: str) -> None:
     verdict = make_verdict()
     verdict = structs.replace(verdict, cell=structs.replace(verdict.cell, stack=stack))
