@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from parity_lib import pages as show
 from parity_lib.base.names import Outcome
@@ -123,7 +124,7 @@ def test_a_wrong_layer_without_a_wrong_op_is_still_a_divergence(sound: TokenTrac
 
 
 def test_ops_that_were_not_replayed_leave_it_incomplete(sound: TokenTrace) -> None:
-    lacking = replace(sound, native=replace(sound.native, compared=179))
+    lacking = replace(sound, native=structs.replace(sound.native, compared=179))
     found = show.trace_conclusion(lacking, WORDS)
     assert found.outcome is Outcome.INCOMPLETE
     assert found.sentence.startswith("Only 179 of 180 ops were judged.")
@@ -152,7 +153,9 @@ def test_what_broke_in_the_cell_and_not_here_is_no_parity(fault: TokenTrace, sou
     )
     assert "no engine is at fault" not in found.sentence
     assert show.trace_conclusion(fault, WORDS, broken="T6").outcome is Outcome.DIVERGED
-    lacking = replace(sound, native=replace(sound.native, compared=179), own=Parting(sound.own.sites, ("embd",), 1.0))
+    lacking = replace(
+        sound, native=structs.replace(sound.native, compared=179), own=Parting(sound.own.sites, ("embd",), 1.0)
+    )
     assert "Against llama.cpp: only 179 of 180 ops were judged." in show.trace_conclusion(lacking, WORDS).sentence
     alone = replace(sound, own=Parting((), (), 0.0))
     assert any("was not compared with its prefill" in more for more in show.trace_conclusion(alone, WORDS).more)
@@ -201,7 +204,7 @@ def test_the_profile_has_its_largest_local_error_at_the_fault(fault: TokenTrace)
     assert local.shape == (4,)
     assert int(np.argmax(local)) == 1
     assert local[1] > 1e5 * local[[0, 2, 3]].max()
-    assert "(layer 1)" in show.layer_profile(fault).alt
+    assert "(layer 1)" in str(show.layer_profile(fault))
 
 
 def test_both_waterfalls_print_their_sums(fault: TokenTrace, sound: TokenTrace) -> None:
@@ -248,17 +251,23 @@ def test_products_are_split_by_kind(sound: TokenTrace) -> None:
 
 
 def test_commands_lead_on(fault: TokenTrace) -> None:
-    text = show.trace_commands(fault).plain
-    base = f"parity trace {fault.cell.request.model}"
-    assert f"this token again: {base} --prompt 0 --token 3 --fault {FAULT} --prompts {PROMPTS}" in text
-    assert f"the next token: {base} --prompt 0 --token 4 " in text
-    assert f"first over its limit: {base} --prompt 0 --token -4 " in text
-    reproducer = fault.reproducer
+    def lines(trace: TokenTrace) -> list[str]:
+        return [" ".join(line.split()) for line in show.trace_commands(trace).plain.splitlines()]
+
+    base, reproducer = f"parity trace {fault.cell.request.model}", fault.reproducer
     assert reproducer is not None
-    assert f"replay the failing op (folder reproducer): parity replay {reproducer}" in text
-    assert "parity replay" not in show.trace_commands(replace(fault, reproducer=None)).plain
-    lost = show.trace_commands(replace(fault, reproducer=None, reproducer_lost="no room")).plain
-    assert lost.endswith("The failing op could not be kept in a reproducer: no room")
+    tail = f"--fault {FAULT} --prompts {PROMPTS}"
+    assert lines(fault)[1:] == [
+        f"this token again {base} --prompt 0 --token 3 {tail}",
+        f"the next token {base} --prompt 0 --token 4 {tail}",
+        f"the token before {base} --prompt 0 --token 2 {tail}",
+        f"first over its limit {base} --prompt 0 --token -4 {tail}",
+        f"the whole cell parity run {fault.cell.request.model} {tail}",
+        f"replay the failing op (folder reproducer) parity replay {reproducer}",
+    ]
+    assert not any("parity replay" in line for line in lines(replace(fault, reproducer=None)))
+    lost = lines(replace(fault, reproducer=None, reproducer_lost="no room"))
+    assert lost[-1] == "The failing op could not be kept in a reproducer: no room"
 
 
 def test_tokens_around_are_a_table_where_nobody_sits(sound: TokenTrace, monkeypatch: pytest.MonkeyPatch) -> None:
