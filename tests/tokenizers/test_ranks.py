@@ -83,7 +83,7 @@ def judged(metadata: TokenizerMetadata, reference: Worker) -> tuple[RungResult, 
     rung, divergences, record = judge_tokens(
         TokenizerPair("", groups, held, found, built.facts(), ranks), load_differences()
     )
-    return rung, divergences, record["ranks"]
+    return rung, divergences, record.ranks
 
 
 @pytest.mark.engine
