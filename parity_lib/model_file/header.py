@@ -268,6 +268,17 @@ def require_file(path: Path) -> None:
         )
 
 
+def not_opened(path: Path, error: OSError) -> ModelFileError:
+    """Return the refusal of a file that the system does not open, in the words of both readers."""
+    return ModelFileError(
+        "the file cannot be opened",
+        place=path,
+        expected="a readable GGUF file",
+        found=f"{error.strerror} (os error {error.errno})",
+        next_step="check the path and its permissions",
+    )
+
+
 def _map(path: Path) -> npt.NDArray[np.uint8]:
     require_file(path)
     try:
@@ -275,13 +286,7 @@ def _map(path: Path) -> npt.NDArray[np.uint8]:
             empty = os.fstat(file.fileno()).st_size == 0
             return np.zeros(0, np.uint8) if empty else np.memmap(file, np.uint8, "r")
     except OSError as error:
-        raise ModelFileError(
-            "the file cannot be opened",
-            place=path,
-            expected="a readable GGUF file",
-            found=f"{error.strerror} (os error {error.errno})",
-            next_step="check the path and its permissions",
-        ) from error
+        raise not_opened(path, error) from error
 
 
 def _header(cursor: Cursor) -> tuple[int, int]:

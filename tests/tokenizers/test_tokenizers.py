@@ -214,7 +214,7 @@ def test_a_vocabulary_with_another_hash_is_not_taken(monkeypatch: pytest.MonkeyP
 
 
 def test_a_vocabulary_file_that_is_not_there_is_refused_by_llama_cpp(tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match="no such model file"):
+    with pytest.raises(ModelFileError, match="the file cannot be opened"):
         Worker("llama_vocabulary", {"path": str(tmp_path / "none.gguf"), "n_threads": 1})
     path = tmp_path / "broken.gguf"
     path.write_bytes(b"GGUF but not really")

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from parity_lib.base.errors import EngineError, ModelFileError
-from parity_lib.model_file.header import require_file
+from parity_lib.base.errors import EngineError
+from parity_lib.model_file.header import not_opened, require_file
 
 
 class Engine:
@@ -53,7 +53,7 @@ class OnOneFile(Engine):
         path: a GGUF file.
 
     Raises:
-        ModelFileError: there is no such file, or it is no regular one.
+        ModelFileError: there is no such file, it cannot be opened, or it is no regular one.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -107,17 +107,13 @@ def require_model(path: Path) -> Path:
     """Return the path of a model file.
 
     Raises:
-        ModelFileError: there is no such file, or it is no regular one.
+        ModelFileError: there is no such file, it cannot be opened, or it is no regular one.
     """
     require_file(path)
-    if not path.is_file():
-        raise ModelFileError(
-            "there is no such model file",
-            place=path,
-            expected="a GGUF file",
-            found="no file",
-            next_step="correct the path",
-        )
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise not_opened(path, error) from error
     return path
 
 

@@ -305,7 +305,7 @@ def _garbage(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("damage", "words"),
-    [(_missing, "no such model file"), (_truncated, "llama.cpp's log"), (_garbage, "llama.cpp's log")],
+    [(_missing, "the file cannot be opened"), (_truncated, "llama.cpp's log"), (_garbage, "llama.cpp's log")],
 )
 def test_a_damaged_file_is_refused_with_llama_cpps_own_words(
     tiny_models: dict[str, Path], target: str, damage: Callable[[Path], None], words: str, tmp_path: Path
