@@ -80,12 +80,13 @@ def test_all_vocabulary_cases_and_generated_texts_of_five_families() -> None:
     assert rung.outcome is Outcome.PARITY, rung.note
     assert set(record) == {"llama-bpe", "qwen2", "refact", "llama-spm", "phi-3", "gpt-neox"}
     for name, own in record.items():
-        cases = 0 if name == "gpt-neox" else 46
-        assert own["classes"]["cases"] == own["classes"]["cases"] | {"expected": cases, "texts": cases, "different": 0}
-        assert sum(row["texts"] for row in own["classes"].values()) >= cases + 400
-        assert own["bytes"]["compared"] == own["tokenizer"]["n_vocab"] >= 32_000
-    assert {k["name"] for k in record["qwen2"]["known"] if k["texts"]} == {"qwen2-composed-form", "unicode-16"}
-    assert {k["name"] for k in record["phi-3"]["known"] if k["texts"]} == {"control-by-name"}
+        cases = own.classes["cases"]
+        n_cases = 0 if name == "gpt-neox" else 46
+        assert (cases.expected, cases.texts, cases.different) == (n_cases, n_cases, 0)
+        assert sum(row.texts for row in own.classes.values()) >= n_cases + 400
+        assert own.bytes.compared == own.tokenizer["n_vocab"] >= 32_000
+    assert {k.name for k in record["qwen2"].known if k.texts} == {"qwen2-composed-form", "unicode-16"}
+    assert {k.name for k in record["phi-3"].known if k.texts} == {"control-by-name"}
 
 
 def test_the_sound_tokenizer_gives_the_reference_s_ids(metadata: TokenizerMetadata, reference: Worker) -> None:
@@ -233,7 +234,7 @@ def test_deepseek_s_qwen_is_cut_as_llama_cpp_cuts_it(tmp_path: Path) -> None:
         texts = [(text.name, text.text) for text in TEXTS]
         rung, divergences, record = compare_tokens_of(path, read_facts(path), texts, reference, silent)
     assert (rung.outcome, divergences) == (Outcome.PARITY, [])
-    assert record["tokenizer"]["pre"] == "deepseek-r1-qwen"
+    assert record.tokenizer["pre"] == "deepseek-r1-qwen"
     assert rung.compared == rung.expected > 400
 
 
