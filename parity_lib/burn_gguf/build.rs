@@ -21,12 +21,15 @@ fn main() {
     let lock = manifest.join("Cargo.lock");
 
     set("BURN_GGUF_STACK", &stack);
-    println!("cargo::rustc-check-cfg=cfg(spine, flex)");
+    println!("cargo::rustc-check-cfg=cfg(spine, flex, modules)");
     if folder == "spine" {
         println!("cargo::rustc-cfg=spine"); // the fork's own kernels can be called by name
     }
     if folder == "flex" {
         println!("cargo::rustc-cfg=flex"); // burn-flex is the backend, see backend.rs
+    }
+    if folder == "modules" {
+        println!("cargo::rustc-cfg=modules"); // burn's own modules compute, see modules.rs
     }
     set("BURN_GGUF_SOURCE_SHA256", &source_sha256(&manifest, &root));
     set("BURN_GGUF_LOCK_SHA256", &hex(Sha256::digest(read(&lock))));
@@ -87,7 +90,17 @@ fn collect(folder: &Path, prefix: &str, files: &mut Vec<(String, PathBuf)>) {
 
 /// `name=version` of the crates whose arithmetic is judged, as the lock file pins them.
 fn locked_versions(lock: &str) -> String {
-    let wanted = ["burn-tensor", "burn-ndarray", "ndarray", "matrixmultiply", "burn-flex", "gemm", "mimalloc", "pyo3"];
+    let wanted = [
+        "burn-tensor",
+        "burn-ndarray",
+        "ndarray",
+        "matrixmultiply",
+        "burn-flex",
+        "burn-nn",
+        "gemm",
+        "mimalloc",
+        "pyo3",
+    ];
     let value = |line: &str| line.split('"').nth(1).unwrap_or_default().to_string();
     let mut found = Vec::new();
     let mut name = String::new();

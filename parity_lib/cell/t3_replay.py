@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -121,6 +120,8 @@ def replay(cell: Cell, excerpts: Sequence[Excerpt], settings: Settings) -> list[
     path = ensure_twin(cell.model_path, cell.pins, kind="BF16") if is_bf16 else cell.model_path
     folder = cell.spools / "nodes"
     compute = Compute.BF16 if is_bf16 else Compute.GGML
+    fused = sites.fused(cell.pins.stack(cell.id.stack).implementation, compute)
+    n_sites = len(sites.expected(cell.facts.n_layer, cell.facts.biases, fused))
     replays = []
     with (
         open_llama(cell, path, settings, kind="llama_taps") as reference,
@@ -135,20 +136,17 @@ def replay(cell: Cell, excerpts: Sequence[Excerpt], settings: Settings) -> list[
                 reach = _reach(cell, part, folder) if settings is Settings.STRICT else {}
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
-            replays.append(replace(_replayed(cell, part, settings, errors, weights_in), reach=reach))
+            expected = n_sites * len(part.watched)
+            replays.append(
+                Replayed(
+                    part.prompt_idx, part.n_prompt, settings, part.watched, expected, tuple(errors), weights_in, reach
+                )
+            )
     return replays
 
 
 def _reach(cell: Cell, part: Excerpt, folder: Path) -> dict[str, Extreme]:
     return hardness.reach(NodeFile(folder), cell.facts, part.prompt_idx, part.n_prompt)
-
-
-def _replayed(
-    cell: Cell, part: Excerpt, settings: Settings, errors: Sequence[Any], weights_in: Mapping[str, int]
-) -> Replayed:
-    n_sites = len(sites.expected(cell.facts.n_layer, cell.facts.biases))
-    expected = n_sites * len(part.watched)
-    return Replayed(part.prompt_idx, part.n_prompt, settings, part.watched, expected, tuple(errors), weights_in)
 
 
 def check_buffers(folder: Path, settings: Settings) -> Counter[str]:

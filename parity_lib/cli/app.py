@@ -94,6 +94,7 @@ def nightly(
 @options.model
 @options.isa
 @options.stack
+@options.implementation
 @options.compute
 @options.prompts
 @options.threads
@@ -106,6 +107,8 @@ def nightly(
 def run(
     model: str,
     quant: str,
+    stack: str,
+    implementation: str,
     fault: str,
     out: Path | None,
     **asked: Any,  # noqa: ANN401 - strings, and n_threads
@@ -116,7 +119,8 @@ def run(
 
     check_faults([(fault, "--fault")] if fault else [])
     folder = out or options.run_folder(model, quant)
-    request = CellRequest(model=model, quant=quant, fault=fault, out_dir=folder, **asked)
+    stack = options.stack_of(stack, implementation)
+    request = CellRequest(model=model, quant=quant, stack=stack, fault=fault, out_dir=folder, **asked)
     verdict = run_cell(request)
     _print_verdict(verdict)
     click.echo(f"record: {Path(request.out_dir) / 'verdict.json'}")

@@ -12,6 +12,10 @@ from typing import Any
 
 import click
 
+from parity_lib.base.errors import UsageError
+from parity_lib.records.pins import load_pins
+from parity_lib.records.stack_pins import MODULES, OPS
+
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
 
@@ -25,6 +29,13 @@ stack = click.option(
     default="crates-io",
     show_default=True,
     help="Which build of burn the candidate uses (see `parity stack list`).",
+)
+implementation = click.option(
+    "--implementation",
+    type=click.Choice([OPS, MODULES]),
+    default=OPS,
+    show_default=True,
+    help="How the candidate calls burn: op by op, or through burn-nn's modules, which the stack `modules` has.",
 )
 compute = click.option(
     "--compute", default="f32", show_default=True, help="Arithmetic of the candidate's matmuls: f32, bf16 or ggml."
@@ -64,6 +75,26 @@ def only(things: str) -> Decorator:
 def write(fixture: str) -> Decorator:
     """Return the option that puts what was measured into a fixture."""
     return click.option("--write", is_flag=True, help=f"Write the result to fixtures/{fixture}, replacing the old one.")
+
+
+def stack_of(stack: str, implementation: str) -> str:
+    """Return the stack that has an implementation: the one that was asked for, or in the default's place its own.
+
+    Raises:
+        UsageError: the stack that was asked for has another implementation.
+    """
+    stacks = load_pins().stacks.values()
+    if stack == "crates-io" and implementation != OPS:
+        return next(pin.id for pin in stacks if pin.implementation == implementation)
+    if implementation != OPS and load_pins().stack(stack).implementation != implementation:
+        fitting = ", ".join(pin.id for pin in stacks if pin.implementation == implementation)
+        raise UsageError(
+            "the stack has another implementation",
+            place=f"--implementation {implementation}",
+            expected=fitting,
+            found=stack,
+        )
+    return stack
 
 
 def run_folder(model: str, *parts: str) -> Path:

@@ -11,6 +11,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from parity_lib.base.errors import EngineError
+from parity_lib.base.names import Compute
+from parity_lib.records.stack_pins import OPS
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,18 +146,38 @@ def summed(product: str, block: int, biases: Collection[str]) -> str:
     return f"{product.removesuffix('.MUL_MAT')}.ADD-{block}" if has_bias else f"{product}-{block}"
 
 
-def expected(n_layer: int, biases: Collection[str]) -> list[str]:
+def fused(implementation: str, compute: str) -> frozenset[str]:
+    """Return the sites, without block, that the candidate does not pass: one call of burn computes over them.
+
+    Args:
+        implementation: how the candidate calls burn, ``records.pins.OPS`` or ``MODULES``.
+        compute: arithmetic of its weight products; burn's ``SwiGlu`` multiplies by itself, in f32 only.
+    """
+    if implementation == OPS:
+        return frozenset()
+    gated = ("ffn_gate", "ffn_up", "ffn_gate.ADD", "ffn_up.ADD") if compute == Compute.F32 else ()
+    return frozenset((*(site.name for site in BLOCK if site.inner), *gated))
+
+
+def judged_op(site: str, fused: Collection[str]) -> str:
+    """Return ggml's name of the op whose error a site shows: its own, or that of the last op that is fused into it."""
+    own = table(site)
+    return table(own.inputs[0]).op if own.op == "CONT" and own.inputs[0] in fused else own.op
+
+
+def expected(n_layer: int, biases: Collection[str], fused: Collection[str] = ()) -> list[str]:
     """Return the full name of every site of a model, in the order in which the candidate passes them.
 
     Args:
         n_layer: number of blocks.
         biases: names of the bias tensors that the file has.
+        fused: names of sites that the candidate does not pass.
     """
     blocks = [
         f"{site.name}-{layer}"
         for layer in range(n_layer)
         for site in BLOCK
-        if not site.bias_only or f"blk.{layer}.{site.weight}" in biases
+        if (not site.bias_only or f"blk.{layer}.{site.weight}" in biases) and site.name not in fused
     ]
     return [EMBD.name, *blocks, RESULT_NORM.name, RESULT_OUTPUT.name]
 

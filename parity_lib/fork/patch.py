@@ -165,6 +165,7 @@ PREPARE: Mapping[str, Callable[[Path | None, Path], Patches]] = {
     "avx2": _nothing,
     "simd": _nothing,
     "flex": _nothing,
+    "modules": _nothing,
     "spine": _spine,
     "overlay": _overlay,
     "overlay-fixed": _overlay,

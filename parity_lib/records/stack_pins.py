@@ -9,6 +9,7 @@ from parity_lib.base.errors import UsageError
 from parity_lib.base.names import Isa
 from parity_lib.base.toml_table import Table
 
+OPS, MODULES = "ops", "modules"  # the candidate calls burn op by op, or through the modules of burn-nn
 WITHOUT = "-without-"  # between a stack's id and the fix that is left out
 
 
@@ -31,6 +32,7 @@ class StackPin:
     isa: str = ""  # the only ISA target that the build can run, or "" for the widest one
     source: SourcePin | None = None  # None: everything comes from crates.io
     fixes: tuple[str, ...] = ()  # that the build writes into its copy of the source, see ``fork/fixes.toml``
+    implementation: str = OPS  # how the candidate calls burn
 
     def without(self, fix: str) -> StackPin:
         """Return this stack with one of its fixes left out, under an id of its own; it has no entry in the file.
@@ -55,7 +57,8 @@ def read_stack(table: Table) -> StackPin:
     source = _source(table.table("source")) if "source" in table.left() else None
     isa = table.one_of("isa", list(Isa)) if "isa" in table.left() else ""
     fixes = table.texts("fixes", [])
-    stack = StackPin(table.word("id"), table.text("what"), table.strings("crates"), isa, source, fixes)
+    implementation = table.one_of("implementation", [OPS, MODULES]) if "implementation" in table.left() else OPS
+    stack = StackPin(table.word("id"), table.text("what"), table.strings("crates"), isa, source, fixes, implementation)
     table.done()
     return stack
 

@@ -29,6 +29,21 @@ def test_a_model_with_some_biases_has_their_sums_alone() -> None:
     assert sites.summed("ffn_out", 0, biases) == "ffn_out-0"
 
 
+def test_what_burns_modules_compute_in_one_call_has_no_sites_inside() -> None:
+    every = sites.expected(1, sites.every_bias(1))
+    exact, rounded = sites.fused("modules", "f32"), sites.fused("modules", "ggml")
+    assert sites.fused("ops", "f32") == frozenset()
+    assert set(every) - set(sites.expected(1, sites.every_bias(1), rounded)) == {"kq-0", "kq_soft_max-0", "kqv-0"}
+    gated = {"ffn_gate-0", "ffn_up-0", "ffn_gate.ADD-0", "ffn_up.ADD-0"}
+    assert set(every) - set(sites.expected(1, sites.every_bias(1), exact)) == {"kq-0", "kq_soft_max-0", "kqv-0"} | gated
+
+
+def test_a_fused_attention_is_judged_as_the_product_that_it_ends_with() -> None:
+    assert sites.judged_op("kqv_out-3", ()) == "CONT"  # a copy: its bits must be equal
+    assert sites.judged_op("kqv_out-3", sites.fused("modules", "ggml")) == "MUL_MAT"
+    assert sites.judged_op("ffn_norm-3", sites.fused("modules", "ggml")) == "MUL"
+
+
 @pytest.mark.parametrize(
     ("name", "op", "source", "site"),
     [

@@ -6,6 +6,7 @@ Stacks of other sources run if they were built; else the test checks the reason 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,13 @@ from parity_lib.base.names import Outcome, Rung
 from parity_lib.cell import reference_cache
 from parity_lib.cell.steps import CellRequest, run_cell
 from parity_lib.cli.app import main
-from parity_lib.engines import machine
+from parity_lib.engines import machine, sites
 from parity_lib.engines.burn import stacks
 from parity_lib.engines.burn.build_info import CRATES_IO
 from parity_lib.engines.worker.client import Worker
 from parity_lib.fork.build import build
 from parity_lib.fork.patch import POISON_BIT
+from parity_lib.records import store
 from parity_lib.records.pins import load_pins
 from parity_lib.records.traces import F32
 from tests.shared import SoundCell, link_tree
@@ -213,3 +215,51 @@ def test_a_stack_without_the_fork_cannot_call_it() -> None:
         pytest.raises(EngineError, match="cannot call the fork's reader by name"),
     ):
         reader.call("tensor", Path("any.gguf"), "any")
+
+
+def test_burns_modules_are_right_op_by_op_and_their_decode_is_not_their_prefill_where_they_are_built(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """T3 and T4 hold; ``module::attention`` sums softmax over other numbers of keys, so T6 does not."""
+    status = main(
+        [
+            "run",
+            *MODEL,
+            "--implementation",
+            "modules",
+            "--prompts",
+            str(PROMPTS),
+            "--threads",
+            "1",
+            "--out",
+            str(tmp_path),
+        ]
+    )
+    verdict = store.load_verdict(tmp_path / "verdict.json")
+    assert verdict.cell.stack == "modules"
+    if not stacks.folder(load_pins().stack("modules")).is_dir():
+        assert status == 3
+        assert "stack modules: the stack is not built" in capsys.readouterr().out
+        return
+    assert status == 1
+    rungs = {rung.rung: rung for rung in verdict.rungs}
+    assert rungs[Rung.T6].outcome is Outcome.DIVERGED
+    assert {found.where for found in verdict.divergences} == {"decode", "restored"}
+    assert {rungs[rung].outcome for rung in (Rung.T0, Rung.T2, Rung.T3, Rung.T4, Rung.T5)} == {Outcome.PARITY}
+    n_sites = len(sites.expected(4, (), sites.fused("modules", "ggml")))
+    assert rungs[Rung.T3].compared == rungs[Rung.T3].expected
+    assert divmod(rungs[Rung.T3].compared, n_sites) == (6, 0)  # a prefill and two decodes of both prompts
+
+
+def test_a_fault_seeded_into_burns_modules_is_caught_where_they_are_built(
+    tmp_path: Path,
+) -> None:
+    pin = load_pins().stack("modules")
+    verdict = run_cell(replace(cell(tmp_path, "modules"), fault="softmax_scale"))
+    broken = {rung.rung for rung in verdict.rungs if rung.outcome is Outcome.DIVERGED}
+    if stacks.folder(pin, faults=True).is_dir():
+        assert {Rung.T3, Rung.T4} <= broken
+        assert verdict.divergences[0].where == "kqv_out-0"
+    else:
+        assert verdict.outcome is Outcome.INCOMPLETE
+        assert "parity stack build modules --faults" in " ".join(verdict.causes)

@@ -4,18 +4,25 @@
 //! with faults is a second build of the same sources, for red controls and drills alone.
 
 use crate::facts::Facts;
-use crate::graph::BurnOps;
 use crate::linear::Policy;
 use crate::model_error::Result;
 use crate::plain::{Plain, PlainOps};
 
+/// burn, called op by op.
+#[cfg(not(modules))]
+pub use crate::graph::BurnOps as Implementation;
+
+/// burn, called through the modules that applications build models of.
+#[cfg(modules)]
+pub use crate::modules::ModuleOps as Implementation;
+
 /// The ops of this build.
 #[cfg(not(feature = "faults"))]
-pub type Engine = PlainOps<BurnOps>;
+pub type Engine = PlainOps<Implementation>;
 
 /// The ops of this build.
 #[cfg(feature = "faults")]
-pub type Engine = crate::faulty::FaultyOps<PlainOps<BurnOps>>;
+pub type Engine = crate::faulty::FaultyOps<PlainOps<Implementation>>;
 
 /// Faults that this build can seed: as written, and what each does.
 #[cfg(not(feature = "faults"))]
@@ -44,12 +51,12 @@ impl Default for Run {
 impl Run {
     /// The ops that do what was asked; refuses a fault that this build does not have, or that does not fit the model.
     pub fn ops(&self, facts: &Facts) -> Result<Engine> {
-        let ops = PlainOps { inner: BurnOps { policy: self.policy }, plain: self.plain };
+        let ops = PlainOps { inner: Implementation { policy: self.policy }, plain: self.plain };
         self.seeded(ops, facts)
     }
 
     #[cfg(not(feature = "faults"))]
-    fn seeded(&self, ops: PlainOps<BurnOps>, _: &Facts) -> Result<Engine> {
+    fn seeded(&self, ops: PlainOps<Implementation>, _: &Facts) -> Result<Engine> {
         match &self.fault {
             None => Ok(ops),
             Some(fault) => Err(crate::model_error::ModelError::NoFaults { found: fault.clone() }),
@@ -57,7 +64,7 @@ impl Run {
     }
 
     #[cfg(feature = "faults")]
-    fn seeded(&self, ops: PlainOps<BurnOps>, facts: &Facts) -> Result<Engine> {
+    fn seeded(&self, ops: PlainOps<Implementation>, facts: &Facts) -> Result<Engine> {
         let fault = self.fault.as_deref().map(|text| crate::fault::Fault::parse(text, facts.n_layer)).transpose()?;
         Ok(crate::faulty::FaultyOps::new(ops, fault, facts))
     }

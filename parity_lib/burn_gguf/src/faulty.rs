@@ -3,10 +3,10 @@
 //! In builds with the feature `faults` only. Without a fault every op gets and returns what it would without this
 //! wrapper.
 
-use crate::attention::{KeyValues, SequenceRows};
+use crate::attention::{Heads, KeyValues, SequenceRows};
 use crate::facts::Facts;
 use crate::fault::{Fault, Kind};
-use crate::graph::Ops;
+use crate::graph::{stepwise_attention, stepwise_gated, Fused, Ops, Projection};
 use crate::matrix::Matrix;
 use crate::model_error::Result;
 use crate::rope::{Angles, Pairing, Rope};
@@ -49,6 +49,14 @@ impl<O: Ops> FaultyOps<O> {
         self.fault.as_ref().filter(|fault| fault.is_in(block)).map(|fault| &fault.kind)
     }
 
+    /// The scale of the scores of a block.
+    fn scaled(&self, at: Site, scale: f32) -> f32 {
+        match self.kind_at(at.block) {
+            Some(&Kind::SoftmaxScale(factor)) => scale * factor,
+            _ => scale,
+        }
+    }
+
     /// Neighbouring values of key head 0, swapped.
     fn permuted(&self, k: Matrix) -> Matrix {
         let mut k = k.into_rows();
@@ -60,6 +68,42 @@ impl<O: Ops> FaultyOps<O> {
 }
 
 impl<O: Ops> Ops for FaultyOps<O> {
+    fn fused(&self) -> Fused {
+        self.inner.fused()
+    }
+
+    fn attention(
+        &self,
+        at: Site,
+        q: &Matrix,
+        batch: &[SequenceRows],
+        slots: &[KeyValues],
+        heads: Heads,
+        scale: f32,
+    ) -> Result<Matrix> {
+        if self.fused().attention {
+            self.inner.attention(at, q, batch, slots, heads, self.scaled(at, scale))
+        } else {
+            stepwise_attention(self, at, q, batch, slots, heads, scale)
+        }
+    }
+
+    fn gated(&self, at: Site, gate: Projection, up: Projection, x: Matrix) -> Result<Matrix> {
+        if !self.fused().gated {
+            return stepwise_gated(self, at, gate, up, x);
+        }
+        let kept = |site: &str, bias| match self.kind_at(at.block) {
+            Some(&Kind::DroppedBias(dropped)) if site == dropped => None,
+            _ => bias,
+        };
+        let gate = Projection { bias: kept("ffn_gate.ADD", gate.bias), ..gate };
+        let up = Projection { bias: kept("ffn_up.ADD", up.bias), ..up };
+        match self.kind_at(at.block) {
+            Some(Kind::SwapGateUp) => self.inner.gated(at, up, gate, x),
+            _ => self.inner.gated(at, gate, up, x),
+        }
+    }
+
     fn embed(&self, at: Site, table: &Weight, tokens: &[u32]) -> Result<Matrix> {
         let mut tokens = tokens.to_vec();
         if let Some(&Kind::TokenOff(row)) = self.kind() {
@@ -146,11 +190,7 @@ impl<O: Ops> Ops for FaultyOps<O> {
     }
 
     fn soft_max(&self, at: Site, kq: &[f32], n_keys: usize, visible: &[usize], scale: f32) -> Vec<f32> {
-        let scale = match self.kind_at(at.block) {
-            Some(&Kind::SoftmaxScale(factor)) => scale * factor,
-            _ => scale,
-        };
-        self.inner.soft_max(at, kq, n_keys, visible, scale)
+        self.inner.soft_max(at, kq, n_keys, visible, self.scaled(at, scale))
     }
 
     fn swiglu(&self, at: Site, gate: Matrix, up: Matrix) -> Result<Matrix> {

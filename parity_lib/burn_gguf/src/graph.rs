@@ -1,7 +1,8 @@
 //! The graph's ops as a trait: what the forward pass calls, each tagged with its site.
 //!
 //! [`BurnOps`] computes with burn. A wrapper holds other ops and changes what goes through them: `PlainOps` computes some
-//! without burn, `Tapped` shows every result, and a build with the feature `faults` can seed a fault.
+//! without burn, `Tapped` shows every result, and a build with the feature `faults` can seed a fault. A build of the
+//! stack `modules` computes with burn's own modules instead (`modules.rs`), which fuse some of these ops.
 
 use crate::attention::{self, Heads, KeyValues, SequenceRows};
 use crate::linear::{linear_shared, Policy};
@@ -12,8 +13,39 @@ use crate::rope::{self, Angles, Rope};
 use crate::tap::Site;
 use crate::weight::Weight;
 
+/// A product with a weight, and the bias that is added to it if the file has one.
+#[derive(Clone, Copy)]
+pub struct Projection<'a> {
+    pub weight: Weight<'a>,
+    pub bias: Option<&'a [f32]>,
+}
+
+/// What a call computes as one op, so that nothing inside of it can be tapped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fused {
+    /// Scores, softmax and weighted values.
+    pub attention: bool,
+    /// The products, biases, silu and product of the gated projection.
+    pub gated: bool,
+}
+
+impl Fused {
+    /// The names of the sites that are not passed.
+    pub fn sites(self) -> Vec<&'static str> {
+        let attention = ["kq", "kq_soft_max", "kqv"].into_iter().filter(|_| self.attention);
+        attention
+            .chain(["ffn_gate", "ffn_up", "ffn_gate.ADD", "ffn_up.ADD"].into_iter().filter(|_| self.gated))
+            .collect()
+    }
+}
+
 /// Every op of the forward pass; `at` is the site of its result.
 pub trait Ops: Send + Sync {
+    /// What these ops compute in one call.
+    fn fused(&self) -> Fused {
+        Fused::default()
+    }
+
     /// Rows `tokens` of the embedding table, dequantised: `(n, n_embd)`.
     fn embed(&self, at: Site, table: &Weight, tokens: &[u32]) -> Result<Matrix>;
 
@@ -51,9 +83,12 @@ pub trait Ops: Send + Sync {
         heads: Heads,
         scale: f32,
     ) -> Result<Matrix> {
-        let soft_max =
-            |kq: &[f32], n_keys: usize, visible: &[usize], scale: f32| self.soft_max(at, kq, n_keys, visible, scale);
-        Ok(attention::attention(q, batch, slots, heads, scale, &soft_max))
+        stepwise_attention(self, at, q, batch, slots, heads, scale)
+    }
+
+    /// The gated projection of a block, `silu(gate x) * (up x)`; `at` is the site of the product.
+    fn gated(&self, at: Site, gate: Projection, up: Projection, x: Matrix) -> Result<Matrix> {
+        stepwise_gated(self, at, gate, up, x)
     }
 
     /// `silu(gate) * up`, element by element.
@@ -61,6 +96,44 @@ pub trait Ops: Send + Sync {
 
     /// `a + b`, element by element.
     fn add(&self, at: Site, a: Matrix, b: Matrix) -> Result<Matrix>;
+}
+
+/// Attention in three steps, the softmax of `ops` between two products of burn.
+pub fn stepwise_attention<O: Ops + ?Sized>(
+    ops: &O,
+    at: Site,
+    q: &Matrix,
+    batch: &[SequenceRows],
+    slots: &[KeyValues],
+    heads: Heads,
+    scale: f32,
+) -> Result<Matrix> {
+    let soft_max =
+        |kq: &[f32], n_keys: usize, visible: &[usize], scale: f32| ops.soft_max(at, kq, n_keys, visible, scale);
+    Ok(attention::attention(q, batch, slots, heads, scale, &soft_max))
+}
+
+/// The gated projection op by op, each of `ops`.
+pub fn stepwise_gated<O: Ops + ?Sized>(
+    ops: &O,
+    at: Site,
+    gate: Projection,
+    up: Projection,
+    x: Matrix,
+) -> Result<Matrix> {
+    let site = |name| Site { name, ..at };
+    let [gated, upped] = ops.linear(["ffn_gate", "ffn_up"].map(site), [gate.weight, up.weight], x)?;
+    let gated = biased(ops, site("ffn_gate.ADD"), gated, gate.bias)?;
+    let upped = biased(ops, site("ffn_up.ADD"), upped, up.bias)?;
+    ops.swiglu(at, gated, upped)
+}
+
+/// Add a bias, if the file has one.
+pub fn biased<O: Ops + ?Sized>(ops: &O, at: Site, x: Matrix, bias: Option<&[f32]>) -> Result<Matrix> {
+    match bias {
+        Some(bias) => ops.add_bias(at, x, bias),
+        None => Ok(x),
+    }
 }
 
 /// burn's ops, the weight matmuls in one policy.

@@ -23,6 +23,8 @@ pub mod linear;
 pub mod matrix;
 pub mod model;
 pub mod model_error;
+#[cfg(modules)]
+pub mod modules;
 mod operand;
 pub mod ops;
 mod panel;

@@ -10,7 +10,7 @@ use crate::cache::Cache;
 use crate::engine::{Engine, Run};
 use crate::facts::Facts;
 use crate::gguf::GgufFile;
-use crate::graph::Ops;
+use crate::graph::{biased, Ops, Projection};
 use crate::matrix::Matrix;
 use crate::model_error::{ModelError, Result};
 use crate::rope::{Angles, Rope};
@@ -138,11 +138,9 @@ impl Model {
         let layer = &self.layers[block];
         let at = |name| Site::block(name, block);
         let ffn_norm = ops.rms_norm(at("ffn_norm"), ffn_inp.clone(), &layer.ffn_norm, self.facts.rms_eps)?;
-        let weights = [&layer.ffn_gate, &layer.ffn_up].map(|tensor| self.weight(tensor));
-        let [gate, up] = ops.linear(["ffn_gate", "ffn_up"].map(at), weights, ffn_norm)?;
-        let gate = biased(ops, at("ffn_gate.ADD"), gate, layer.gate_bias.as_deref())?;
-        let up = biased(ops, at("ffn_up.ADD"), up, layer.up_bias.as_deref())?;
-        let ffn_swiglu = ops.swiglu(at("ffn_swiglu"), gate, up)?;
+        let gate = Projection { weight: self.weight(&layer.ffn_gate), bias: layer.gate_bias.as_deref() };
+        let up = Projection { weight: self.weight(&layer.ffn_up), bias: layer.up_bias.as_deref() };
+        let ffn_swiglu = ops.gated(at("ffn_swiglu"), gate, up, ffn_norm)?;
         let [ffn_out] = ops.linear([at("ffn_out")], [self.weight(&layer.ffn_down)], ffn_swiglu)?;
         let ffn_out = biased(ops, at("ffn_out.ADD"), ffn_out, layer.down_bias.as_deref())?;
         ops.add(at("l_out"), ffn_inp, ffn_out)
@@ -181,14 +179,6 @@ impl Model {
     /// The name of every bias, in the order of the file.
     pub fn biases(&self) -> Vec<&str> {
         self.file.tensors().iter().map(|tensor| tensor.name.as_str()).filter(|name| name.ends_with(".bias")).collect()
-    }
-}
-
-/// Add a bias, if the file has one.
-fn biased(ops: &impl Ops, at: Site, x: Matrix, bias: Option<&[f32]>) -> Result<Matrix> {
-    match bias {
-        Some(bias) => ops.add_bias(at, x, bias),
-        None => Ok(x),
     }
 }
 

@@ -6,8 +6,8 @@
 
 use rayon::prelude::*;
 
-use crate::attention::{KeyValues, SequenceRows};
-use crate::graph::Ops;
+use crate::attention::{Heads, KeyValues, SequenceRows};
+use crate::graph::{stepwise_attention, stepwise_gated, Fused, Ops, Projection};
 use crate::matrix::Matrix;
 use crate::model_error::{ModelError, Result};
 use crate::rope::{Angles, Rope};
@@ -65,6 +65,39 @@ pub struct PlainOps<O> {
 }
 
 impl<O: Ops> Ops for PlainOps<O> {
+    /// A plain twin of a part of what is fused takes it apart.
+    fn fused(&self) -> Fused {
+        let inner = self.inner.fused();
+        Fused {
+            attention: inner.attention && !self.plain.soft_max,
+            gated: inner.gated && !self.plain.swiglu && !self.plain.add,
+        }
+    }
+
+    fn attention(
+        &self,
+        at: Site,
+        q: &Matrix,
+        batch: &[SequenceRows],
+        slots: &[KeyValues],
+        heads: Heads,
+        scale: f32,
+    ) -> Result<Matrix> {
+        if self.fused().attention {
+            self.inner.attention(at, q, batch, slots, heads, scale)
+        } else {
+            stepwise_attention(self, at, q, batch, slots, heads, scale)
+        }
+    }
+
+    fn gated(&self, at: Site, gate: Projection, up: Projection, x: Matrix) -> Result<Matrix> {
+        if self.fused().gated {
+            self.inner.gated(at, gate, up, x)
+        } else {
+            stepwise_gated(self, at, gate, up, x)
+        }
+    }
+
     fn rms_norm(&self, at: Site, x: Matrix, weight: &[f32], eps: f32) -> Result<Matrix> {
         if self.plain.rms_norm {
             rms_norm(x, weight, eps)

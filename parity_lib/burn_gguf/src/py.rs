@@ -20,6 +20,7 @@ use pyo3::types::{PyBytes, PyDict};
 
 use self::calls::{detached, with_observer, with_progress};
 use crate::engine::{Run, FAULTS};
+use crate::graph::Ops;
 use crate::linear::Policy;
 use crate::matrix::Matrix;
 use crate::model;
@@ -109,6 +110,7 @@ impl Model {
         facts["n_threads"] = run.n_threads.into();
         facts["fault"] = run.fault.clone().into();
         facts["plain"] = run.plain.names().into();
+        facts["fused"] = model.ops.fused().sites().into();
         Ok(facts.to_string())
     }
 

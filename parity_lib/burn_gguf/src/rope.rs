@@ -108,8 +108,8 @@ impl Scaling {
 /// Cosines and sines of a run of positions, `n_dims / 2` pairs each; computed once, used by every layer.
 #[derive(Clone, Debug)]
 pub struct Angles {
-    pairing: Pairing,
-    n_dims: usize,
+    pub rope: Rope,
+    pub positions: Vec<usize>,
     cos: Vec<f32>,
     sin: Vec<f32>,
 }
@@ -158,14 +158,14 @@ impl Rope {
                 theta *= step;
             }
         }
-        Angles { pairing: self.pairing, n_dims: self.n_dims, cos, sin }
+        Angles { rope: self.clone(), positions: positions.to_vec(), cos, sin }
     }
 }
 
 /// Rotate every head of every position. `x` is `(n, n_heads * head)`; `angles` holds n positions.
 pub fn rope(x: Matrix, head: usize, angles: &Angles) -> Result<Matrix> {
     let mut x = x.into_rows();
-    let (n_dims, pairs) = (angles.n_dims, angles.n_dims / 2);
+    let (n_dims, pairs) = (angles.rope.n_dims, angles.rope.n_dims / 2);
     if n_dims > head || n_dims == 0 || !n_dims.is_multiple_of(2) || !x.n_features.is_multiple_of(head) {
         let expected = format!("an even number of rotated values, 2 to {head}, and whole heads");
         return Err(ModelError::out_of_range("RoPE", expected, format!("{n_dims} rotated, rows of {}", x.n_features)));
@@ -184,9 +184,9 @@ pub fn rope(x: Matrix, head: usize, angles: &Angles) -> Result<Matrix> {
 /// Rotate the pairs of one head.
 fn rotate(values: &mut [f32], angles: &Angles, cos: &[f32], sin: &[f32]) {
     for (pair, (cos, sin)) in cos.iter().zip(sin).enumerate() {
-        let (first, second) = match angles.pairing {
+        let (first, second) = match angles.rope.pairing {
             Pairing::Adjacent => (2 * pair, 2 * pair + 1),
-            Pairing::Halves => (pair, pair + angles.n_dims / 2),
+            Pairing::Halves => (pair, pair + angles.rope.n_dims / 2),
         };
         let (a, b) = (values[first], values[second]);
         values[first] = a * cos - b * sin;

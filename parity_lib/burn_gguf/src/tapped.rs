@@ -3,7 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::attention::{attention_observed, Heads, KeyValues, SequenceRows};
-use crate::graph::Ops;
+use crate::graph::{stepwise_gated, Fused, Ops, Projection};
 use crate::matrix::Matrix;
 use crate::model_error::Result;
 use crate::rope::{Angles, Rope};
@@ -32,6 +32,18 @@ impl<'a, 't, O: Ops> Tapped<'a, 't, O> {
 }
 
 impl<O: Ops> Ops for Tapped<'_, '_, O> {
+    fn fused(&self) -> Fused {
+        self.inner.fused()
+    }
+
+    fn gated(&self, at: Site, gate: Projection, up: Projection, x: Matrix) -> Result<Matrix> {
+        if self.fused().gated {
+            self.show(at, self.inner.gated(at, gate, up, x)?)
+        } else {
+            stepwise_gated(self, at, gate, up, x)
+        }
+    }
+
     fn embed(&self, at: Site, table: &Weight, tokens: &[u32]) -> Result<Matrix> {
         self.show(at, self.inner.embed(at, table, tokens)?)
     }
@@ -80,7 +92,7 @@ impl<O: Ops> Ops for Tapped<'_, '_, O> {
         scale: f32,
     ) -> Result<Matrix> {
         let mut taps = self.taps();
-        let kqv_out = if taps.looks_inside(at) {
+        let kqv_out = if taps.looks_inside(at) && !self.inner.fused().attention {
             let soft_max =
                 |kq: &[f32], n: usize, visible: &[usize], scale: f32| self.inner.soft_max(at, kq, n, visible, scale);
             let mut see = |name, tap| taps.see(&Site { name, ..at }.to_string(), tap);

@@ -7,7 +7,7 @@ is each op's own error; one pass over all sites proves the path by induction.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,10 +42,11 @@ class BurnReplay(Burn):
         errors: list[OpError] = []
         first = 0
         for batch, n_rows in enumerate(capture.batches):
-            expected = sites.expected(self._facts["n_layer"], self._facts["biases"])
+            fused = self._facts["fused"]
+            expected = sites.expected(self._facts["n_layer"], self._facts["biases"], fused)
             # A BF16 twin has its table of embeddings in BF16 too, while the policy rounds what is multiplied.
             rounds = self._compute == Compute.BF16
-            walk = Walk(capture, batch, first, expected, rounds=rounds, summed=self._summed)
+            walk = Walk(capture, batch, first, expected, fused, rounds=rounds, summed=self._summed)
             rows = [(0, token) for token in capture.tokens[first : first + n_rows]]
             watched = batch >= capture.watched
             with self._translated():
@@ -78,13 +79,14 @@ class Walk:
         batch: int,
         first: int,
         expected: Sequence[str],
+        fused: Collection[str] = (),
         *,
         rounds: bool,
         summed: Summed | None = None,
     ) -> None:
         self._capture, self._batch, self._first, self._rounds, self._summed = capture, batch, first, rounds, summed
         self._n_rows = capture.batches[batch]
-        self._expected = list(expected)
+        self._expected, self._fused = list(expected), fused
         self._errors: list[OpError] = []
         self._lost = np.zeros(self._n_rows, bool)  # positions at which the reference's values are not finite up to here
 
@@ -110,7 +112,7 @@ class Walk:
     def finish(self) -> list[OpError]:
         """Return every error; raise unless each expected site was passed once and the reference had no other."""
         seen = [error.site for error in self._errors]
-        left = self._capture.left(self._batch, seen)
+        left = [site for site in self._capture.left(self._batch, seen) if sites.split(site)[0] not in self._fused]
         if sorted(seen) != sorted(self._expected) or left:
             raise EngineError(
                 "the engines do not have the same sites",
@@ -140,7 +142,7 @@ class Walk:
 
     def _compare(self, site: str, reference: F32, candidate: F32) -> None:
         self._lost = self._lost | not_finite(reference)
-        op = sites.table(site).op
+        op = sites.judged_op(site, self._fused)
         error = op_error(site, op, self._batch, self._first, reference, candidate, self._lost)
         if not error.share <= 1 and self._summed is not None:  # rarely: the scale of a row costs as much as the op
             summed = self._summed(site, self._capture, self._batch)
