@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import platform
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from parity_lib.base.errors import EngineError, PinError
 from parity_lib.engines import machine
