@@ -10,9 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from parity_lib.base.names import Outcome
 from parity_lib.cell import reference_cache, steps
 from parity_lib.cell.steps import Cell, Climbed, Reference
+from parity_lib.engines import targets
+from parity_lib.engines.burn.sources import CRATES_IO
 from parity_lib.models.synthetic import Shape, build
+from parity_lib.records.pins import load_pins
 from parity_lib.records.verdicts import Verdict
 from parity_lib.trace.token import TokenTrace, trace_token
 
@@ -35,6 +39,13 @@ def link_tree(source: Path, target: Path) -> Path:
             linked.parent.mkdir(parents=True, exist_ok=True)
             os.link(path, linked)
     return target
+
+
+def isa_outcome() -> Outcome:
+    """Return T7's outcome of a sound cell that names no ISA target: REPORTED where one engine lacks the host's here."""
+    pins = load_pins()
+    both = targets.sides(pins, CRATES_IO, targets.host(pins, CRATES_IO))
+    return Outcome.REPORTED if both.reference.lacks or both.candidate.lacks else Outcome.PARITY
 
 
 @dataclass(frozen=True)

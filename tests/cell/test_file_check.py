@@ -37,7 +37,7 @@ def finding(rung: Rung, *, expected: int = 3, compared: int = 3, lines: int = 0)
     outcome = Outcome.DIVERGED if lines else Outcome.PARITY
     result = RungResult(rung, outcome, expected, compared, float(lines), 0.0, "texts", note="said")
     kind = Kind.TOKENS if rung is Rung.T1 else Kind.TENSOR
-    return Finding(result, tuple(Divergence(rung, kind, 0.0, where=f"x{i}") for i in range(lines)), {str(rung): 1})
+    return Finding(result, tuple(Divergence(rung, kind, 0.0, where=f"x{i}") for i in range(lines)))
 
 
 def test_parity_needs_pins_tokens_and_weights(cell: Cell) -> None:

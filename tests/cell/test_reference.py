@@ -6,12 +6,13 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import parity_lib
+from parity_lib.base.json_text import encode
 from parity_lib.base.names import Settings
 from parity_lib.cell import key_sources, reference, reference_cache, steps
 from parity_lib.cell.key_sources import BY_VALUE, MORE, ROWS
@@ -89,7 +90,7 @@ def test_changed_source_is_another_key(tmp_path: Path, name: str, rows_too: bool
 
 def test_receipt_is_that_of_the_build_that_runs(cell: Cell) -> None:
     run: RunInfo = steps.capture_reference(cell).rows.run
-    assert asdict(target_receipt(cell.pins.llama_cpp, cell.sides.reference.isa)) == dict(run.build)
+    assert encode(target_receipt(cell.pins.llama_cpp, cell.sides.reference.isa)) == dict(run.build)
 
 
 @pytest.mark.parametrize("start", [*ROWS, *sorted({name for names in MORE.values() for name in names})])

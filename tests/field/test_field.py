@@ -111,7 +111,7 @@ def test_a_trace_names_where_the_reference_overflows(folder: Path) -> None:
     found = show.trace_conclusion(trace_token(cell, steps.capture_reference(cell), 0, 2))
     assert found.outcome is Outcome.DIVERGED
     assert "llama.cpp's own values are not finite: first at layer 1 `ffn_down`" in found.sentence
-    assert found.sentence.endswith("Llama.cpp's fault.")
+    assert found.sentence.endswith("llama.cpp's fault.")
     assert found.blame.word == LLAMA_WORSE
 
 

@@ -19,7 +19,7 @@ from parity_lib.engines.burn.stacks import LIBRARY, RECEIPT, StackReceipt
 from parity_lib.records.pins import load_pins
 from parity_lib.records.stack_pins import StackPin
 
-PUBLISHED = ("avx2", "simd", "flex")
+PUBLISHED = ("avx2", "simd", "flex", "modules")
 FORK = ("spine", "overlay", "overlay-fixed")
 OTHERS = (*PUBLISHED, *FORK, "poisoned")
 NDARRAY, FLEX = {"burn-ndarray", "matrixmultiply"}, {"burn-flex"}  # a backend, and what is named to choose its kernels
@@ -50,7 +50,11 @@ def test_every_stack_has_its_manifest_and_the_dependencies_of_the_default_one() 
         for table in ("dependencies", "build-dependencies", "profile"):
             asked, wanted = manifest[table], default[table]
             base, ours = stack[:5], table == "dependencies"
-            extra = {"ndarray"} if base == "spine" and ours else set()  # the fork, called by name
+            named = {
+                "spine": {"ndarray"},
+                "modul": {"burn-nn", "burn-core"},
+            }  # the fork, or burn's modules, called by name
+            extra = named.get(base, set()) if ours else set()
             other = (NDARRAY, FLEX) if base.startswith("flex") and ours else (set(), set())  # another backend
             kept = set(wanted) - other[0]
             assert set(asked) == kept | extra | other[1], stack

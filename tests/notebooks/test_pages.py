@@ -45,7 +45,7 @@ def test_machine_and_pins_runs_with_its_defaults(tmp_path: Path) -> None:
 
 def test_night_runs_with_its_defaults(tmp_path: Path) -> None:
     _, page = execute("06_night", tmp_path)
-    assert "<h1>The night</h1>" in page
+    assert "<h1>Nightly run</h1>" in page
     assert "Night 2" in page or "There is no night yet. Next: make nightly" in page
 
 
