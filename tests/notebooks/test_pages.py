@@ -46,7 +46,7 @@ def test_machine_and_pins_runs_with_its_defaults(tmp_path: Path) -> None:
 def test_night_runs_with_its_defaults(tmp_path: Path) -> None:
     _, page = execute("06_night", tmp_path)
     assert "<h1>Nightly run</h1>" in page
-    assert "Night 2" in page or "There is no night yet. Next: make nightly" in page
+    assert "Nightly run 2" in page or "No nightly run yet. Next: make nightly" in page
 
 
 def test_a_sound_cell_is_green_and_its_record_says_so(tmp_path: Path) -> None:
