@@ -100,7 +100,7 @@ def test_a_cell_that_is_off_without_a_fault_gets_none(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         real = op_faults._replay
         patch.setattr(op_faults, "_replay", lambda cell, _path, *rest: real(cell, other, *rest))
-        with pytest.raises(EngineError, match=r"embd: without a fault an op is over its limit"):
+        with pytest.raises(EngineError, match=r"embd: an op is over its limit without a fault"):
             seed_op_faults(cell, lambda _: None)
     with pytest.raises(UsageError, match="matches --only"):
         seed_op_faults(cell, lambda _: None, "no such")
@@ -136,7 +136,7 @@ def test_an_edit_that_does_not_fit_or_changes_nothing_is_refused(mixed: Path) ->
         pass
     with (
         file_edits.edited(mixed, plain, "zero_row", 3),
-        pytest.raises(ModelFileError, match="changed nothing"),
+        pytest.raises(ModelFileError, match="an edit changed no byte"),
         file_edits.edited(mixed, plain, "zero_row", 3),
     ):
         pass
