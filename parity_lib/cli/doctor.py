@@ -146,14 +146,14 @@ def _notebooks() -> Iterator[Check]:
 
 def _models() -> Iterator[Check]:
     from parity_lib.models.ensure import list_models
-    from parity_lib.models.recipes import on_request
+    from parity_lib.models.recipes import command_for
     from parity_lib.records.pins import DEFAULT, load_pins
 
     for status in list_models(load_pins()):
         default = status.pin.role == DEFAULT
         ready = status.state == "ready"
         found = f"{status.state}{', F32 twin made' if status.twin else ''}{'; ' + status.note if status.note else ''}"
-        step = "parity models prepare" if default else on_request(status.pin)
+        step = "parity models prepare" if default else command_for(status.pin)
         if default and status.state == "absent":
             # Absent is not a failure: a nightly run makes the files that it needs.
             yield Check(f"{status.pin.id} {status.pin.quant}", None, f"not made yet; {step}")

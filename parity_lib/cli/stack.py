@@ -68,7 +68,7 @@ def list_command() -> int:
     from parity_lib.records.pins import load_pins
 
     for pin in load_pins().stacks.values():
-        state, words = look(pin)
+        state, words = build_state(pin)
         click.echo(f"{pin.id:10} {state:6} {words}")
         click.echo(f"{'':10} {'':6} {pin.what}")
     return OK
@@ -84,7 +84,7 @@ def prove_command(stack: str) -> int:
     from parity_lib.records.pins import load_pins
 
     pin = load_pins().stack(stack)
-    state, words = look(pin)
+    state, words = build_state(pin)
     click.echo(f"{pin.id}: {state}: {words}")
     if state != "built":
         return INCOMPLETE
@@ -97,7 +97,7 @@ def prove_command(stack: str) -> int:
     return OK if product["error"] < SOUND else DIFFERS
 
 
-def look(pin: StackPin) -> tuple[str, str]:
+def build_state(pin: StackPin) -> tuple[str, str]:
     """Return ("built" or "NOT_RUN", what the build is or why there is none)."""
     from parity_lib.base.errors import EngineError, PinError
     from parity_lib.engines.burn import stacks
@@ -154,7 +154,7 @@ def compare_command(
 def _models_of(plan: str) -> list[tuple[str, str]]:
     """Return the models and quants of a plan that this machine can make or has, each once."""
     from parity_lib.models.cache import models_dir
-    from parity_lib.models.recipes import on_request
+    from parity_lib.models.recipes import command_for
     from parity_lib.night.plan import load_plan, plan_path
     from parity_lib.records.pins import ON_REQUEST, load_pins
 
@@ -162,7 +162,7 @@ def _models_of(plan: str) -> list[tuple[str, str]]:
     for name, quant in dict.fromkeys((cell.model, cell.quant) for cell in load_plan(plan_path(plan)).cells):
         pin = pins.model(name, quant)
         if pin.recipe.kind in ON_REQUEST and not (models_dir() / pin.file_name).exists():
-            click.echo(f"left out: {name} {quant} is not on this machine; next: {on_request(pin)}")
+            click.echo(f"left out: {name} {quant} is not on this machine; next: {command_for(pin)}")
         else:
             found.append((name, quant))
     return found
@@ -191,7 +191,7 @@ def ops_command(stack: str) -> int:
     from parity_lib.fork.op_sweep import LIMIT
     from parity_lib.records.pins import load_pins
 
-    state, words = look(load_pins().stack(stack))
+    state, words = build_state(load_pins().stack(stack))
     if state != "built":
         click.echo(f"{stack}: {state}: {words}")
         return INCOMPLETE

@@ -121,14 +121,14 @@ def _not_here(job: Job) -> None:
         f"the model is not {word} on this machine",
         place=job.path,
         expected=f"{pin.file.bytes:,} bytes of {pin.recipe.repository}, SHA-256 {pin.file.sha256}",
-        next_step=on_request(pin),
+        next_step=command_for(pin),
     )
 
 
-def on_request(pin: ModelPin) -> str:
-    """Return what the user does to get a file that no run makes or fetches."""
-    fetched = pin.recipe.kind == "fetch"
-    return f"parity models fetch {pin.id} {pin.quant}" if fetched else f"parity models stage {pin.id} {pin.quant} FILE"
+def command_for(pin: ModelPin) -> str:
+    """Return the command that brings a pinned file into the cache."""
+    verb = {"fetch": "fetch", "staged": "stage"}.get(pin.recipe.kind, "prepare")
+    return f"parity models {verb} {pin.id} {pin.quant}{' FILE' if verb == 'stage' else ''}"
 
 
 _MAKERS: Mapping[str, Callable[[Job], None]] = {

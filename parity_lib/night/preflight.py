@@ -16,7 +16,7 @@ from parity_lib.engines.burn.build_info import CRATES_IO, check_built
 from parity_lib.engines.llamacpp.isa_build import target_receipt
 from parity_lib.faults.names import check_faults
 from parity_lib.models.cache import models_dir
-from parity_lib.models.recipes import on_request
+from parity_lib.models.recipes import command_for
 from parity_lib.night.job import check_notebooks
 from parity_lib.night.plan import HOST, Plan, PlanCell
 from parity_lib.records.pins import ON_REQUEST, Pins
@@ -136,7 +136,7 @@ def _file_lacks(cell: PlanCell, pins: Pins) -> list[Lack]:
         return []
     word = "staged" if pin.recipe.kind == "staged" else "fetched"
     what = f"{pin.file_name} is not {word} on this machine ({pin.file.bytes / 1e9:.1f} GB, {pin.recipe.repository})"
-    return [Lack(what, on_request(pin))]
+    return [Lack(what, command_for(pin))]
 
 
 def limits_lack(cell: PlanCell) -> list[Lack]:

@@ -22,6 +22,7 @@ from parity_lib.model_file.digest import sha256_file
 from parity_lib.model_file.facts import TYPES, read_facts, read_tensors
 from parity_lib.models import twins
 from parity_lib.models.ensure import ensure, ensure_twin, list_models, models_dir, prepare_all, stage
+from parity_lib.models.recipes import command_for
 from parity_lib.models.synthetic import Shape, build
 from parity_lib.records.pins import FilePin, ModelPin, Pins, Recipe, WheelPin, load_pins
 
@@ -325,6 +326,20 @@ def test_pinned_twins_come_out_as_pinned() -> None:
     assert states[keys[0]].twin is not None
     assert states["synthetic-llama", "Q8_0"].state == "absent"
     assert states["llama-3-8b", "Q8_0"].state == "not staged"
+
+
+@pytest.mark.parametrize(
+    ("model", "quant", "words"),
+    [
+        ("smollm2-135m-wide", "F32", "prepare smollm2-135m-wide F32"),
+        ("smollm2-135m-qwen2", "F32", "prepare smollm2-135m-qwen2 F32"),
+        ("smollm2-135m", "Q8_0", "prepare smollm2-135m Q8_0"),
+        ("qwen2.5-coder-0.5b", "Q4_K_M", "fetch qwen2.5-coder-0.5b Q4_K_M"),
+        ("llama-3-8b", "Q8_0", "stage llama-3-8b Q8_0 FILE"),
+    ],
+)
+def test_each_file_names_the_command_that_brings_it(model: str, quant: str, words: str) -> None:
+    assert command_for(load_pins().model(model, quant)) == f"parity models {words}"
 
 
 def test_a_production_model_is_staged_never_fetched(tmp_path: Path) -> None:
