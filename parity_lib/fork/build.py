@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from parity_lib.base.errors import EngineError, PinError, UsageError
-from parity_lib.base.files import LOCK, hold
+from parity_lib.base.files import FREE_CACHE, LOCK, hold, replacing
 from parity_lib.base.record import save_record
 from parity_lib.engines.burn import sources, stacks
 from parity_lib.engines.burn.stacks import LIBRARY, RECEIPT, StackReceipt
@@ -102,14 +102,11 @@ def _build(pin: StackPin, tree: Path | None, folder: Path, say: Say, *, faults: 
     patches = patch.prepare(pin, tree, scratch)
     messages = _compile(pin, patches, log, say, faults=faults, locked=locked)
     patched = _check_patched(messages, patches, log)
-    part = folder / f".part-{os.getpid()}"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    shutil.copyfile(_library(messages, pin, log), part / LIBRARY)
-    receipt = _receipt(pin, part / LIBRARY, patched, faults=faults)
-    save_record(receipt, part / RECEIPT)
-    shutil.rmtree(folder / receipt.key, ignore_errors=True)
-    part.rename(folder / receipt.key)
+    with replacing(folder / stacks.key(pin, faults=faults), kind=EngineError, next_step=FREE_CACHE) as part:
+        part.mkdir()
+        shutil.copyfile(_library(messages, pin, log), part / LIBRARY)
+        receipt = _receipt(pin, part / LIBRARY, patched, faults=faults)
+        save_record(receipt, part / RECEIPT)
     shutil.rmtree(scratch, ignore_errors=True)
     for old in sorted(folder.glob(f"*/{RECEIPT}"), key=lambda path: path.stat().st_mtime)[:-KEPT_BUILDS]:
         shutil.rmtree(old.parent)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from parity_lib.base.errors import EngineError, PinError
+from parity_lib.base.files import FREE_CACHE, replacing
 from parity_lib.records.stack_pins import SourcePin
 
 LEFT_OUT = (".git", "target", "upstream")  # folders: the repository itself, build output, the submodule
@@ -31,24 +32,28 @@ def bring(source: str, pin: SourcePin, folder: Path) -> Path:
         EngineError: git is missing or failed, or the checkout cannot be read.
         PinError: the content is not the pinned one.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as part:
-        tree = Path(part) / "tree"
-        given = Path(source)
-        if _is_git_dir(given):
-            _export(given, pin.revision, tree)
-        elif given.is_dir():
-            _copy(given, tree)
-        else:
-            clone = Path(part) / "clone"
-            _git("clone", "--quiet", "--bare", source, str(clone))
-            _export(clone, pin.revision, tree)
-        check(tree, pin, source)
-        place = folder / pin.sha256[:12]
-        if kept(pin, folder) is None:  # else it stays with its file times, and cargo compiles nothing again
-            shutil.rmtree(place, ignore_errors=True)
-            tree.rename(place)
+    place = folder / pin.sha256[:12]
+    if kept(pin, folder) is None:
+        with replacing(place, kind=EngineError, what="cannot be copied", next_step=FREE_CACHE, sync=False) as tree:
+            _take(source, pin, tree)
+    else:  # it stays with its file times, and cargo compiles nothing again
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as part:
+            _take(source, pin, Path(part))
     return place
+
+
+def _take(source: str, pin: SourcePin, tree: Path) -> None:
+    """Write the source into ``tree`` and compare it with its pin."""
+    given = Path(source)
+    if _is_git_dir(given):
+        _export(given, pin.revision, tree)
+    elif given.is_dir():
+        _copy(given, tree)
+    else:
+        with tempfile.TemporaryDirectory(dir=tree.parent, prefix=".part-") as clone:
+            _git("clone", "--quiet", "--bare", source, clone)
+            _export(Path(clone), pin.revision, tree)
+    check(tree, pin, source)
 
 
 def kept(pin: SourcePin, folder: Path) -> Path | None:
