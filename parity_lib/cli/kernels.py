@@ -46,7 +46,7 @@ def command(
     from parity_lib.base.names import Settings
     from parity_lib.cell.kernels import measure_kernels
 
-    folder = out or Path("reports") / "kernels" / "-".join(filter(None, (Path(model).stem, quant)))
+    folder = out or options.run_folder(model, quant, "kernels")
     found = measure_kernels(
         {"model": model, "quant": quant, "out_dir": str(folder), **asked},
         settings=Settings.REPACKED if repacked else Settings.STRICT,
