@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import time
 from dataclasses import dataclass, field, replace
@@ -191,7 +192,7 @@ def take(folder: Path) -> None:
         raise RecordError(
             "the output folder cannot be written",
             place=folder,
-            expected="a folder of one's own",
+            expected="a folder that no other run is writing to",
             found=error.strerror or error,
             next_step="give another --out, or put the folder's permissions right",
         ) from error
@@ -202,6 +203,13 @@ def let_go(folder: Path) -> None:
     file = _held.pop(folder.resolve() / LOCK, None)
     if file is not None:
         file.close()
+
+
+@atexit.register
+def _let_all_go() -> None:
+    """Release every lock that this process still holds: a cell keeps its folder until its process ends."""
+    while _held:
+        _held.popitem()[1].close()
 
 
 def _hold(folder: Path) -> None:
