@@ -1,4 +1,4 @@
-"""A cell and traces that several files of tests look at: each is computed once, when the first test asks for it."""
+"""A cell and traces that several files of tests read: each is computed once, when the first test asks for it."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ SCORE, DEPTH, RESIDUAL = "score", "depth", "residual"
 def reach(capture: NodeFile, facts: ModelFacts, prompt_idx: int, n_prompt: int) -> dict[str, Extreme]:
     """Return the extremes of one capture by name: ``score``, ``depth`` and ``residual``.
 
-    Only rows whose sites were all kept are looked at, only finite values, and of scores only what the mask lets
-    through. A score is the product of query and key over the square root of the key's length, as the softmax takes it.
+    Reads only rows whose sites were all kept, only finite values, and of scores only what the mask lets through. A
+    score is the product of query and key over the square root of the key's length, as the softmax takes it.
     """
     found: dict[str, Extreme] = {}
     first = capture.first_watched

@@ -186,7 +186,7 @@ def _proof(run: RunInfo, way: _Way) -> dict[str, Any]:
 def _prove(cell: Cell, way: _Way, run: RunInfo) -> None:
     """Raise unless the weights lie where these settings put them; cache and attention were read back by the engine.
 
-    Settings that were not taken would give the strict rows again, and a spread that looks small.
+    Settings that were not taken would give the strict rows again, and a spread that is too small.
     """
     buffers = run.isa_evidence["weight_buffers_mib"]
     own = reordering(run.isa_requested, set(cell.facts.types))

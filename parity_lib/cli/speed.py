@@ -130,7 +130,7 @@ def tracing(folder: Path, n_threads: int) -> Iterator[Row]:
     theirs, env = asked | {"settings": Settings.STRICT}, worker_env(Settings.STRICT)
     with (
         Worker("llama_cpp", theirs, env=env, log=log) as plain,
-        Worker("llama_taps", theirs, env=env, log=log) as looks,
+        Worker("llama_taps", theirs, env=env, log=log) as tapped,
     ):
         longest = max(prompt_tokens(load_prompts(), facts, plain), key=len)[:TRACED]
         nodes = folder / "nodes"
@@ -138,11 +138,11 @@ def tracing(folder: Path, n_threads: int) -> Iterator[Row]:
         writes: list[float] = []
 
         def capture() -> None:
-            writes.append(looks.call("capture", longest, [TRACED], nodes)["write_seconds"])
+            writes.append(tapped.call("capture", longest, [TRACED], nodes)["write_seconds"])
 
         for _ in range(TURNS):  # in turn: whatever else the machine does, both sides get some of it
             without = _own_seconds(plain, lambda: plain.call("score", [longest], folder / "plain.f32"))
-            times.append((without, _own_seconds(looks, capture)))
+            times.append((without, _own_seconds(tapped, capture)))
     ratio = float(np.median([taps / without for without, taps in times]))
     written = float(np.median([(taps + w) / without for (without, taps), w in zip(times, writes, strict=True)]))
     plain_s, taps_s = (min(side) for side in zip(*times, strict=True))

@@ -114,7 +114,7 @@ def sigmas(spread: SelfSpread, names: Sequence[str]) -> F64:
     """Return for each position of the spread the sigma of the difference of two top logits, in logits, ``(n,)``.
 
     The root mean square over the variants that have the position, and at least the pooled one: two or three
-    samples of a noise with heavy tails are small by chance here and there, and a flip there would look impossible.
+    samples of a noise with heavy tails are small by chance here and there, and a flip there would pass for impossible.
     """
     total, count = np.zeros(len(spread)), np.zeros(len(spread))
     for name in names:

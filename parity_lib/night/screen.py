@@ -37,7 +37,7 @@ class Screen:
     Args:
         log: file that gets every line, as it is: a divergence stays greppable at the start of its line.
         n_cells: number of cells of the nightly run.
-        stream: where people look; the process's standard output by default.
+        stream: what a user reads; the process's standard output by default.
 
     Raises:
         OSError: the log cannot be written.

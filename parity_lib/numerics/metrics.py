@@ -35,7 +35,7 @@ from parity_lib.records.traces import F32, F64, I32
 
 _BLOCK = 1 << 16  # logits in one block: its six float64 buffers have 3 MB, what a share of the caches holds
 _DOT = 8192  # the longest dot product that OpenBLAS keeps in one thread is 10,000
-_GROUP = 64  # top_k looks at one maximum for each so many logits before it looks at any logit
+_GROUP = 64  # top_k reads one maximum for each so many logits before it reads any logit
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,7 +92,7 @@ def _top_of_row(row: F32, k: int) -> npt.NDArray[np.integer]:
         # k groups have a logit of at least this: no smaller one can be in the top, all equal ones may.
         floor = np.partition(maxima, n_groups - k)[n_groups - k]
         near = np.flatnonzero(row >= floor)
-    if near is None or len(near) < k:  # fewer where a NaN hides its group's numbers: then every logit is looked at
+    if near is None or len(near) < k:  # fewer where a NaN hides its group's numbers: then every logit is read
         near = np.arange(len(row))
     # A stable sort keeps ties in the order of ids, and numpy sorts NaN behind plus infinity.
     return near[np.argsort(-row[near], kind="stable")[:k]]
@@ -377,8 +377,8 @@ def delta_of_tops(
 ) -> tuple[F64, I32]:
     """Return delta and delta_id of each row: candidate minus reference at the id where it is largest in size.
 
-    The ids looked at are the union of the two tops that are passed in, ``(n, k)`` each; the lower id wins a tie.
-    One id, never the difference across two ids. NaN where a logit that is looked at is NaN.
+    The ids compared are the union of the two tops that are passed in, ``(n, k)`` each; the lower id wins a tie.
+    One id, never the difference across two ids. NaN where a logit that is read is NaN.
     """
     ids = np.concatenate((reference_ids, candidate_ids), axis=1)
     ours = np.concatenate((candidate_at_reference, candidate_logits), axis=1).astype(np.float64)

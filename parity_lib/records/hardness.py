@@ -34,7 +34,7 @@ class BiasNorms(Record, frozen=True):
 class Hardness(Record, frozen=True):
     """What an engine has to cope with in one cell, as the reference computed it."""
 
-    rows: Count  # that were looked at
+    rows: Count  # that were read
     score: Extreme  # attention score of the largest magnitude, scaled, before the softmax
     depth: Extreme  # the score deepest below its row's largest: that difference, at most 0
     residual: Extreme  # value of the residual stream of the largest magnitude

@@ -24,7 +24,7 @@ from parity_lib.models.twins import ensure_twin
 from parity_lib.records.traces import F32
 from parity_lib.trace.layers import Layers, compare_layers
 from parity_lib.trace.reproducer.make import save_reproducer
-from parity_lib.trace.runs import arbitrate, capture, replay
+from parity_lib.trace.runs import capture, replay, run_oracle
 
 LOGITS = "split.f32"
 
@@ -71,7 +71,7 @@ def _end_to_end(cell: Cell, place: Place, path: Path, compute: Compute, folder: 
         engine.call("follow", folder, cell.facts.n_head, cell.facts.n_head_kv)
     exact = folder.with_name("rounded")
     try:
-        arbitrate(cell, path, place, exact, rounded=True)
+        run_oracle(cell, path, place, exact, rounded=True)
         return compare_layers(cell.facts.n_layer, place, folder, exact)
     finally:
         shutil.rmtree(exact, ignore_errors=True)

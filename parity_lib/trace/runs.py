@@ -42,7 +42,7 @@ def replay(cell: Cell, compute: Compute, folder: Path) -> list[OpError]:
     return errors
 
 
-def arbitrate(cell: Cell, path: Path, place: Place, folder: Path, *, rounded: bool) -> RunInfo:
+def run_oracle(cell: Cell, path: Path, place: Place, folder: Path, *, rounded: bool) -> RunInfo:
     """Run the sequence with the float64 oracle on a file; ``rounded``: with the reference's activation rounding."""
     progress = cell.progress.step("the float64 oracle" + (", activations rounded" if rounded else ""))
     asked = {"path": str(path), "n_threads": cell.n_threads, "angles": WALKED, "rounded": rounded}

@@ -40,7 +40,7 @@ from parity_lib.records.traces import PairTrace, RunInfo
 from parity_lib.records.verdicts import Divergence, RungResult
 from parity_lib.trace.deployed import REPRODUCER, Native, trace_native
 from parity_lib.trace.layers import Layers, compare_layers
-from parity_lib.trace.runs import arbitrate, capture, replay
+from parity_lib.trace.runs import capture, replay, run_oracle
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,7 +98,7 @@ def _trace_twin(cell: Cell, place: Place, reference: Reference, native: Native, 
         candidate_run = engine.call("run_info")
     with open_burn(cell, "burn_self") as engine:
         own = engine.call("part", list(place.sequence), place.row)
-    oracle_run = arbitrate(cell, cell.model_path, place, folder, rounded=False)
+    oracle_run = run_oracle(cell, cell.model_path, place, folder, rounded=False)
     runs = {"reference-twin": reference_run, "candidate": candidate_run, "oracle": oracle_run}
     pair, limits = _pair(cell, place, folder, runs)
     rung, divergences, _ = judge_twin(pair, place.positions, limits)

@@ -66,7 +66,7 @@ def main(source: Path, folder: Path) -> int:
                 said.append(str(error))
                 if path.name not in str(error) or "expected " not in str(error):
                     found["unclear"].append(f"{reader}: {name}: {error}")
-            except BaseException as error:  # noqa: BLE001 - a panic is one too, and what is looked for here
+            except BaseException as error:  # noqa: BLE001 - a panic is one too, and what this searches for
                 found["foreign"].append(f"{reader}: {name}: {type(error).__name__}: {error}")
         if len(set(said)) != 1:
             found["two answers"].append(f"{name}: {said}")

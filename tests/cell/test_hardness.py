@@ -32,7 +32,7 @@ def facts(file: ModelFile) -> ModelFacts:
 
 
 def capture(folder: Path, kq: F32, **residuals: F32) -> NodeFile:
-    """Write a capture of five tokens: two only fill the cache, three are looked at in one pass."""
+    """Write a capture of five tokens: two only fill the cache, three are observed in one pass."""
     nodes, values, offset = [], [], 0
     empty = np.zeros((3, 8), np.float32)
     for site, array in {"kq-0": kq, "ffn_inp-0": empty, "l_out-0": empty, **residuals}.items():

@@ -91,12 +91,12 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Night, Path, str, 
     cells = [MODEL + f'notebook = "{name}"\n{LIMITS.get(name, "")}' for name in [*KILLERS, *hanging]]
     most, ended = 0, threading.Event()
 
-    def look() -> None:
+    def watch() -> None:
         nonlocal most
         while not ended.wait(0.3):
             most = max(most, len(processes(mark)))
 
-    watcher = threading.Thread(target=look)
+    watcher = threading.Thread(target=watch)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(MARK, mark)
         watcher.start()

@@ -24,7 +24,7 @@ from .conftest import ASSERT, FOREIGN, MODEL, PRODUCTION, RECORD, SETUP, SOUND, 
 
 pytestmark = pytest.mark.slow
 
-DIVERGING = [SETUP.replace("bool(fault)", "True"), RECORD, ASSERT, "print('drill-down')"]
+DIVERGING = [SETUP.replace("bool(fault)", "True"), RECORD, ASSERT, "print('after the alarm')"]
 LYING = ASSERT + "\nfrom parity_lib.base.errors import ParityFailure\nraise ParityFailure('no')"
 # Name of a notebook -> its cells, and what the cause must name. Each would be green if one check were missing.
 FALSE_GREENS = {
@@ -109,7 +109,7 @@ def test_divergence_is_one_with_a_greppable_line_everywhere(mixed: tuple[Night, 
     assert "prompt_idx=3 token_idx=17 kind=TOP1" in line
     assert line in (folder / "night.log").read_text().splitlines()
     assert store.load_divergences(folder / "divergences.jsonl")[0].greppable == line
-    assert "drill-down" in (folder / record.cells[0].folder / "diverging.ipynb").read_text()
+    assert "after the alarm" in (folder / record.cells[0].folder / "diverging.ipynb").read_text()
 
 
 def test_control_that_was_caught_is_good_and_its_lines_say_control(mixed: tuple[Night, Path, str]) -> None:

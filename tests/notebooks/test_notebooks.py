@@ -128,4 +128,4 @@ def test_the_record_is_saved_before_the_report_and_the_report_before_the_assert_
     assert "raises-exception" in tags(assert_cell)
     assert not any("raises-exception" in tags(cell) for cell in found if cell is not assert_cell)
     box = next(i for i, cell in enumerate(found) if "verdict_box" in cell["source"])
-    assert order[0] < box < order[1] < len(found) - 1  # and a drill-down comes after the alarm
+    assert order[0] < box < order[1] < len(found) - 1  # and cells come after the alarm

@@ -28,7 +28,7 @@ from parity_lib.records.traces import PairTrace
 from parity_lib.records.verdicts import Verdict
 
 from .kit.test_export import cell
-from .test_pages import cell_page, looked
+from .test_pages import cell_page, shown_page
 
 EVIL = """<script>alert("&')</script>"""
 WHOLE = ("created_at", "started_at", "run_id", "schema", "metric", "machine_class", "isa", "stack", "compute", "site")
@@ -73,7 +73,7 @@ def test_a_cell(
 
 
 def test_a_nightly_run(night: Night) -> None:
-    assert_escaped(looked("06_night", {"show": pages, "night": planted(night), "run_dir": ""}), 60)
+    assert_escaped(shown_page("06_night", {"show": pages, "night": planted(night), "run_dir": ""}), 60)
 
 
 def test_a_run_that_broke_off() -> None:

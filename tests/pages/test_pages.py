@@ -33,7 +33,7 @@ NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 COMPUTES = {"parameters", "compute", "record", "assert"}
 
 
-def looked(name: str, names: dict[str, Any]) -> str:
+def shown_page(name: str, names: dict[str, Any]) -> str:
     """Return the page of a notebook whose computing cells gave ``names``: its looking cells run as they are."""
     cells = []
     for number, cell in enumerate(json.loads((NOTEBOOKS / f"{name}.ipynb").read_text())["cells"], start=1):
@@ -59,7 +59,7 @@ def cell_page(verdict: Verdict, pair: PairTrace, bands: BandSet, words: Words) -
     prompts = [types.SimpleNamespace(idx=idx, name=name) for idx, name in words.prompts.items()]
     judgement = types.SimpleNamespace(twin=pair, bands=bands, token_text=words.tokens)
     cell = types.SimpleNamespace(suite=types.SimpleNamespace(prompts=prompts), out_dir=Path("reports/scratch"))
-    return looked("02_logits", {"show": pages, "verdict": verdict, "judgement": judgement, "cell": cell})
+    return shown_page("02_logits", {"show": pages, "verdict": verdict, "judgement": judgement, "cell": cell})
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def night_page(night: Night, full_verdict: Callable[..., Verdict], tmp_path_fact
         for run_id in ("20261122T020000Z-5e1c0a1b", night.run_id):
             entry = store.history_entry(run_id, structs.replace(verdict, runs=runs))
             store.append_history([entry], folder.parent / "history.jsonl")
-    return looked("06_night", {"show": pages, "night": night, "run_dir": str(folder)})
+    return shown_page("06_night", {"show": pages, "night": night, "run_dir": str(folder)})
 
 
 @pytest.fixture(params=["red_cell", "green_cell", "old_cell", "night_page"])

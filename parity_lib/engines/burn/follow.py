@@ -62,12 +62,12 @@ class BurnFollow(Burn):
         walk = _Beside(nodes, n_head, n_head_kv)
         with (folder / STREAMS).open("wb") as streams, self._translated():
 
-            def look(site: str, shape: list[int], raw: bytes) -> None:
+            def observe(site: str, shape: list[int], raw: bytes) -> None:
                 if sites.split(site)[0] == "l_out":
                     streams.write(raw)
                 walk.see(site, np.frombuffer(raw, "<f4").reshape(shape))
 
-            logits, _ = self._new_session(1).append([(0, token) for token in nodes.tokens], observe=look)
+            logits, _ = self._new_session(1).append([(0, token) for token in nodes.tokens], observe=observe)
         (folder / LOGITS).write_bytes(logits)
         expected = sites.expected(self._facts["n_layer"], self._facts["biases"])
         seen = [error.site for error in walk.errors]

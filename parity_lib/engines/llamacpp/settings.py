@@ -50,7 +50,7 @@ ENVIRONMENT = {
     Settings.DEFAULT: _TILED,
 }
 # Not a bit depends on how threads wait for each other, but time does: on two cores that other processes wanted too,
-# 40 tokens of a 135M model took 5 s spinning (the default, and as deployed) and 0.7 s asleep. A short look before they
+# 40 tokens of a 135M model took 5 s spinning (the default, and as deployed) and 0.7 s asleep. A short spin before they
 # sleep (libgomp's unit, some 10 us) costs nothing there, and saves the waking of them at each of the 573 stops of a
 # capture: without it they are 26 % of a pass, with it 3 %.
 ASLEEP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
@@ -70,7 +70,7 @@ READ_BACK = {
     "type_v": re.compile(r"\bV \((\w+)\)"),
 }
 # What the context must say that it has. Without this, settings that were not taken would give the strict rows again,
-# and the reference would look as if it agreed with itself. "auto" resolves to enabled on the CPU.
+# and the reference would seem to agree with itself. "auto" resolves to enabled on the CPU.
 _FLASH = {"flash_attn": "enabled", "type_k": "f16", "type_v": "f16"}
 _UNFUSED = {"flash_attn": "disabled", "type_k": "f32", "type_v": "f32"}
 MUST_READ_BACK = {

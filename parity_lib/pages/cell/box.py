@@ -18,7 +18,7 @@ from parity_lib.pages.cell.positions import Positions
 from parity_lib.pages.cell.t5_literal import load_expectations
 from parity_lib.pages.kit.box import box
 from parity_lib.pages.kit.fragment import Fragment
-from parity_lib.pages.kit.outcomes import look
+from parity_lib.pages.kit.outcomes import style_of
 from parity_lib.pages.kit.text import Words, code_markup, count, margin, number, percent
 from parity_lib.records.verdicts import Verdict
 
@@ -44,7 +44,7 @@ def verdict_box(
     words = words or Words()
     title, sentences = headline(verdict), [*_body(verdict, words), *_profile(verdict, shown), next_step(verdict)]
     return box(
-        look(verdict.outcome),
+        style_of(verdict.outcome),
         title,
         name=str(verdict.cell),
         about=when(verdict),

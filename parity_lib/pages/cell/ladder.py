@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 from parity_lib.base.names import Outcome, Rung
 from parity_lib.pages.cell.power import control_words, power_words
 from parity_lib.pages.kit.fragment import Fragment, details, note, paragraph
-from parity_lib.pages.kit.outcomes import badge, look, severity
+from parity_lib.pages.kit.outcomes import badge, severity, style_of
 from parity_lib.pages.kit.table import Column, table
 from parity_lib.pages.kit.text import NONE, count, margin, number, percent
 from parity_lib.records.verdicts import RungResult, Verdict
@@ -79,7 +79,7 @@ def rung_table(verdict: Verdict, links: Mapping[str, str] | None = None) -> Frag
     """
     rungs = sorted(verdict.rungs, key=lambda r: (severity(r.outcome), r.rung.value))
     rows = [_row(result, verdict, (links or {}).get(result.rung)) for result in rungs]
-    marks = [look(result.outcome).css for result in rungs]
+    marks = [style_of(result.outcome).css for result in rungs]
     absent = [rung.title for rung in Rung if verdict.rung(rung) is None]
     return (
         table(_COLUMNS, rows, marks=marks, css="rungs")
@@ -97,7 +97,7 @@ def _row(result: RungResult, verdict: Verdict, link: str | None) -> list[str]:
         _with_unit(result.worst, result.unit) if result.worst is not None else NONE,
         _limit(result),
         NONE if reported else margin(result.worst, result.limit),
-        badge(look(result.outcome)),
+        badge(style_of(result.outcome)),
         _remarks(result, _literally(verdict) if result.rung is Rung.T5 else ""),
     ]
 

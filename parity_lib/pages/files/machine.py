@@ -13,7 +13,7 @@ from parity_lib.models.ensure import ModelStatus
 from parity_lib.pages.cell.t7_isa import proof_tables
 from parity_lib.pages.kit.box import box
 from parity_lib.pages.kit.fragment import EMPTY, Fragment, details, note, paragraph
-from parity_lib.pages.kit.outcomes import look
+from parity_lib.pages.kit.outcomes import style_of
 from parity_lib.pages.kit.table import Column, table
 from parity_lib.pages.kit.text import NONE, short, size
 from parity_lib.records.isa_evidence import BURN, LLAMA_CPP, UNPROVEN, IsaProof
@@ -45,7 +45,7 @@ def machine_header(checks: Sequence[Check]) -> Fragment:
     burn = [f"Which burn: {c.found}." for c in checks if c.name == "burn extension"]
     steps = [f"Next: {check.next_step}." for check in blocking if check.next_step] or ["Next: make nightly."]
     sentences = [*facts, *burn, *steps]
-    shown = look(Outcome.INVALID if blocking else Outcome.PARITY)
+    shown = style_of(Outcome.INVALID if blocking else Outcome.PARITY)
     return box(shown, title, sentences=[short(sentence) for sentence in sentences], tab="Machine and pins")
 
 

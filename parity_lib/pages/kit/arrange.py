@@ -13,7 +13,7 @@ from markupsafe import Markup
 from parity_lib.base.names import Outcome
 from parity_lib.pages.kit.box import box
 from parity_lib.pages.kit.fragment import EMPTY, HEADLINE, Fragment, details, joined, on_page, paragraph
-from parity_lib.pages.kit.outcomes import look
+from parity_lib.pages.kit.outcomes import style_of
 
 Cell = dict[str, Any]
 
@@ -72,7 +72,7 @@ def arrange(cells: Iterable[Cell], banner: Banner | None = None) -> list[Cell]:
         if cell["source"].strip():  # papermill's anchor cells are empty
             code.append(_part({**cell, "outputs": shown if computes else []}, "code", number))
     if not headline and not trouble.html and not noted:
-        trouble = box(look(Outcome.INCOMPLETE), "This page has no headline: the notebook did not show a verdict.")
+        trouble = box(style_of(Outcome.INCOMPLETE), "This page has no headline: the notebook did not show a verdict.")
     top = [_part(cell, "banner", 0) for cell in noted] if not banner else []
     top += [_show(trouble)] if trouble.html else []
     if headline:
@@ -120,7 +120,7 @@ def _banner(banner: Banner) -> Fragment:
     tail = Fragment(Markup("<pre>{}</pre>").format(banner.log_tail), banner.log_tail)
     more = details("end of the log", tail, is_open=True) if banner.log_tail else EMPTY
     sentences = [*filter(None, [banner.text]), "No part of this page is a result of a complete run."]
-    return box(look(Outcome.INVALID), f"INCOMPLETE: {banner.title}", sentences=sentences, more=more)
+    return box(style_of(Outcome.INVALID), f"INCOMPLETE: {banner.title}", sentences=sentences, more=more)
 
 
 def _broken(cells: list[Cell], numbers: list[int]) -> Fragment:
@@ -140,7 +140,7 @@ def _broken(cells: list[Cell], numbers: list[int]) -> Fragment:
     more = joined(_error(number, output) for number, output in errors)
     if late:
         more += paragraph(f"{word} ({', '.join(map(str, late))}): this page has no result of theirs.")
-    return box(look(Outcome.INVALID if errors else Outcome.INCOMPLETE), f"INCOMPLETE: {title}", more=more)
+    return box(style_of(Outcome.INVALID if errors else Outcome.INCOMPLETE), f"INCOMPLETE: {title}", more=more)
 
 
 def _error(number: int, output: Cell) -> Fragment:
@@ -163,7 +163,7 @@ def _part(cell: Cell, part: str, number: int) -> Cell:
     outputs = cell.get("outputs", [])
     failed = any(output["output_type"] == "error" for output in outputs)
     expected = _EXPECTED_TAG in _tags(cell)
-    # A last expression and a display() look alike on the page.
+    # A last expression and a display() are alike on the page.
     shown = [{**o, "output_type": "display_data"} if o["output_type"] == "execute_result" else o for o in outputs]
     marks = {"part": part, "number": number, "failed": failed, "open": failed and not expected}
     own = {"outputs": shown, "execution_count": None} if cell["cell_type"] == "code" else {}

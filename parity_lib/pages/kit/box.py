@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from parity_lib.pages.kit.fragment import EMPTY, HEADLINE, Fragment, fill, words_of_markup
-from parity_lib.pages.kit.outcomes import Look
+from parity_lib.pages.kit.outcomes import Style
 
 Marks = Sequence[tuple[str, str]]  # (what restricts the verdict, why)
 
 
 def box(
-    look: Look,
+    style: Style,
     title: str,
     *,
     name: str = "",
@@ -25,7 +25,7 @@ def box(
     """Return the headline of a page.
 
     Args:
-        look: style and sign of the outcome.
+        style: CSS class and sign of the outcome.
         title: the first line.
         name: what the page is of, above the box, with ``about`` and ``links`` (label to address) beside it.
         about: date and time, host.
@@ -37,7 +37,7 @@ def box(
     """
     html = fill(
         "box.html.j2",
-        look=look,
+        style=style,
         title=title,
         name=name,
         about=about,

@@ -1,4 +1,4 @@
-"""One place for how an outcome looks: its word, its sign, its style, never by colour alone."""
+"""One place for how an outcome is shown: its word, its sign, its style, never by colour alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from parity_lib.base.names import Kind, LedgerClass, Outcome
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Style:
     """How an outcome is shown: a style, a sign that survives black and white, the word in a table."""
 
     css: str
@@ -18,13 +18,13 @@ class Look:
     word: str
 
 
-_LOOKS = {
-    Outcome.PARITY: Look("good", "✓", "ok"),
-    Outcome.DIVERGED: Look("bad", "✗", "DIVERGED"),
-    Outcome.INCOMPLETE: Look("warn", "!", "INCOMPLETE"),
-    Outcome.INVALID: Look("bad", "✗", "INVALID"),
-    Outcome.NOT_RUN: Look("not-run", "○", "not run"),
-    Outcome.REPORTED: Look("plain", "·", "reported"),
+_STYLES = {
+    Outcome.PARITY: Style("good", "✓", "ok"),
+    Outcome.DIVERGED: Style("bad", "✗", "DIVERGED"),
+    Outcome.INCOMPLETE: Style("warn", "!", "INCOMPLETE"),
+    Outcome.INVALID: Style("bad", "✗", "INVALID"),
+    Outcome.NOT_RUN: Style("not-run", "○", "not run"),
+    Outcome.REPORTED: Style("plain", "·", "reported"),
 }
 
 # Worst first: a reader sees what failed before what is well.
@@ -65,9 +65,9 @@ def ledger_words(ledger: str) -> str:
     return "near-tie" if ledger == LedgerClass.TIE else ledger.lower()
 
 
-def look(outcome: Outcome) -> Look:
+def style_of(outcome: Outcome) -> Style:
     """Return how an outcome is shown."""
-    return _LOOKS[outcome]
+    return _STYLES[outcome]
 
 
 def severity(outcome: Outcome) -> int:
@@ -75,11 +75,11 @@ def severity(outcome: Outcome) -> int:
     return _ORDER.index(outcome)
 
 
-CAUGHT = Look("good", "✓", "caught")  # a red control that did its work
-EXPECTED = Look("not-run", "✗", "DIVERGED, as expected")  # a known finding: red, and no news
+CAUGHT = Style("good", "✓", "caught")  # a red control that did its work
+EXPECTED = Style("not-run", "✗", "DIVERGED, as expected")  # a known finding: red, and no news
 
 
-def badge(shown: Look, text: str = "", address: str = "") -> Markup:
+def badge(shown: Style, text: str = "", address: str = "") -> Markup:
     """Return a sign and its word, or another text; a link where there is an address."""
     inside = Markup('<span class="sign" aria-hidden="true">{}</span> {}').format(shown.sign, text or shown.word)
     linked = Markup('<a href="{}">{}</a>').format(address, inside) if address else inside

@@ -11,11 +11,11 @@ from parity_lib.base.names import Outcome
 from parity_lib.pages.cell.steps import step_seconds
 from parity_lib.pages.kit.box import box
 from parity_lib.pages.kit.fragment import EMPTY, Fragment, paragraph
-from parity_lib.pages.kit.outcomes import badge, look, severity
+from parity_lib.pages.kit.outcomes import badge, severity, style_of
 from parity_lib.pages.kit.table import Column, table
 from parity_lib.pages.kit.text import NONE, code_markup, count, duration, short, size
 from parity_lib.pages.night.find import cell_verdicts, night_folder
-from parity_lib.pages.night.matrix import brief, label_of, look_of, ratio_of, usual, word_of
+from parity_lib.pages.night.matrix import brief, label_of, ratio_of, style_of_cell, usual, word_of
 from parity_lib.records.night_record import CellRecord, Night
 from parity_lib.records.verdicts import Verdict
 
@@ -26,14 +26,14 @@ NO_NIGHT = "No nightly run yet. Next: make nightly"
 def night_header(night: Night | None, run_dir: str | Path = "") -> Fragment:
     """Return the first lines of the page: outcome, counts, gaps, red control, what to do next."""
     if night is None:
-        return box(look(Outcome.REPORTED), NO_NIGHT, tab="No nightly run")
+        return box(style_of(Outcome.REPORTED), NO_NIGHT, tab="No nightly run")
     day = night.started_at[:10]
     sentences = [_counts(night), *_gaps(night), _controls(night), _next(night)]
     marks = [night.headline, f"plan {night.plan}", night.machine_class, f"exit status {night.exit_status}"]
     marks = [*_breaks(night), *marks[:1], *_caught(night), *marks[1:]]
     start = f"{night.started_at[:16].replace('T', ' ')} UTC"
     return box(
-        look(night.outcome),
+        style_of(night.outcome),
         f"Nightly run {day}: {night.outcome}",
         name=night.title,
         about=f"{start}, {duration(night.seconds)} on {night.host}",
@@ -66,12 +66,12 @@ def gap_table(night: Night | None) -> Fragment:
         return EMPTY
     records = _worst([record for record in night.cells if record.causes or not record.good])
     home = usual(night)
-    rows = [[label_of(r, home), badge(look_of(r), word_of(r)), short(_why(r))] for r in records]
+    rows = [[label_of(r, home), badge(style_of_cell(r), word_of(r)), short(_why(r))] for r in records]
     pages = [page for page in night.pages if page.causes]
-    rows += [[page.name, badge(look(page.outcome)), "; ".join(page.causes)] for page in pages]
+    rows += [[page.name, badge(style_of(page.outcome)), "; ".join(page.causes)] for page in pages]
     if not rows:
         return paragraph("Every cell of the plan was compared and came out as planned.")
-    marks = [*(look_of(r).css for r in records), *(look(page.outcome).css for page in pages)]
+    marks = [*(style_of_cell(r).css for r in records), *(style_of(page.outcome).css for page in pages)]
     return table((Column("cell"), Column("outcome"), Column("why")), rows, marks=marks, css="gaps")
 
 
@@ -154,7 +154,7 @@ def _counts(night: Night) -> str:
     for outcome in sorted({record.outcome for record in cells}, key=severity):
         own = [record for record in cells if record.outcome is outcome]
         expected = sum(record.expect == "diverged" for record in own if record.outcome is Outcome.DIVERGED)
-        word = "not run" if outcome is Outcome.NOT_RUN and len(own) > 1 else look(outcome).word
+        word = "not run" if outcome is Outcome.NOT_RUN and len(own) > 1 else style_of(outcome).word
         parts.append(f"{count(len(own))} {word}" + (f" ({expected} as expected)" if expected else ""))
     return f"{count(len(cells))} cell{'' if len(cells) == 1 else 's'}: {', '.join(parts)}."
 

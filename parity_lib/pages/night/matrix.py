@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from parity_lib.base.names import Compute, Outcome
 from parity_lib.pages.kit.fragment import EMPTY, Fragment, words_of_markup
-from parity_lib.pages.kit.outcomes import CAUGHT, EXPECTED, Look, badge, look
+from parity_lib.pages.kit.outcomes import CAUGHT, EXPECTED, Style, badge, style_of
 from parity_lib.pages.kit.table import Column, table
 from parity_lib.pages.kit.text import NONE, margin
 from parity_lib.pages.night.find import cell_verdicts
@@ -88,7 +88,7 @@ def _other(record: CellRecord, home: Home) -> str:
 
 
 def _square(record: CellRecord, home: Home, nearest: Nearest) -> Markup:
-    square = badge(look_of(record), _square_text(record, home, nearest), record.html)
+    square = badge(style_of_cell(record), _square_text(record, home, nearest), record.html)
     why = brief(record.causes[0]) if record.causes and record.outcome is not Outcome.DIVERGED else ""
     return square + (Markup("<br><small>{}</small>").format(why) if why else "")
 
@@ -126,15 +126,15 @@ def ratio_of(record: CellRecord) -> str:
 def word_of(record: CellRecord) -> str:
     """Return the word of a cell; what the plan expected and lost is said too."""
     if record.expect == "diverged" and not record.good:
-        return f"{look(record.outcome).word}, a divergence was expected"
-    return look_of(record).word
+        return f"{style_of(record.outcome).word}, a divergence was expected"
+    return style_of_cell(record).word
 
 
-def look_of(record: CellRecord) -> Look:
+def style_of_cell(record: CellRecord) -> Style:
     """Return how a cell is shown: what came out as the plan expects is no alarm."""
     if record.good and record.control:
         return CAUGHT
-    return EXPECTED if record.good and record.expect == "diverged" else look(record.outcome)
+    return EXPECTED if record.good and record.expect == "diverged" else style_of(record.outcome)
 
 
 def label_of(record: CellRecord, home: Home = None) -> str:

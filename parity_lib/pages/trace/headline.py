@@ -7,7 +7,7 @@ from markupsafe import Markup
 from parity_lib.base.names import Outcome
 from parity_lib.pages.kit.box import box
 from parity_lib.pages.kit.fragment import Fragment
-from parity_lib.pages.kit.outcomes import look
+from parity_lib.pages.kit.outcomes import style_of
 from parity_lib.pages.kit.scraps import record
 from parity_lib.pages.kit.text import Words, code_markup
 from parity_lib.pages.trace.conclusion import Conclusion
@@ -33,7 +33,7 @@ def trace_box(trace: TokenTrace, conclusion: Conclusion, words: Words | None = N
         marks.append("unpinned: limits derived from this sequence")
     first = Markup("<strong>{}</strong>").format(code_markup(conclusion.sentence))
     return box(
-        look(conclusion.outcome),
+        style_of(conclusion.outcome),
         title,
         name=str(cell),
         marks=[(mark, "") for mark in marks],

@@ -1,4 +1,4 @@
-"""Looking changes nothing: both engines give the same bits with every site looked at, with some, with none."""
+"""Observing changes nothing: both engines give the same bits with every site observed, with some, with none."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def test_the_candidates_logits_are_the_same_bits(policy: str, model: Path) -> No
     def rows(start: int, stop: int) -> list[tuple[int, int]]:
         return [(0, token) for token in TOKENS[start:stop]]
 
-    def run(**looks: object) -> bytes:
+    def run(**observed: object) -> bytes:
         session, parts, at = extension.Session(loaded, 1), [], 0
         for n in PASSES:
-            parts.append(session.append(rows(at, at + n), **looks)[0])
+            parts.append(session.append(rows(at, at + n), **observed)[0])
             at += n
         return b"".join(parts)
 

@@ -55,7 +55,7 @@ def test_fed_text_is_shown_with_visible_whitespace(green: Positions) -> None:
     assert rows.count("␣ab↵&#34;</td>") == 10
 
 
-def test_drill_down_stands_around_the_first_divergence(red: Positions, green: Positions, words: Words) -> None:
+def test_neighbours_stand_around_the_first_divergence(red: Positions, green: Positions, words: Words) -> None:
     first = int(red.listed.argmax())
     caption = f"Around the first divergence: prompt {words.prompt(int(red.prompt_idx[first]))}, token "
     assert around(red, words).plain.startswith(caption + str(int(red.token_idx[first])))

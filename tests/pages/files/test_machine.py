@@ -10,7 +10,7 @@ from parity_lib.records.pins import load_pins
 
 
 @dataclass(frozen=True)
-class Looked:
+class Checked:
     name: str
     ok: bool | None
     found: str
@@ -19,12 +19,12 @@ class Looked:
 
 
 SOUND = [
-    Looked("machine", None, "runner-3, class x, 2 cores"),
-    Looked("ISA target of this machine", ok=True, found="avx512"),
-    Looked("ISA target amx", ok=False, found="the CPU lacks amx_tile", next_step="cells of it are not run here"),
-    Looked("burn extension", ok=True, found="fresh, stack crates-io: burn-ndarray 0.21.0"),
+    Checked("machine", None, "runner-3, class x, 2 cores"),
+    Checked("ISA target of this machine", ok=True, found="avx512"),
+    Checked("ISA target amx", ok=False, found="the CPU lacks amx_tile", next_step="cells of it are not run here"),
+    Checked("burn extension", ok=True, found="fresh, stack crates-io: burn-ndarray 0.21.0"),
 ]
-BROKEN = Looked("llama.cpp", ok=False, found="no receipt", next_step="make setup", blocks=True)
+BROKEN = Checked("llama.cpp", ok=False, found="no receipt", next_step="make setup", blocks=True)
 
 
 def test_header_says_which_burn_runs_and_that_all_is_well() -> None:
