@@ -15,6 +15,8 @@ import pytest
 import parity_lib
 from parity_lib import pages
 from parity_lib.cli.app import cli
+from parity_lib.records.pins import load_pins
+from parity_lib.records.self_spread_pins import load_spreads
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -121,3 +123,12 @@ def test_every_link_and_every_path_of_this_repository_leads_somewhere() -> None:
 def test_every_public_name_can_be_had(package: SimpleNamespace) -> None:
     assert len(package.__all__) > 10
     assert not [name for name in package.__all__ if getattr(package, name, None) is None]
+
+
+def test_every_machine_class_that_has_a_pin_is_described() -> None:
+    """A pin that was measured on a class nobody described could not be weighed."""
+    pins = load_pins()
+    files = [file for pin in pins.models for file in (pin.file, pin.twin, pin.bf16_twin) if file is not None]
+    measured = {spread.machine_class for spread in load_spreads().pins}.union(*(file.made for file in files))
+    described = set(re.findall(r"^\| `([^`]+)`", (ROOT / "docs" / "machines.md").read_text("utf-8"), re.MULTILINE))
+    assert measured - described == set()
