@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from parity_lib.records.self_spread import VariantRun
 from parity_lib.records.traces import RunInfo
 
 
@@ -33,3 +34,22 @@ def run_info(engine: str = "llama.cpp", **other: Any) -> RunInfo:
         "peak_rss_bytes": 1,
     }
     return RunInfo(**fields | other)
+
+
+def variant_run(settings: str = "default", **other: Any) -> VariantRun:
+    """Return how a variant of llama.cpp ran, in which some fields are given."""
+    fields: dict[str, Any] = {
+        "settings": settings,
+        "flash_attn": "enabled",
+        "type_k": "f16",
+        "type_v": "f16",
+        "tiled": True,
+        "batch": 512,
+        "longest_prompt": None,
+        "weight_buffers_mib": {"CPU_REPACK": 1.5},
+        "isa": "avx512",
+        "target": "avx512",
+        "n_threads": 2,
+        "seconds": 1.0,
+    }
+    return VariantRun(**fields | other)

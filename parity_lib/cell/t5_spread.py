@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from msgspec.structs import replace
@@ -33,6 +33,7 @@ from parity_lib.records.self_spread import (
     Displaced,
     SelfSpread,
     Variant,
+    VariantRun,
     with_copies_marked,
 )
 from parity_lib.records.traces import Position, RunInfo, expected_positions
@@ -167,20 +168,20 @@ def _measured(
     return measured(way.name, against, seen, expected, asked=len(asked), run=proof), seen
 
 
-def _proof(run: RunInfo, way: _Way) -> dict[str, Any]:
+def _proof(run: RunInfo, way: _Way) -> VariantRun:
     """Return the evidence that the variant ran with the settings of its name."""
-    return {
-        "settings": run.settings["name"],
+    return VariantRun(
+        settings=run.settings["name"],
         **{name: run.settings[name] for name in ("flash_attn", "type_k", "type_v")},
-        "tiled": run.settings["environment"]["GGML_CPU_TILED_MM"] == "1",
-        "batch": way.batch,
-        "longest_prompt": way.longest or None,
-        "weight_buffers_mib": dict(run.isa_evidence["weight_buffers_mib"]),
-        "isa": run.isa_requested,
-        "target": run.build["target"],
-        "n_threads": run.n_threads,
-        "seconds": run.seconds,
-    }
+        tiled=run.settings["environment"]["GGML_CPU_TILED_MM"] == "1",
+        batch=way.batch,
+        longest_prompt=way.longest or None,
+        weight_buffers_mib=dict(run.isa_evidence["weight_buffers_mib"]),
+        isa=run.isa_requested,
+        target=run.build["target"],
+        n_threads=run.n_threads,
+        seconds=run.seconds,
+    )
 
 
 def _prove(cell: Cell, way: _Way, run: RunInfo) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from parity_lib.base.names import TOP_JUDGED
 from parity_lib.judge.align import Aligned
 from parity_lib.numerics.metrics import pair_sigma, pooled_rms_over_std, std_of_all, summary
 from parity_lib.records.row_numbers import Numbers
-from parity_lib.records.self_spread import SelfSpread, Variant
+from parity_lib.records.self_spread import SelfSpread, Variant, VariantRun
 from parity_lib.records.traces import F64, Position
 
 METRICS = ("rms", "p99", "kl")
@@ -34,7 +34,7 @@ def measured(
     expected: Sequence[Position],
     *,
     asked: int,
-    run: Mapping[str, Any],
+    run: VariantRun,
 ) -> Variant:
     """Return the record of one pair of runs of the reference.
 
@@ -62,7 +62,7 @@ def measured(
         against=against,
         asked=asked,
         same_as="",
-        run=dict(run),
+        run=run,
         rows=np.array([row[position] for position in seen.positions], np.int32),
         top1_equal=seen.top1_equal.copy(),
         top5_equal=seen.top5_equal.copy(),

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from parity_lib.base.names import Kind, LedgerClass
 from parity_lib.base.record import Count, NotEmpty, Record
-from parity_lib.records.self_spread import Displaced
+from parity_lib.records.self_spread import Displaced, VariantRun
 from parity_lib.records.traces import Position
 
 
@@ -130,7 +129,7 @@ class VariantNumbers(Numbers, frozen=True, kw_only=True):
 
     against: NotEmpty
     same_as: str  # what it is a copy of, bit by bit; else empty
-    run: Mapping[str, Any]  # settings as read back
+    run: VariantRun
 
 
 class Ratio(Record, frozen=True):

@@ -8,7 +8,7 @@ another way to run it, or against its own F32 twin. Of each only numbers per pos
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from parity_lib.base.errors import TraceMismatchError
 from parity_lib.base.names import Kind
-from parity_lib.base.record import Count, NotEmpty, Record, Sha256
+from parity_lib.base.record import Count, NotEmpty, Positive, Record, Seconds, Sha256
 from parity_lib.records.traces import F32, I32
 
 STRICT = "strict"
@@ -32,6 +32,23 @@ alone. No part of the self-spread: limits are derived from it."""
 Flags = npt.NDArray[np.bool_]
 
 
+class VariantRun(Record, frozen=True):
+    """How a variant of the reference ran, as the engine read it back: proof that it ran as it is called."""
+
+    settings: NotEmpty
+    flash_attn: NotEmpty
+    type_k: NotEmpty
+    type_v: NotEmpty
+    tiled: bool  # llama.cpp's tiled products (GGML_CPU_TILED_MM)
+    batch: Positive  # rows at most in one pass
+    longest_prompt: Count | None  # longer ones did not take part; None: all did
+    weight_buffers_mib: Mapping[str, float]  # buffer -> MiB of weights
+    isa: NotEmpty  # ISA target that was asked for
+    target: NotEmpty  # ISA target that the library was built for
+    n_threads: Positive
+    seconds: Seconds
+
+
 class Variant(Record, frozen=True, eq=False):
     """One pair of runs of the reference, by position. delta = the other run minus the one it is compared with."""
 
@@ -39,7 +56,7 @@ class Variant(Record, frozen=True, eq=False):
     against: NotEmpty  # what it is compared with: STRICT or DEFAULT
     asked: Count  # positions that it had to give; fewer rows make T5 incomplete
     same_as: str  # an earlier variant, or what it is compared with, if all its bits are the same; else empty
-    run: Mapping[str, Any]  # settings as read back, environment, weight buffers, threads, ISA target: proof that it ran
+    run: VariantRun
     rows: I32  # (m,): which positions of the record
     rms: F32  # (m,) logits, over the whole vocabulary
     std: F32  # (m,) logits, of the row that it is compared with

@@ -79,11 +79,11 @@ def test_every_variant_ran_as_it_is_called(captured: Captured) -> None:
     assert [v.name for v in spread.variants][:3] == [DEFAULT, FLASH_F16, DEFAULT_DECODE]
     runs = {v.name: v.run for v in (*spread.variants, spread.twin)}
     for name in (DEFAULT, FLASH_F16, DEFAULT_DECODE):
-        assert (runs[name]["flash_attn"], runs[name]["type_k"], runs[name]["type_v"]) == ("enabled", "f16", "f16")
-    assert (runs["twin"]["flash_attn"], runs["twin"]["type_k"]) == ("disabled", "f32")
-    assert [runs[n]["settings"] for n in (DEFAULT, FLASH_F16, DEFAULT_DECODE)] == ["default", "flash_f16", "default"]
-    assert [runs[n]["batch"] for n in (DEFAULT, FLASH_F16, DEFAULT_DECODE)] == [512, 512, 1]
-    assert [runs[n]["tiled"] for n in (DEFAULT, FLASH_F16, DEFAULT_DECODE, "twin")] == [True, False, True, False]
+        assert (runs[name].flash_attn, runs[name].type_k, runs[name].type_v) == ("enabled", "f16", "f16")
+    assert (runs["twin"].flash_attn, runs["twin"].type_k) == ("disabled", "f32")
+    assert [runs[n].settings for n in (DEFAULT, FLASH_F16, DEFAULT_DECODE)] == ["default", "flash_f16", "default"]
+    assert [runs[n].batch for n in (DEFAULT, FLASH_F16, DEFAULT_DECODE)] == [512, 512, 1]
+    assert [runs[n].tiled for n in (DEFAULT, FLASH_F16, DEFAULT_DECODE, "twin")] == [True, False, True, False]
 
 
 def test_the_record_covers_every_position_and_survives_a_file(captured: Captured) -> None:
@@ -121,7 +121,7 @@ def test_no_rows_are_left_behind_but_those_of_the_cell(captured: Captured) -> No
 
 def test_repacked_weights_are_seen_and_strict_has_none(repacked: Captured) -> None:
     spread = repacked[4]
-    buffers = {v.name: set(v.run["weight_buffers_mib"]) for v in (*spread.variants, spread.twin)}
+    buffers = {v.name: set(v.run.weight_buffers_mib) for v in (*spread.variants, spread.twin)}
     assert "CPU_REPACK" in buffers[DEFAULT] & buffers[DEFAULT_DECODE]
     assert "CPU_REPACK" not in buffers[FLASH_F16] | buffers["twin"]
     assert spread.variants[1].same_as == ""  # repacked products are others than plain ones

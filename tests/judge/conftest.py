@@ -29,7 +29,7 @@ from parity_lib.records.self_spread import (
 from parity_lib.records.self_spread_pins import SpreadPin
 from parity_lib.records.tolerances import FIRST, LATER, METRICS, Band, BandSet, ToleranceTable
 from parity_lib.records.traces import F32, LogitTrace, PairTrace, Position, expected_positions
-from tests.run_info import run_info
+from tests.run_info import run_info, variant_run
 
 
 def build_pair(reference: F32, candidate: F32, positions: tuple[Position, ...]) -> PairTrace:
@@ -118,7 +118,7 @@ class NativeCase(Case):
 
         def of(name: str, against: str, left: F32, right: F32) -> Variant:
             seen = align(build_pair(left, right, self.positions), self.positions)
-            return measured(name, against, seen, self.positions, asked=n, run={"settings": name})
+            return measured(name, against, seen, self.positions, asked=n, run=variant_run(name))
 
         variants = [of(name, STRICT, self.reference, rows) for name, rows in self.ways.items()]
         if DEFAULT_DECODE in self.ways:

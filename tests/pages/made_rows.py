@@ -23,6 +23,7 @@ from parity_lib.records.self_spread import (
 )
 from parity_lib.records.tolerances import FIRST, LATER, METRICS, Band, BandSet, ToleranceTable
 from parity_lib.records.traces import F32, LogitTrace, PairTrace, RunInfo, expected_positions
+from tests.run_info import variant_run
 
 N_VOCAB = 600
 PROMPTS = ("fact-1", "fact-2", "long-1", "long-2", "code-1", "code-2", "german-1", "mandarin-1", "reason-1", "reason-2")
@@ -120,9 +121,7 @@ def self_spread(size: float = 0.03) -> SelfSpread:
 
     def variant(name: str, seed: int) -> object:
         seen = align(noisy(seed, size), expected)
-        return measured(
-            name, AGAINST.get(name, "strict"), seen, expected, asked=len(expected), run={"target": "avx512"}
-        )
+        return measured(name, AGAINST.get(name, "strict"), seen, expected, asked=len(expected), run=variant_run(name))
 
     names = (DEFAULT, FLASH_F16, DEFAULT_DECODE)
     variants = tuple(variant(name, seed) for seed, name in enumerate(names, start=11))

@@ -24,6 +24,7 @@ from parity_lib.records.self_spread import (
     Variant,
     with_copies_marked,
 )
+from tests.run_info import variant_run
 
 N = 7
 
@@ -32,8 +33,14 @@ def variant(name: str, against: str = STRICT, seed: int = 1, **changed: object) 
     rng = np.random.default_rng(seed)
     arrays = {k: rng.random(N, np.float32) for k in ("rms", "std", "mean", "delta", "kl", "pair_sigma")}
     flags = {k: rng.random(N) < 0.5 for k in ("top1_equal", "top5_equal")}
-    run = {"settings": name, "weight_buffers_mib": {"CPU_REPACK": 1.5}}
-    fields = {"name": name, "against": against, "asked": N, "same_as": "", "run": run, "rows": np.arange(N, dtype="i4")}
+    fields = {
+        "name": name,
+        "against": against,
+        "asked": N,
+        "same_as": "",
+        "run": variant_run(name),
+        "rows": np.arange(N, dtype="i4"),
+    }
     return Variant(**(fields | arrays | flags | changed))  # type: ignore[arg-type]
 
 
