@@ -43,7 +43,8 @@ def encode(value: object) -> Any:  # noqa: ANN401 - a JSON value is of any type
     if isinstance(value, np.generic | np.ndarray):
         return encode(value.tolist())
     if isinstance(value, msgspec.Struct):
-        tag = {"schema": value.__struct_config__.tag} if value.__struct_config__.tag else {}
+        config = value.__struct_config__
+        tag = {config.tag_field: config.tag} if config.tag_field else {}
         names = zip(value.__struct_encode_fields__, value.__struct_fields__, strict=True)
         return tag | {stored: _field(getattr(value, name)) for stored, name in names}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -53,11 +53,11 @@ def decode_record(data: object, kind: type[R], place: object) -> R:
     Raises:
         RecordError: another version, an unknown, missing or wrong field; the message names its path.
     """
-    version = kind.__struct_config__.tag
-    stated = data.get("schema", "none") if isinstance(data, dict) else "no object"
+    version, key = kind.__struct_config__.tag, kind.__struct_config__.tag_field
+    stated = data.get(key, "none") if isinstance(data, dict) else "no object"
     if version is not None and stated != version:
         raise RecordError(
-            "is of another schema", place=f"{place} at $.schema", expected=version, found=stated, next_step=NEXT
+            f"is of another {key}", place=f"{place} at $.{key}", expected=version, found=stated, next_step=NEXT
         )
     try:
         record = msgspec.convert(decode(data), kind, dec_hook=_unpack)

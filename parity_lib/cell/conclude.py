@@ -28,10 +28,11 @@ from parity_lib.judge.t5_native import accuse_reference, judge_native, name_site
 from parity_lib.model_file.facts import NO_TOKENIZER
 from parity_lib.records.isa_evidence import BURN, LLAMA_CPP
 from parity_lib.records.measured import Cache, Measured, joined
+from parity_lib.records.runs import RunInfo
 from parity_lib.records.self_spread import SelfSpread
 from parity_lib.records.self_spread_pins import load_spreads
 from parity_lib.records.tolerances import BandSet
-from parity_lib.records.traces import PairTrace, Position, RunInfo, expected_positions
+from parity_lib.records.traces import PairTrace, Position, expected_positions
 from parity_lib.records.verdicts import RungResult, Verdict
 from parity_lib.records.verdicts import conclude as concluded
 

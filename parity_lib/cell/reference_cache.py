@@ -28,7 +28,8 @@ from parity_lib.base.record import decode_record
 from parity_lib.base.surroundings import cache_dir
 from parity_lib.cell.rows import Rows
 from parity_lib.models.cache import lock
-from parity_lib.records.traces import Position, RunInfo
+from parity_lib.records.runs import LlamaRun
+from parity_lib.records.traces import Position
 
 SCHEMA = "parity/kept-reference/1"
 LIMIT = "PARITY_TRACES_GB"  # environment variable: how much may be kept; 0 keeps nothing
@@ -203,7 +204,7 @@ def _load(folder: Path, fields: Mapping[str, Any], rows_at: Path) -> Kept:
     if size != expected:
         raise ValueError(f"its rows have {size} bytes instead of {expected}")
     fed_id = np.array(found["fed_id"], np.int32)
-    rows = Rows(decode_record(found["run"], RunInfo, "run"), rows_at, found["n_vocab"], positions, fed_id)
+    rows = Rows(decode_record(found["run"], LlamaRun, "run"), rows_at, found["n_vocab"], positions, fed_id)
     stored = np.frombuffer(bytes.fromhex("".join(found["sha256"])), np.uint8).reshape(-1, 32)
     damaged = np.flatnonzero((rows.digests != stored).any(axis=1))
     if len(damaged):

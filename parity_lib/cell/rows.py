@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from parity_lib.base.errors import EngineError, TraceMismatchError
 from parity_lib.numerics.metrics import PairStatistics, RowStatistics, pair_statistics, row_digests, row_statistics
-from parity_lib.records.traces import F32, I32, LogitTrace, PairTrace, Position, RunInfo
+from parity_lib.records.runs import RunInfo
+from parity_lib.records.traces import F32, I32, LogitTrace, PairTrace, Position
 
 BLOCK_BYTES = 64 << 20  # of one side; a row of a 128k vocabulary has 0.5 MB
 

@@ -35,7 +35,7 @@ from parity_lib.cell.t2_weights import compare_tensors
 from parity_lib.cell.t3_replay import replay_cell
 from parity_lib.engines.worker.client import Worker
 from parity_lib.judge.t0_pins import PinCheck
-from parity_lib.records import store
+from parity_lib.records import runs, store
 from parity_lib.records.measured import Measured
 from parity_lib.records.self_spread import SelfSpread
 from parity_lib.records.tolerances import BandSet
@@ -171,7 +171,7 @@ def prove_isa(cell: Cell, reference: Reference, candidate: Rows) -> Finding:
 
     The candidate was sampled while it scored. A small model is done before enough was seen; then it scores again.
     """
-    seen = t7_isa.candidate_evidence(candidate.run.isa_evidence)
+    seen = runs.burn(candidate.run).isa_evidence.samples
     if seen.sampled is not None and not t7_isa.is_seen(seen):
         with open_burn(cell, sampled=True) as burn:
             seen = burn.call("prove_isa", reference.sequences, cell.spools)

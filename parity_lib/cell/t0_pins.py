@@ -6,7 +6,6 @@ import importlib.metadata
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from msgspec.structs import replace
 
@@ -21,7 +20,7 @@ from parity_lib.judge.t0_pins import PinCheck, check_any, check_commit, check_eq
 from parity_lib.model_file.digest import sha256_file
 from parity_lib.models.twins import ensure_twin
 from parity_lib.records.pins import FilePin
-from parity_lib.records.traces import RunInfo
+from parity_lib.records.runs import LlamaRun, RunInfo, burn, llama
 from parity_lib.records.verdicts import PinnedFiles, RungResult
 
 FILES = ("model file", "F32 twin", "tokenizer", "prompts")
@@ -132,17 +131,18 @@ def _llama_checks(cell: Cell, runs: Mapping[str, RunInfo]) -> list[PinCheck]:
     pin, checks = cell.pins.llama_cpp, []
     sides = [run for name, run in runs.items() if name != CANDIDATE]
     strict = ", ".join([Settings.STRICT] * len(sides)) + "; " + ", ".join(["f32"] * len(sides))
-    found = ", ".join(str(run.settings.get("name")) for run in sides) + "; " + ", ".join(run.kv_type for run in sides)
+    names = [run.settings.name if isinstance(run, LlamaRun) else run.engine for run in sides]
+    found = ", ".join(names) + "; " + ", ".join(run.kv_type for run in sides)
     if sides:
         checks.append(check_equal("llama.cpp settings", strict, found))
     if REFERENCE in runs:
-        reference = runs[REFERENCE]
+        reference = llama(runs[REFERENCE])
         flags = " ".join(sorted(pin.build_args(cell.sides.reference.isa)))
         checks += [
             check_commit("llama.cpp commit", pin.commit, reference.commit),
-            check_equal("llama.cpp build flags", flags, " ".join(sorted(reference.build.get("cmake_args", ())))),
-            check_equal("llama.cpp sdist", pin.sdist_sha256, reference.build.get("sdist_sha256")),
-            check_equal("llama.cpp ISA target", cell.sides.reference.isa, reference.build.get("target")),
+            check_equal("llama.cpp build flags", flags, " ".join(sorted(reference.build.cmake_args))),
+            check_equal("llama.cpp sdist", pin.sdist_sha256, reference.build.sdist_sha256),
+            check_equal("llama.cpp ISA target", cell.sides.reference.isa, reference.build.target),
             check_equal("llama.cpp read the model file", sha256_file(cell.model_path), reference.model_sha256),
         ]
     if TWIN in runs:
@@ -157,28 +157,23 @@ def _burn_checks(cell: Cell, runs: Mapping[str, RunInfo]) -> list[PinCheck]:
     """Return the checks of burn: the file that it read, its lock file, its crates, and the machine."""
     if CANDIDATE not in runs:
         return []
-    stack, candidate = cell.pins.stack(cell.id.stack), runs[CANDIDATE]
+    stack, candidate = cell.pins.stack(cell.id.stack), burn(runs[CANDIDATE])
     checks = [
         check_equal("burn read the file", sha256_file(cell.candidate_path), candidate.model_sha256),
         check_equal("burn Cargo.lock", lock_sha256(manifest(cell.id.stack)), candidate.lock_sha256),
-        check_equal("burn library", WITH_FAULTS if cell.request.fault else JUDGED, library(candidate.build)),
+        check_equal("burn library", WITH_FAULTS if cell.request.fault else JUDGED, library(candidate.build.features)),
     ]
     if REFERENCE in runs:
         checks.append(check_equal("same machine", runs[REFERENCE].machine_class, candidate.machine_class))
     checks += [
-        check_equal(f"burn crate {crate}", version, _crates(candidate.build).get(crate))
+        check_equal(f"burn crate {crate}", version, candidate.build.crates.get(crate))
         for crate, version in stack.crates.items()
     ]
     if stack.source is not None:
-        built = candidate.build.get("receipt", {})
-        checks.append(check_equal("fork revision", stack.source.revision, built.get("revision")))
-        checks.append(check_equal("fork source", stack.source.sha256, built.get("fork_sha256")))
+        built = candidate.build.receipt
+        checks.append(check_equal("fork revision", stack.source.revision, built and built.revision))
+        checks.append(check_equal("fork source", stack.source.sha256, built and built.fork_sha256))
     return checks
-
-
-def _crates(build: Mapping[str, Any]) -> Mapping[str, Any]:
-    crates = build.get("crates", build)
-    return crates if isinstance(crates, Mapping) else {}
 
 
 def recorded_pins(cell: Cell) -> PinnedFiles:

@@ -22,6 +22,7 @@ from parity_lib.engines.llamacpp.settings import ASLEEP, N_UBATCH
 from parity_lib.judge.align import Aligned, align
 from parity_lib.judge.flips import ledger_of
 from parity_lib.judge.self_spread import measured, sigmas
+from parity_lib.records.runs import LlamaRun, llama
 from parity_lib.records.self_spread import (
     AGAINST,
     DEFAULT,
@@ -36,7 +37,7 @@ from parity_lib.records.self_spread import (
     VariantRun,
     with_copies_marked,
 )
-from parity_lib.records.traces import Position, RunInfo, expected_positions
+from parity_lib.records.traces import Position, expected_positions
 
 if TYPE_CHECKING:
     from parity_lib.cell.reference import Reference
@@ -157,39 +158,42 @@ def _measured(
     cell: Cell, way: _Way, left: Rows, right: Rows, expected: tuple[Position, ...]
 ) -> tuple[Variant, Aligned]:
     """Return the record of one pair of runs, and the pair."""
-    _prove(cell, way, right.run)
+    run = llama(right.run)
+    _prove(cell, way, run)
     lengths: dict[int, int] = {}
     for position in expected:
         lengths[position.prompt_idx] = lengths.get(position.prompt_idx, 0) + 1
     asked = [p for p in expected if not way.longest or lengths[p.prompt_idx] <= way.longest]
     seen = align(logits.pair(left, right, asked), asked)
     against = AGAINST.get(way.name, STRICT)
-    proof = _proof(right.run, way)
+    proof = _proof(run, way)
     return measured(way.name, against, seen, expected, asked=len(asked), run=proof), seen
 
 
-def _proof(run: RunInfo, way: _Way) -> VariantRun:
+def _proof(run: LlamaRun, way: _Way) -> VariantRun:
     """Return the evidence that the variant ran with the settings of its name."""
     return VariantRun(
-        settings=run.settings["name"],
-        **{name: run.settings[name] for name in ("flash_attn", "type_k", "type_v")},
-        tiled=run.settings["environment"]["GGML_CPU_TILED_MM"] == "1",
+        settings=run.settings.name,
+        flash_attn=run.settings.flash_attn,
+        type_k=run.settings.type_k,
+        type_v=run.settings.type_v,
+        tiled=run.settings.environment["GGML_CPU_TILED_MM"] == "1",
         batch=way.batch,
         longest_prompt=way.longest or None,
-        weight_buffers_mib=dict(run.isa_evidence["weight_buffers_mib"]),
+        weight_buffers_mib=run.isa_evidence.weight_buffers_mib,
         isa=run.isa_requested,
-        target=run.build["target"],
+        target=run.build.target,
         n_threads=run.n_threads,
         seconds=run.seconds,
     )
 
 
-def _prove(cell: Cell, way: _Way, run: RunInfo) -> None:
+def _prove(cell: Cell, way: _Way, run: LlamaRun) -> None:
     """Raise unless the weights lie where these settings put them; cache and attention were read back by the engine.
 
     Settings that were not taken would give the strict rows again, and a spread that is too small.
     """
-    buffers = run.isa_evidence["weight_buffers_mib"]
+    buffers = run.isa_evidence.weight_buffers_mib
     own = reordering(run.isa_requested, set(cell.facts.types))
     may = way.settings is Settings.DEFAULT
     must = may and own and run.isa_requested != Isa.NEON

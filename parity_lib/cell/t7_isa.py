@@ -8,12 +8,10 @@ an ISA target lives in llama.cpp's extra buffers (AMX), its defaults are proved 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from parity_lib.base.errors import RecordError
 from parity_lib.base.json_text import encode
 from parity_lib.base.names import Isa, Settings
 from parity_lib.base.record import decode_record
@@ -58,18 +56,6 @@ def _beside(evidence: Evidence, cell: Cell, side: Side) -> Evidence:
     """Return an engine's evidence, with the reason if it was asked for a narrower target than the cell."""
     words = f"{cell.id.isa} is not possible for {evidence.engine} here, which ran {side.isa}: {side.lacks}"
     return replace(evidence, impossible=words if side.lacks else "")
-
-
-def candidate_evidence(isa_evidence: Mapping[str, Any]) -> Evidence:
-    """Return the evidence that a candidate's run info holds.
-
-    Raises:
-        RecordError: it holds none.
-    """
-    found = isa_evidence.get("samples")
-    if not isinstance(found, Mapping):
-        raise RecordError("the candidate's run has no samples of its instructions", expected="samples", found=found)
-    return decode_record(found, Evidence, "isa_evidence.samples")
 
 
 def is_seen(evidence: Evidence) -> bool:

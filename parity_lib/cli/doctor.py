@@ -129,8 +129,8 @@ def _candidate() -> Iterator[Check]:
     from parity_lib.records.pins import load_pins
 
     _, build = load(CRATES_IO)
-    crates = ", ".join(f"{name} {version}" for name, version in build["crates"].items() if name != "pyo3")
-    found = f"fresh, {build['library']}, stack {build['stack']}: {crates}; {build['rustc']}"
+    crates = ", ".join(f"{name} {version}" for name, version in build.crates.items() if name != "pyo3")
+    found = f"fresh, {build.library}, stack {build.stack}: {crates}; {build.rustc}"
     yield Check("burn extension", ok=True, found=found)
     seeded = stacks.find(load_pins().stack(CRATES_IO), faults=True)
     found = f"{len(seeded.faults)} faults can be seeded, library {seeded.library_sha256[:12]}"

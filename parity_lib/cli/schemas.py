@@ -16,11 +16,10 @@ import numpy as np
 from parity_lib.base.files import write_atomic
 from parity_lib.base.record import Record
 from parity_lib.base.toml_table import fixture_path
-from parity_lib.engines.burn.stacks import StackReceipt
-from parity_lib.engines.llamacpp.receipt import Receipt
 from parity_lib.faults.judge import KillMatrix
 from parity_lib.faults.op_judge import TrialTable
 from parity_lib.records import store
+from parity_lib.records.builds import Receipt, StackReceipt
 from parity_lib.records.night_record import StoredNight
 from parity_lib.records.self_spread import SelfSpread
 from parity_lib.records.verdicts import Verdict

@@ -106,7 +106,7 @@ def build_state(pin: StackPin) -> tuple[str, str]:
     try:
         if pin.id == CRATES_IO:
             _, build = load(CRATES_IO)
-            return "built", f"lock {build['lock_sha256'][:12]}, {build['rustc']}, installed by `make setup`"
+            return "built", f"lock {build.lock_sha256[:12]}, {build.rustc}, installed by `make setup`"
         return "built", stacks.find(pin).words()
     except (EngineError, PinError) as error:
         return "NOT_RUN", str(error)

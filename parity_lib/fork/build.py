@@ -15,10 +15,11 @@ from parity_lib.base.errors import EngineError, PinError, UsageError
 from parity_lib.base.files import FREE_CACHE, LOCK, hold, replacing
 from parity_lib.base.record import save_record
 from parity_lib.engines.burn import sources, stacks
-from parity_lib.engines.burn.stacks import LIBRARY, RECEIPT, StackReceipt
+from parity_lib.engines.burn.stacks import LIBRARY, RECEIPT
 from parity_lib.engines.worker.client import Worker
 from parity_lib.fork import patch, source
 from parity_lib.model_file.digest import sha256_file
+from parity_lib.records.builds import StackReceipt
 from parity_lib.records.pins import load_pins
 from parity_lib.records.stack_pins import WITHOUT, StackPin
 

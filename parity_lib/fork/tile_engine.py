@@ -30,7 +30,7 @@ class TileReplay(Burn):
         if report is None:
             raise EngineError(
                 "the extension cannot call the fork's kernels by name",
-                place=f"stack {self._build['stack']}",
+                place=f"stack {self._build.stack}",
                 expected=KERNEL,
                 found="a build without it",
                 next_step="ask for stack spine",

@@ -11,8 +11,9 @@ from pathlib import Path
 from parity_lib.base.errors import PinError
 from parity_lib.base.toml_table import fixture_path
 from parity_lib.engines import machine
-from parity_lib.engines.llamacpp.receipt import FILE_NAME, Receipt, read_receipt
+from parity_lib.engines.llamacpp.receipt import FILE_NAME, read_receipt
 from parity_lib.night.plan import PlanCell
+from parity_lib.records.builds import Receipt
 
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = "parity_lib"

@@ -28,8 +28,9 @@ from parity_lib.base.record import (
     save_record,
     to_lines,
 )
+from parity_lib.records.runs import RunInfo
 from parity_lib.records.self_spread import SelfSpread
-from parity_lib.records.traces import LOGIT_ARRAYS, PAIR_ARRAYS, LogitTrace, PairTrace, RunInfo
+from parity_lib.records.traces import LOGIT_ARRAYS, PAIR_ARRAYS, LogitTrace, PairTrace
 from parity_lib.records.verdicts import CellId, Divergence, Verdict
 
 VERDICT, SPREAD = "verdict.json", "spread.json"

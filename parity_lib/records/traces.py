@@ -1,4 +1,4 @@
-"""Traces: which engine ran with which settings, and the top and statistics of its logit row at each scored position."""
+"""Traces: an engine's run, and the top and statistics of its logit row at each scored position."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from parity_lib.base.errors import TraceMismatchError
 from parity_lib.base.names import TOP_STORED
-from parity_lib.base.record import Count, NotEmpty, Record
+from parity_lib.records.runs import RunInfo
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -42,32 +42,6 @@ PAIR_ARRAYS = (
     "jsd",
 )
 """The arrays of a ``PairTrace`` beside those of its two sides."""
-
-
-class RunInfo(Record, frozen=True):
-    """Which engine produced a trace, and how. ``isa_requested`` and ``isa_observed`` can differ (T7 compares them)."""
-
-    engine: NotEmpty  # "llama.cpp" or "burn"
-    version: str
-    commit: str
-    build: Mapping[str, Any]  # the build receipt: flags, compiler, hashes of what was built
-    model_path: str  # file name only; the content is named by the hash
-    model_sha256: str
-    settings: Mapping[str, Any]  # as read back from the engine
-    isa_requested: str
-    isa_observed: str  # "unproven" until a dispatch proof says otherwise
-    isa_evidence: Mapping[str, Any]
-    n_threads: Count
-    kv_type: str
-    compute: str
-    stack: str
-    lock_sha256: str
-    machine_class: str
-    host: str
-    fault: str | None  # a seeded fault, or None
-    started_at: str  # UTC, ISO 8601
-    seconds: float
-    peak_rss_bytes: Count
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,7 +14,7 @@ from parity_lib.base.errors import ParityFailure
 from parity_lib.base.names import Compute, Kind, LedgerClass, Outcome, Rung
 from parity_lib.base.record import Count, NotEmpty, Record
 from parity_lib.records.measured import Measured
-from parity_lib.records.traces import RunInfo
+from parity_lib.records.runs import RunInfo
 
 TopK = tuple[tuple[Count, float], ...]  # (token id, logit), logit descending, ties by lower id
 

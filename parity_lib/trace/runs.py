@@ -13,7 +13,7 @@ from parity_lib.engines import sites
 from parity_lib.engines.oracle.rope import WALKED
 from parity_lib.engines.worker.client import Worker
 from parity_lib.numerics.op_error import OpError
-from parity_lib.records.traces import RunInfo
+from parity_lib.records.runs import RunInfo
 
 ALWAYS = ("embd", "l_out", "result_norm", "result_output")  # sites of the twin that are kept at every position
 

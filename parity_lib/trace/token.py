@@ -35,8 +35,9 @@ from parity_lib.judge.t3_ops import Replayed, judge_ops
 from parity_lib.judge.t4_twin import judge_twin
 from parity_lib.judge.waterfall import Waterfall, waterfall
 from parity_lib.numerics.op_error import OpError
+from parity_lib.records.runs import RunInfo
 from parity_lib.records.tolerances import BandSet, ToleranceTable
-from parity_lib.records.traces import PairTrace, RunInfo
+from parity_lib.records.traces import PairTrace
 from parity_lib.records.verdicts import Divergence, RungResult
 from parity_lib.trace.deployed import REPRODUCER, Native, trace_native
 from parity_lib.trace.layers import Layers, compare_layers

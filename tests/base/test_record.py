@@ -13,7 +13,7 @@ from parity_lib.base.errors import RecordError
 from parity_lib.base.files import append
 from parity_lib.base.json_text import encode
 from parity_lib.base.record import load_lines, load_record, save_record, to_lines
-from parity_lib.engines.llamacpp.receipt import Receipt
+from parity_lib.records.builds import Receipt
 
 RECEIPT = Receipt(
     binding="llama-cpp-python",

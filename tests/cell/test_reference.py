@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 import parity_lib
-from parity_lib.base.json_text import encode
 from parity_lib.base.names import Settings
 from parity_lib.cell import key_sources, reference, reference_cache, steps
 from parity_lib.cell.key_sources import BY_VALUE, MORE, ROWS
@@ -20,7 +19,7 @@ from parity_lib.cell.steps import Cell
 from parity_lib.engines.llamacpp.isa_build import target_receipt
 from parity_lib.engines.llamacpp.settings import asked
 from parity_lib.engines.worker.server import ENGINES
-from parity_lib.records.traces import RunInfo
+from parity_lib.records.runs import llama
 
 pytestmark = pytest.mark.engine
 
@@ -45,7 +44,7 @@ def test_key_names_file_prompts_build_machine_settings_threads_and_source(cell: 
     assert fields["model_sha256"] == run.model_sha256
     assert fields["prompts_sha256"] == cell.suite.sha256
     assert fields["llama_cpp"] == cell.pins.llama_cpp.commit
-    assert fields["receipt"]["libraries"] == dict(run.build["libraries"])
+    assert fields["receipt"]["libraries"] == dict(llama(run).build.libraries)
     assert fields["machine_class"] == run.machine_class
     assert (fields["isa"], fields["n_threads"]) == (run.isa_requested, run.n_threads)
     assert fields["settings"]["context_params"] == asked(Settings.STRICT)["context_params"]
@@ -89,8 +88,8 @@ def test_changed_source_is_another_key(tmp_path: Path, name: str, rows_too: bool
 
 
 def test_receipt_is_that_of_the_build_that_runs(cell: Cell) -> None:
-    run: RunInfo = steps.capture_reference(cell).rows.run
-    assert encode(target_receipt(cell.pins.llama_cpp, cell.sides.reference.isa)) == dict(run.build)
+    run = llama(steps.capture_reference(cell).rows.run)
+    assert target_receipt(cell.pins.llama_cpp, cell.sides.reference.isa) == run.build
 
 
 @pytest.mark.parametrize("start", [*ROWS, *sorted({name for names in MORE.values() for name in names})])

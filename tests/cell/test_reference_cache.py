@@ -20,9 +20,7 @@ from parity_lib.records.traces import Position
 from tests.run_info import run_info
 
 N_VOCAB = 100
-RUN = run_info(
-    build={"target": "avx2"}, settings={"name": "strict"}, kv_type="f32", compute="native", stack="llama.cpp"
-)
+RUN = run_info(kv_type="f32", compute="native", stack="llama.cpp")
 FIELDS = {"part": "reference", "model_sha256": "1" * 64, "prompts_sha256": "2" * 64}
 DATA = {"generated": [[1, 2], [3]], "token_text": {"7": "c3a9"}}
 

@@ -32,6 +32,7 @@ from parity_lib.engines.worker.client import Worker
 from parity_lib.judge.self_spread import numbers
 from parity_lib.judge.t5_native import judge_native
 from parity_lib.records.pins import load_pins
+from parity_lib.records.runs import LlamaRun, llama
 from parity_lib.records.self_spread import DEFAULT, DEFAULT_DECODE, FLASH_F16, OTHER_BUILD, SelfSpread
 from parity_lib.records.self_spread_pins import load_spreads
 from parity_lib.records.traces import Position
@@ -128,12 +129,18 @@ def test_repacked_weights_are_seen_and_strict_has_none(repacked: Captured) -> No
     assert spread.counted[:2] == (DEFAULT, FLASH_F16)
 
 
+def lying_in(reference: Reference, buffers: dict[str, float]) -> LlamaRun:
+    """The reference's run with its weights in other buffers."""
+    run = llama(reference.rows.run)
+    return structs.replace(run, isa_evidence=structs.replace(run.isa_evidence, weight_buffers_mib=buffers))
+
+
 def test_a_variant_that_did_not_run_as_it_is_called_is_refused(repacked: Captured) -> None:
     cell, reference, *_ = repacked
     default = module.WAYS[0]
     with pytest.raises(EngineError, match="did not run as the variant is called"):
-        module._prove(cell, default, reference.rows.run)  # strict rows, said to be those of the defaults
-    repack = structs.replace(reference.rows.run, isa_evidence={"weight_buffers_mib": {"CPU": 1.0, "CPU_REPACK": 2.0}})
+        module._prove(cell, default, llama(reference.rows.run))  # strict rows, said to be those of the defaults
+    repack = lying_in(reference, {"CPU": 1.0, "CPU_REPACK": 2.0})
     module._prove(cell, default, repack)
     with pytest.raises(EngineError, match="outside of AMX or CPU_REPACK"):
         module._prove(cell, module.WAYS[1], repack)
@@ -155,9 +162,7 @@ def test_weights_may_lie_where_the_target_can_put_them(
     repacked: Captured, isa: str, buffers: set[str], good: bool
 ) -> None:
     cell, reference, *_ = repacked
-    run = structs.replace(
-        reference.rows.run, isa_requested=isa, isa_evidence={"weight_buffers_mib": dict.fromkeys(buffers, 1)}
-    )
+    run = structs.replace(lying_in(reference, dict.fromkeys(buffers, 1.0)), isa_requested=isa)
     if good:
         module._prove(cell, module.WAYS[0], run)
     else:
@@ -278,7 +283,7 @@ def test_a_kept_build_runs_in_a_worker_and_gives_the_installed_one_s_bits(
     env = worker_env("strict") | {"LLAMA_CPP_LIB_PATH": str(folder)}
     with Worker("llama_cpp", kwargs, env=env) as engine:
         engine.call("score", reference.sequences, tmp_path / "rows")
-        assert engine.call("run_info").settings["environment"]["LLAMA_CPP_LIB_PATH"] == str(folder)
+        assert engine.call("run_info").settings.environment["LLAMA_CPP_LIB_PATH"] == str(folder)
     assert (tmp_path / "rows").read_bytes() == reference.rows.open().tobytes()
 
 

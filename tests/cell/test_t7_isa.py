@@ -14,6 +14,7 @@ from msgspec import structs
 from parity_lib.base.errors import PinError, RecordError
 from parity_lib.base.json_text import encode
 from parity_lib.base.names import Isa, Outcome, Settings
+from parity_lib.base.record import decode_record
 from parity_lib.cell import reference_cache, steps, t7_isa
 from parity_lib.cell.rows import Rows
 from parity_lib.cell.steps import Cell, Finding, Reference
@@ -22,6 +23,7 @@ from parity_lib.engines.llamacpp import isa_build
 from parity_lib.engines.targets import Side, Sides
 from parity_lib.records.isa_evidence import BURN, LLAMA_CPP, Evidence
 from parity_lib.records.pins import load_pins
+from parity_lib.records.runs import BurnRun, burn
 from tests.shared import SoundCell, link_tree, reference_kept_in
 
 pytestmark = pytest.mark.engine
@@ -85,7 +87,9 @@ def test_what_was_kept_is_not_believed_where_it_saw_too_little(
 @pytest.mark.parametrize(("required", "outcome"), [(False, Outcome.NOT_RUN), (True, Outcome.INCOMPLETE)])
 def test_unproven_is_not_run_unless_the_cell_requires_it(proved: Proved, required: bool, outcome: Outcome) -> None:
     cell = replace(proved.cell, request=replace(proved.cell.request, require_isa=required))
-    unseen = {"samples": encode(Evidence(BURN, "teacher-forced pass", cell.id.isa, None, "no sampler here"))}
+    said = burn(proved.candidate.run).isa_evidence
+    samples = Evidence(BURN, "teacher-forced pass", cell.id.isa, None, "no sampler here")
+    unseen = structs.replace(said, samples=samples)
     candidate = replace(proved.candidate, run=structs.replace(proved.candidate.run, isa_evidence=unseen))
     finding = steps.prove_isa(cell, proved.reference, candidate)
     assert (finding.rung.outcome, finding.divergences) == (outcome, ())
@@ -93,13 +97,16 @@ def test_unproven_is_not_run_unless_the_cell_requires_it(proved: Proved, require
 
 
 def test_a_run_that_says_nothing_of_its_instructions_is_refused(proved: Proved) -> None:
-    candidate = replace(proved.candidate, run=structs.replace(proved.candidate.run, isa_evidence={}))
-    with pytest.raises(RecordError, match="has no samples of its instructions"):
-        t7_isa.candidate_evidence(candidate.run.isa_evidence)
+    said = encode(proved.candidate.run)
+    del said["isa_evidence"]["samples"]
+    with pytest.raises(RecordError, match="missing required field `samples`"):
+        decode_record(said, BurnRun, "here")
+    with pytest.raises(RecordError, match="another engine ran"):
+        steps.prove_isa(proved.cell, proved.reference, proved.reference.rows)
 
 
 def test_a_polyfill_in_a_cell_is_a_divergence(proved: Proved) -> None:
-    claim = t7_isa.candidate_evidence(proved.candidate.run.isa_evidence)
+    claim = burn(proved.candidate.run).isa_evidence.samples
     enough = structs.replace(claim, requested="amx", sampled=proved.finding.measured.proofs[0].evidence.sampled)
     finding = t7_isa.prove_isa(proved.cell, proved.reference, enough)
     assert finding.rung.outcome is Outcome.DIVERGED

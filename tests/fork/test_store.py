@@ -15,7 +15,8 @@ from parity_lib.base.record import save_record
 from parity_lib.cli.app import main
 from parity_lib.engines.burn import sources, stacks
 from parity_lib.engines.burn.build_info import load
-from parity_lib.engines.burn.stacks import LIBRARY, RECEIPT, StackReceipt
+from parity_lib.engines.burn.stacks import LIBRARY, RECEIPT
+from parity_lib.records.builds import StackReceipt
 from parity_lib.records.pins import load_pins
 from parity_lib.records.stack_pins import StackPin
 

@@ -7,6 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from parity_lib.base.json_text import dump_line
+from tests.run_info import run_info
+
 MODEL = 'model = "synthetic-llama"\nquant = "Q8_0"\n'
 PRODUCTION = 'model = "llama-3-8b"\nquant = "Q4_K_M"\n'
 FOREIGN = "neon" if os.uname().machine == "x86_64" else "avx2"
@@ -20,13 +23,15 @@ fault: str = ""  # fault
 control: bool = False  # control
 out_dir: str = ""  # folder"""
 # A record as a real cell leaves it; ``outcome`` is set by the line before it.
-RECORD = """from datetime import UTC, datetime
+RECORD = """import json
+from datetime import UTC, datetime
 from parity_lib.records import store
 from parity_lib.base.names import Kind, Outcome, Rung
-from parity_lib.records.traces import RunInfo
+from parity_lib.base.record import decode_record
+from parity_lib.records.runs import BurnRun
 from parity_lib.records.verdicts import CellId, Divergence, RungResult, Verdict, conclude
-run = RunInfo("burn", "0", "0", {}, "m.gguf", "0" * 64, {}, isa, "unproven", {}, 1, "F32", compute, stack, "0" * 64,
-              "class", "host", seeded or None, "2026-11-23T00:00:00+00:00", 1.0, 1000)
+run = {"isa_requested": isa, "compute": compute, "stack": stack, "fault": seeded or None}
+run = decode_record(json.loads(BURN_RUN) | run, BurnRun, "a test")
 bad = [Divergence(Rung.T4, Kind.TOP1, 0.5, 3, 17, delta=0.75, delta_id=7)] if broken else []
 ok = Outcome.PARITY
 RUNGS = (Rung.T0, Rung.T2, Rung.T3, Rung.T5, Rung.T6, Rung.T7)
@@ -37,7 +42,7 @@ outcome, causes = conclude(rungs, required=(Rung.T4,))
 created = datetime.now(UTC).isoformat(timespec="seconds")
 verdict = Verdict(CellId(model, quant, isa, stack, compute), outcome, tuple(rungs), tuple(bad), {"candidate": run},
                   False, False, causes, control=control, created_at=created)
-store.save_verdict(verdict, out_dir)"""
+store.save_verdict(verdict, out_dir)""".replace("BURN_RUN", repr(dump_line(run_info("burn"))))
 SETUP = "broken, compared, seeded, note = bool(fault), 5, fault, ''"
 ASSERT = "verdict.require_parity()"
 SOUND = [SETUP, RECORD, ASSERT]

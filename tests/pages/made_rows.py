@@ -12,6 +12,7 @@ from parity_lib.base.names import Rung
 from parity_lib.judge.align import align
 from parity_lib.judge.self_spread import measured
 from parity_lib.numerics.metrics import RowStatistics, pair_statistics, row_digests
+from parity_lib.records.runs import RunInfo
 from parity_lib.records.self_spread import (
     AGAINST,
     DEFAULT,
@@ -22,7 +23,8 @@ from parity_lib.records.self_spread import (
     with_copies_marked,
 )
 from parity_lib.records.tolerances import FIRST, LATER, METRICS, Band, BandSet, ToleranceTable
-from parity_lib.records.traces import F32, LogitTrace, PairTrace, RunInfo, expected_positions
+from parity_lib.records.traces import F32, LogitTrace, PairTrace, expected_positions
+from tests.run_info import run_info as made_run
 from tests.run_info import variant_run
 
 N_VOCAB = 600
@@ -32,25 +34,18 @@ LENGTHS = ((9, 50), (12, 50), (31, 200), (27, 200), (22, 50), (24, 50), (18, 50)
 
 def run_info(engine: str, **changes: object) -> RunInfo:
     llama = engine == "llama.cpp"
-    info = RunInfo(
-        engine=engine,
+    info = made_run(
+        engine,
         version="0.3.36" if llama else "0.1.0",
         commit="0c1e57098bba43ac29e6e3b677cdceebdd22334f" if llama else "5e1c" * 16,
-        build={"flags": ["-DGGML_AVX512=ON"], "compiler": "GCC 12.2"} if llama else {"rustc": "1.95.0"},
         model_path="smollm2-135m-Q8_0.gguf",
         model_sha256="7b46609d11703c058397e5cfe4cc6e4b2508cb1eb4c80ddc472a5d421fbdb508",
-        settings={"flash_attn": False, "use_extra_bufts": False} if llama else {"panel_rows": 4096},
         isa_requested="avx512",
-        isa_observed="unproven",
-        isa_evidence={},
         n_threads=2,
-        kv_type="F32",
-        compute="f32",
         stack="llama-cpp-python" if llama else "crates-io",
         lock_sha256="" if llama else "ab" * 32,
         machine_class="x86-64 avx512 2 cores",
         host="runner-3",
-        fault=None,
         started_at="2026-11-23T02:09:11Z",
         seconds=48.2 if llama else 21.7,
         peak_rss_bytes=812_000_000,

@@ -20,7 +20,8 @@ from parity_lib.numerics.metrics import pair_statistics, row_digests
 from parity_lib.records import store
 from parity_lib.records.measured import Measured
 from parity_lib.records.row_numbers import NonFinite, PairNumbers, PairReport, Summary
-from parity_lib.records.traces import LOGIT_ARRAYS, PAIR_ARRAYS, LogitTrace, PairTrace, RunInfo
+from parity_lib.records.runs import RunInfo
+from parity_lib.records.traces import LOGIT_ARRAYS, PAIR_ARRAYS, LogitTrace, PairTrace
 from parity_lib.records.verdicts import CellId, Divergence, PinnedFiles, RungResult, Verdict
 from tests.run_info import run_info
 
@@ -30,7 +31,7 @@ CELL = CellId("smollm2-135m", "Q8_0", "avx512", "crates-io", "f32")
 def run(engine: str) -> RunInfo:
     peak = 7_000 if engine == "burn" else 9_000
     given = {"commit": "0c1e570-dirty", "isa_requested": "avx512", "machine_class": "x86_64-4", "peak_rss_bytes": peak}
-    return run_info(engine, **given, settings={"n_ubatch": 512}, model_sha256="ab" * 32, seconds=2.5)
+    return run_info(engine, **given, model_sha256="ab" * 32, seconds=2.5)
 
 
 FLIP = Divergence(

@@ -15,7 +15,7 @@ from parity_lib.base.names import Kind, LedgerClass, Outcome, Rung
 from parity_lib.base.record import decode_record
 from parity_lib.records.measured import Measured
 from parity_lib.records.row_numbers import NonFinite, PairReport
-from parity_lib.records.traces import RunInfo
+from parity_lib.records.runs import BurnRun
 from parity_lib.records.verdicts import CellId, Divergence, PinnedFiles, RungResult, Verdict, conclude, margin_words
 from tests.run_info import run_info
 
@@ -36,9 +36,8 @@ FLIP = Divergence(
 )
 RUN = run_info(
     "burn",
-    build={"rustc": "1.95", "threads": math.nan},
     model_sha256="ab" * 32,
-    settings={"policy": "f32"},
+    seconds=math.nan,
     isa_requested="avx512",
     lock_sha256="cd" * 32,
 )
@@ -171,10 +170,10 @@ def test_json_gives_back_an_equal_record(made: Verdict) -> None:
 def test_run_info_with_another_field_is_refused() -> None:
     data = encode(RUN)
     with pytest.raises(RecordError, match="unknown field `gpu`"):
-        decode_record(data | {"gpu": "none"}, RunInfo, "here")
+        decode_record(data | {"gpu": "none"}, BurnRun, "here")
     del data["fault"]
     with pytest.raises(RecordError, match="missing required field `fault`"):
-        decode_record(data, RunInfo, "here")
+        decode_record(data, BurnRun, "here")
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from parity_lib.engines.llamacpp.engine import worker_env
 from parity_lib.engines.worker.client import Worker
 from parity_lib.judge.t3_ops import Replayed
 from parity_lib.models.synthetic import Shape, build
-from parity_lib.records.traces import RunInfo
+from parity_lib.records.runs import RunInfo
 from parity_lib.trace.reproducer import format as reproducers
 from parity_lib.trace.reproducer.format import LARGEST, Engines, Reproducer
 from parity_lib.trace.reproducer.make import fault_in_block, make_reproducer, save_reproducer

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from parity_lib.base.errors import EngineError, PinError
 from parity_lib.base.json_text import encode
+from parity_lib.base.record import decode_record
 from parity_lib.engines.burn import stacks
 from parity_lib.engines.burn.sources import CRATES_IO, NATIVE, lock_sha256, manifest, source_sha256
+from parity_lib.records.builds import BurnBuild
 from parity_lib.records.pins import load_pins
 
 Extension = Any  # the module burn_gguf, or an object of it; its types are in burn_gguf/burn_gguf.pyi
@@ -33,32 +34,29 @@ JUDGED, WITH_FAULTS = "without faults", "with faults"  # the two libraries of a 
 REBUILD = "run `make setup`, which builds the extension again"
 
 
-def check_sources(build: Mapping[str, Any], native: Path = NATIVE) -> None:
+def check_sources(build: BurnBuild, native: Path = NATIVE) -> None:
     """Raise ``PinError`` if ``native`` holds other sources, or another lock, than ``build`` was made from."""
-    own = manifest(build["stack"], native)
+    own = manifest(build.stack, native)
     found = {"source_sha256": source_sha256(own, native), "lock_sha256": lock_sha256(own)}
     for name, digest in found.items():
-        if build[name] != digest:
+        if getattr(build, name) != digest:
             raise PinError(
                 "the Rust extension is stale: it was built from other sources",
                 place=f"burn_gguf, {name}",
                 expected=digest,
-                found=build[name],
-                next_step=REBUILD if build["stack"] == CRATES_IO else f"parity stack build {build['stack']}",
+                found=getattr(build, name),
+                next_step=REBUILD if build.stack == CRATES_IO else f"parity stack build {build.stack}",
             )
 
 
-def library(build: Mapping[str, Any]) -> str:
-    """Return which of a stack's libraries a build is, by the features that it names: ``JUDGED`` or ``WITH_FAULTS``."""
-    features = build.get("features")
-    if not isinstance(features, str):
-        return "not recorded"
+def library(features: str) -> str:
+    """Return which of a stack's libraries has these features, with commas between: ``JUDGED`` or ``WITH_FAULTS``."""
     return WITH_FAULTS if stacks.FAULTS in features.split(",") else JUDGED
 
 
 @cache
-def load(stack: str, *, faults: bool = False) -> tuple[Extension, dict[str, Any]]:
-    """Import the extension of a stack; return it and its build info, with ``receipt``, the record of the build.
+def load(stack: str, *, faults: bool = False) -> tuple[Extension, BurnBuild]:
+    """Import the extension of a stack; return it and what it was built from.
 
     Args:
         stack: its id.
@@ -73,26 +71,28 @@ def load(stack: str, *, faults: bool = False) -> tuple[Extension, dict[str, Any]
         extension, receipt = _installed(), None
     else:
         extension, receipt = stacks.load(stack, faults=faults)
-    build: dict[str, Any] = json.loads(extension.build_info())
-    if build["stack"] != stack:
+    said = json.loads(extension.build_info())
+    said |= {"library": library(said["features"]), "receipt": None if receipt is None else encode(receipt)}
+    build = decode_record(said, BurnBuild, "burn_gguf, build info")
+    if build.stack != stack:
         raise PinError(
             "the extension is built on another stack",
             place="stack",
             expected=stack,
-            found=build["stack"],
-            next_step=f"{REBUILD}, or ask for stack {build['stack']}",
+            found=build.stack,
+            next_step=f"{REBUILD}, or ask for stack {build.stack}",
         )
     expected = WITH_FAULTS if faults else JUDGED
-    if library(build) != expected:
+    if build.library != expected:
         raise PinError(
             "the extension is the other library of the stack",
             place=f"stack {stack}",
             expected=expected,
-            found=f"{library(build)}: features {build['features']}",
+            found=f"{build.library}: features {build.features}",
             next_step=REBUILD if stack == CRATES_IO else stacks.AGAIN,
         )
     check_sources(build)
-    return extension, build | {"library": expected} | ({"receipt": encode(receipt)} if receipt is not None else {})
+    return extension, build
 
 
 def check_built(stack: str, *, faults: bool = False) -> None:

@@ -17,6 +17,7 @@ from parity_lib.base.errors import EngineError, ModelFileError
 from parity_lib.base.json_text import encode
 from parity_lib.base.names import Compute, Isa
 from parity_lib.base.progress import Progress
+from parity_lib.base.record import decode_record
 from parity_lib.engines import machine
 from parity_lib.engines.burn import isa as burn_isa
 from parity_lib.engines.burn import paths
@@ -27,7 +28,8 @@ from parity_lib.engines.spool import new_spool
 from parity_lib.engines.worker.protocol import OnOneFile
 from parity_lib.model_file.digest import sha256_file
 from parity_lib.records.isa_evidence import UNPROVEN, Evidence
-from parity_lib.records.traces import F32, RunInfo
+from parity_lib.records.runs import BurnDispatchFacts, BurnRun, BurnSettings
+from parity_lib.records.traces import F32
 
 __all__ = ["CRATES_IO", "Burn", "load"]
 
@@ -96,25 +98,25 @@ class Burn(OnOneFile):
         self._require_open()
         return int(self._facts["n_vocab"])
 
-    def run_info(self) -> RunInfo:
+    def run_info(self) -> BurnRun:
         """Return what ran, with the settings as the engine itself reports them."""
         self._require_open()
-        return RunInfo(
-            engine="burn",
-            version=next(self._build["crates"][name] for name in BACKENDS if name in self._build["crates"]),
-            commit=f"source {self._build['source_sha256'][:12]}",
+        crates, seen = self._build.crates, self._evidence | {"samples": encode(self.evidence())}
+        return BurnRun(
+            version=next(crates[name] for name in BACKENDS if name in crates),
+            commit=f"source {self._build.source_sha256[:12]}",
             build=self._build,
             model_path=self._path.name,
             model_sha256=self._sha256,
-            settings=self._facts,
+            settings=decode_record(self._facts, BurnSettings, "facts_json"),
             isa_requested=str(self._isa),
             isa_observed=UNPROVEN,  # what the samples show is for T7 to judge
-            isa_evidence=self._evidence | {"samples": encode(self.evidence())},
+            isa_evidence=decode_record(seen, BurnDispatchFacts, "isa_json"),
             n_threads=self._facts["n_threads"],
             kv_type="F32",
             compute=self._facts["policy"],
-            stack=self._build["stack"],
-            lock_sha256=self._build["lock_sha256"],
+            stack=self._build.stack,
+            lock_sha256=self._build.lock_sha256,
             machine_class=machine.machine_class(),
             host=machine.host(),
             fault=self._facts["fault"],

@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from parity_lib.base.errors import EngineError, PinError, RecordError
-from parity_lib.base.record import Record, load_record
+from parity_lib.base.record import load_record
 from parity_lib.base.surroundings import cache_dir
 from parity_lib.engines.burn import sources
+from parity_lib.records.builds import StackReceipt
 from parity_lib.records.pins import load_pins
 from parity_lib.records.stack_pins import StackPin
 
@@ -29,35 +29,6 @@ FAULTS = "faults"  # the cargo feature: faults can be seeded
 FORK = Path(__file__).resolve().parents[2] / "fork"
 RECIPE = FORK / "patch.py"  # decides what a patched crate holds
 FIXES = (FORK / "fixes.py", FORK / "fixes.toml")  # decide what a fixed source holds
-
-
-class StackReceipt(Record, frozen=True, tag_field="schema", tag="parity/stack-receipt/1"):
-    """Sources, compiler and hashes of one build of a stack. A library with another hash is refused."""
-
-    stack: str
-    key: str
-    source_sha256: str  # of the Rust sources and the stack's manifest, see ``burn_gguf/build.rs``
-    lock_sha256: str
-    recipe_sha256: str  # of the code that prepares patched crates
-    revision: str  # of the fork, 40 hex digits; empty where everything comes from crates.io
-    fork_sha256: str  # of the fork's files
-    patched: Mapping[str, str]  # crate that cargo compiled from a patched folder -> its version
-    library_sha256: str
-    rustc: str
-    features: tuple[str, ...]
-    target: str
-    faults: Mapping[str, str] = {}  # that it can seed, as written -> what it does
-    fixes: tuple[str, ...] = ()  # that were written into the fork's source before it was compiled
-
-    def words(self) -> str:
-        """Return the build in a line."""
-        fork = f"fork {self.revision[:12]}, " if self.revision else ""
-        fork += f"fixed {' '.join(self.fixes)}, " if self.fixes else ""
-        patched = ", ".join(f"{crate} {version}" for crate, version in self.patched.items())
-        return (
-            f"{fork}{f'patched {patched}, ' if patched else ''}lock {self.lock_sha256[:12]}, "
-            f"library {self.library_sha256[:12]}, {self.rustc}, features {' '.join(self.features) or 'none'}"
-        )
 
 
 def stacks_dir() -> Path:

@@ -14,7 +14,8 @@ from types import ModuleType
 from typing import Any
 
 from parity_lib.base.errors import PinError
-from parity_lib.engines.llamacpp.receipt import FILE_NAME, REBUILD, Receipt, check_libraries, read_receipt
+from parity_lib.engines.llamacpp.receipt import FILE_NAME, REBUILD, check_libraries, read_receipt
+from parity_lib.records.builds import Receipt
 
 LOG_LINES = 4000
 QUOTED_LINES = 20

@@ -28,7 +28,6 @@ from parity_lib.engines import machine
 from parity_lib.engines.llamacpp.probe import probe
 from parity_lib.engines.llamacpp.receipt import (
     FILE_NAME,
-    Receipt,
     hash_libraries,
     read_receipt,
     sha256_of,
@@ -41,6 +40,7 @@ from parity_lib.engines.llamacpp.recipe import (
     host_target,
     recipe_for,
 )
+from parity_lib.records.builds import Receipt
 from parity_lib.records.pins import load_pins
 
 LIBRARIES = "llama_cpp/lib"  # inside the wheel and inside the site folder

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from parity_lib.base.errors import EngineError, ModelFileError
-from parity_lib.base.json_text import encode
 from parity_lib.base.names import Isa, Settings
 from parity_lib.base.progress import Progress
 from parity_lib.engines import machine
@@ -33,7 +32,8 @@ from parity_lib.engines.spool import SpoolWriter, spool_writer
 from parity_lib.engines.worker.protocol import OnOneFile
 from parity_lib.model_file.digest import sha256_file
 from parity_lib.numerics.metrics import top_k
-from parity_lib.records.traces import F32, RunInfo
+from parity_lib.records.runs import LlamaDispatchFacts, LlamaRun, LlamaSettings
+from parity_lib.records.traces import F32
 
 __all__ = ["LlamaCpp", "quantize_file", "worker_env"]
 
@@ -92,25 +92,24 @@ class LlamaCpp(OnOneFile):
         self._require_open()
         return self._vocabulary.n_tokens
 
-    def run_info(self) -> RunInfo:
+    def run_info(self) -> LlamaRun:
         """Return what ran, with the settings as the context itself reports them."""
         self._require_open()
-        return RunInfo(
-            engine="llama.cpp",
+        return LlamaRun(
             version=self._api.llama_version().decode(),
             commit=self._library.commit,
-            build=encode(self._library.receipt),
+            build=self._library.receipt,
             model_path=self._path.name,
             model_sha256=self._sha256,
-            settings=asked(self._settings) | {"environment": self._env} | self._taken,
+            settings=LlamaSettings(**asked(self._settings), environment=self._env, **self._taken),
             isa_requested=str(self._isa),
             isa_observed="unproven",  # compiled in is not the same as run
-            isa_evidence={
-                "system_info": self._library.system_info,
-                "features": self._features,
-                "libraries": list(self._library.loaded),
-                "weight_buffers_mib": self._buffers,
-            },
+            isa_evidence=LlamaDispatchFacts(
+                system_info=self._library.system_info,
+                features=self._features,
+                libraries=tuple(self._library.loaded),
+                weight_buffers_mib=self._buffers,
+            ),
             n_threads=self._n_threads,
             kv_type=self._taken["type_k"],
             compute="native",

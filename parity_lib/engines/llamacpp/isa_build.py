@@ -15,9 +15,10 @@ from parity_lib.base.surroundings import cache_dir
 from parity_lib.engines import machine
 from parity_lib.engines.llamacpp.build import LIBRARIES, kept_wheel
 from parity_lib.engines.llamacpp.probe import accept, check_accepted, probe, refuse
-from parity_lib.engines.llamacpp.receipt import FILE_NAME, Receipt, hash_libraries, read_receipt
+from parity_lib.engines.llamacpp.receipt import FILE_NAME, hash_libraries, read_receipt
 from parity_lib.engines.llamacpp.recipe import compiler_version, recipe_for
 from parity_lib.engines.llamacpp.settings import LIB_PATH
+from parity_lib.records.builds import Receipt
 from parity_lib.records.pins import LlamaCppPin
 
 

@@ -21,11 +21,11 @@ from parity_lib.engines import machine
 from parity_lib.engines.llamacpp.abi import GgmlTensor
 from parity_lib.engines.llamacpp.buffers import REORDERS, InitParams, Reordered
 from parity_lib.engines.llamacpp.one_op import TYPES, LlamaOp
-from parity_lib.engines.llamacpp.receipt import Receipt
 from parity_lib.engines.llamacpp.settings import LIB_PATH, worker_env
 from parity_lib.engines.worker.client import Worker, describe_status
 from parity_lib.engines.worker.fatal import Fatal, read_fatal, tell_where_it_dies
 from parity_lib.numerics.ggml_activations import ACTIVATIONS
+from parity_lib.records.builds import Receipt
 from parity_lib.records.traces import F32
 
 Bytes = npt.NDArray[np.uint8]

@@ -1,37 +1,17 @@
-"""The build receipt of the reference: what was compiled, from what, with what, and the hashes that came out."""
+"""The build receipt of the reference: read, and held against the libraries that are loaded."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
-
-from msgspec import Meta
 
 from parity_lib.base.errors import PinError, RecordError
-from parity_lib.base.names import Isa
-from parity_lib.base.record import Commit, NotEmpty, Record, Sha256, load_record
+from parity_lib.base.record import load_record
+from parity_lib.records.builds import Receipt
 
 FILE_NAME = "parity-build-receipt.json"
 REBUILD = "build the reference again: python -m parity_lib.engines.llamacpp.build"
-
-
-class Receipt(Record, frozen=True, tag_field="schema", tag="parity/build-receipt/1"):
-    """What one build of the reference is. Two builds with equal receipts gave the same libraries."""
-
-    binding: NotEmpty  # "llama-cpp-python"
-    version: NotEmpty
-    commit: Commit  # of llama.cpp, 40 hex digits, as pinned
-    sdist_sha256: Sha256
-    wheel_sha256: Sha256
-    target: Annotated[str, Meta(pattern=f"^({'|'.join(Isa)})$")]  # "avx512", "avx2", "neon"
-    cmake_args: Annotated[tuple[NotEmpty, ...], Meta(min_length=1)]
-    cpu_flags: tuple[NotEmpty, ...]  # as /proc/cpuinfo lists them; the libraries use all of these without asking
-    compiler: NotEmpty  # first line of ``c++ --version``
-    tools: Mapping[str, str]  # cmake, ninja, scikit-build-core
-    architecture: NotEmpty  # "x86_64", "aarch64"
-    libraries: Annotated[Mapping[str, Sha256], Meta(min_length=1)]  # every lib*.so* of the package's lib folder
 
 
 def sha256_of(path: Path) -> str:

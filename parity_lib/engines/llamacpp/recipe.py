@@ -16,7 +16,7 @@ from pathlib import Path
 from parity_lib.base.errors import EngineError, PinError
 from parity_lib.base.names import Isa
 from parity_lib.engines import machine
-from parity_lib.engines.llamacpp.receipt import Receipt
+from parity_lib.records.builds import Receipt
 from parity_lib.records.pins import LlamaCppPin
 
 PACKAGE = "llama-cpp-python"

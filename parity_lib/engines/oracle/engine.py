@@ -25,7 +25,8 @@ from parity_lib.engines.worker.protocol import OnOneFile
 from parity_lib.model_file.digest import sha256_file
 from parity_lib.model_file.facts import ModelFile, Tensor, facts_of
 from parity_lib.numerics.ggml_activations import ACTIVATIONS, Quantised, correction, minima, quantise
-from parity_lib.records.traces import F64, RunInfo
+from parity_lib.records.runs import OracleRun, OracleSettings
+from parity_lib.records.traces import F64
 
 PANEL = 1 << 22  # weights that are float64 at a time: 32 MB
 
@@ -132,20 +133,17 @@ class Oracle(OnOneFile):
         self._n_threads, self._seconds = n_threads, 0.0
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
 
-    def run_info(self) -> RunInfo:
+    def run_info(self) -> OracleRun:
         """Return what ran."""
         self._require_open()
-        return RunInfo(
-            engine="oracle",
+        return OracleRun(
             version=f"numpy {np.__version__}",
             commit="",
-            build={},
             model_path=self._path.name,
             model_sha256=sha256_file(self._path),
-            settings={"compute": "float64", "angles": self._angles, "rounded": self._rounded},
+            settings=OracleSettings("float64", self._angles, self._rounded),
             isa_requested="any",
             isa_observed="unproven",
-            isa_evidence={},
             n_threads=self._n_threads,
             kv_type="F64",
             compute="f64",

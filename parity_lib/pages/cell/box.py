@@ -20,6 +20,7 @@ from parity_lib.pages.kit.box import box
 from parity_lib.pages.kit.fragment import Fragment
 from parity_lib.pages.kit.outcomes import style_of
 from parity_lib.pages.kit.text import Words, code_markup, count, margin, number, percent
+from parity_lib.records.runs import burn
 from parity_lib.records.verdicts import Verdict
 
 _COUNTED = (Rung.T1, Rung.T6)  # their worst case is a number of texts, of rows
@@ -147,7 +148,7 @@ def _marks(verdict: Verdict) -> list[tuple[str, str]]:
     candidate = verdict.runs.get("candidate")
     marks = [(which_burn(verdict), "the candidate's stack")]
     if candidate is not None and candidate.fault:
-        library = f"library {candidate.build.get('library', 'not recorded')}"
+        library = f"library {burn(candidate).build.library}"
         reason = f"a fault was put into the candidate on purpose; it ran in the {library}, which is never judged"
         marks.append((f"seeded fault: {candidate.fault}, {library}", reason))
     if verdict.provisional:

@@ -7,10 +7,11 @@ from typing import Any
 
 from markupsafe import Markup
 
+from parity_lib.base.json_text import encode
 from parity_lib.pages.kit.fragment import Fragment, details, paragraph
 from parity_lib.pages.kit.table import Column, table
 from parity_lib.pages.kit.text import NONE, duration, short, size
-from parity_lib.records.traces import RunInfo
+from parity_lib.records.runs import Run, RunInfo
 from parity_lib.records.verdicts import Verdict
 
 _ORDER = ("reference", "reference-twin", "candidate")
@@ -37,10 +38,10 @@ def run_table(verdict: Verdict) -> Fragment:
     runs = dict(sorted(verdict.runs.items(), key=lambda item: _ORDER.index(item[0]) if item[0] in _ORDER else 9))
     if not runs:
         return paragraph("No engine ran: the cell ended before one was started.")
-    names = [name for name in RunInfo.__struct_fields__ if name not in _NESTED]
+    names = ["engine", *Run.__struct_fields__]
     shown = _compare(runs, [[_label(name), *(_value(run, name) for run in runs.values())] for name in names])
     for name in _NESTED:
-        flat = {side: _flat(getattr(run, name)) for side, run in runs.items()}
+        flat = {side: _flat(encode(getattr(run, name, {}))) for side, run in runs.items()}
         keys = list(dict.fromkeys(key for values in flat.values() for key in values))
         if keys:
             rows = [[key, *(values.get(key, NONE) for values in flat.values())] for key in keys]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from parity_lib.base.json_text import encode
 from parity_lib.base.names import Compute
 from parity_lib.cell.open_engines import open_burn
 from parity_lib.cell.request import Cell
@@ -22,7 +23,8 @@ from parity_lib.judge.t3_ops import Replayed
 from parity_lib.model_file.facts import facts_of
 from parity_lib.model_file.header import ModelFile
 from parity_lib.numerics.op_error import OpError
-from parity_lib.records.traces import F32, RunInfo
+from parity_lib.records.runs import OracleRun, RunInfo
+from parity_lib.records.traces import F32
 from parity_lib.trace.reproducer.format import LARGEST, At, Engines, Reproducer, Side, save
 from parity_lib.trace.reproducer.reduce import Cut, Source, cuts
 
@@ -169,6 +171,7 @@ def _at(replayed: Replayed, error: OpError, worst: Worst, position: int) -> At:
 
 def _versions(run: RunInfo) -> Side:
     """Return the fields of a run info that name the code and the file, without host and path."""
+    build = {} if isinstance(run, OracleRun) else encode(run.build)
     return Side(
         engine=run.engine,
         version=run.version,
@@ -177,5 +180,5 @@ def _versions(run: RunInfo) -> Side:
         stack=run.stack,
         compute=run.compute,
         model_sha256=run.model_sha256,
-        build={k: run.build[k] for k in ("source_sha256", "lock_sha256", "crates", "libraries") if k in run.build},
+        build={k: build[k] for k in ("source_sha256", "lock_sha256", "crates", "libraries") if k in build},
     )

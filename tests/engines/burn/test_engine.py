@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pytest
 
 from parity_lib.base.errors import EngineError, ModelFileError, PinError, UsageError, WorkerDied
+from parity_lib.base.json_text import encode
 from parity_lib.base.names import Isa
 from parity_lib.engines import machine
 from parity_lib.engines.burn import build_info as burn_build
@@ -131,15 +132,15 @@ def test_run_info_says_what_ran(models: dict[str, Path], target: Isa) -> None:
     assert (run.engine, run.version, run.stack, run.compute) == ("burn", "0.21.0", "crates-io", "bf16")
     assert (run.isa_requested, run.isa_observed) == (str(target), "unproven")
     assert (run.fault, run.n_threads, run.model_path) == ("eps_x10@blk.1", 1, models["llama"].name)
-    assert (run.build["library"], run.build["receipt"]["stack"]) == ("with faults", "crates-io")
-    assert run.build["crates"]["matrixmultiply"] == "0.3.11"
-    assert run.build["source_sha256"] == burn_build.source_sha256(burn_build.NATIVE)
-    assert run.lock_sha256 == run.build["lock_sha256"]
-    assert run.settings["rms_eps"] == pytest.approx(1e-5)
+    assert (run.build.library, run.build.receipt.stack) == ("with faults", "crates-io")
+    assert run.build.crates["matrixmultiply"] == "0.3.11"
+    assert run.build.source_sha256 == burn_build.source_sha256(burn_build.NATIVE)
+    assert run.lock_sha256 == run.build.lock_sha256
+    assert run.settings.rms_eps == pytest.approx(1e-5)
     assert run.peak_rss_bytes > 1 << 20
     judged = Burn(models["llama"], isa=target).run_info()
-    assert (judged.fault, judged.build["library"]) == (None, "without faults")
-    assert "faults" not in judged.build["features"].split(",")
+    assert (judged.fault, judged.build.library) == (None, "without faults")
+    assert "faults" not in judged.build.features.split(",")
 
 
 @pytest.mark.parametrize("compute", ["f32", "bf16", "ggml"])
@@ -151,7 +152,7 @@ def test_without_a_fault_both_libraries_give_the_same_bits(
         asked = {"path": str(models[name]), "isa": target, "compute": compute, "with_faults": True}
         with Worker("burn", asked) as engine:
             run, found = engine.call("run_info"), engine.call("row_digests", SEQUENCES, tmp_path)
-        assert (run.build["library"], run.fault) == ("with faults", None)
+        assert (run.build.library, run.fault) == ("with faults", None)
         assert [rows.shape for rows in found] == [(len(tokens), 32) for tokens in SEQUENCES]
         assert all(np.array_equal(ours, theirs) for ours, theirs in zip(judged, found, strict=True))
 
@@ -159,8 +160,8 @@ def test_without_a_fault_both_libraries_give_the_same_bits(
 def test_a_library_that_is_not_the_one_asked_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is installed was built with faults: it is never taken for the judged one, nor the other way round."""
     judged, build = burn.load(burn_build.CRATES_IO)
-    said = {name: value for name, value in build.items() if name != "library"}
-    said |= {"features": f"{build['features']},faults"}
+    said = {name: value for name, value in encode(build).items() if name not in ("library", "receipt")}
+    said |= {"features": f"{build.features},faults"}
     with_faults = SimpleNamespace(build_info=lambda: json.dumps(said))
     monkeypatch.setattr(burn_build, "_installed", lambda: with_faults)
     with pytest.raises(PinError, match=r"other library.*expected without faults; found with faults.*make setup"):

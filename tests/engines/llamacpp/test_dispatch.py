@@ -51,8 +51,8 @@ def test_sampling_changes_no_bit_of_burn_and_proves_its_target(
     assert (
         watched.run_info().isa_observed == plain.run_info().isa_observed == UNPROVEN
     )  # an engine does not judge itself
-    assert watched.run_info().isa_evidence["samples"]["sampled"] is not None
-    assert plain.run_info().isa_evidence["samples"]["sampled"] is None
+    assert watched.run_info().isa_evidence.samples.sampled is not None
+    assert plain.run_info().isa_evidence.samples.sampled is None
     operands = "bf16" if compute is Compute.BF16 else "f32"
     assert proof.evidence.arithmetic["operands"] == operands
     assert not (tmp_path / "sampled.f32").exists()

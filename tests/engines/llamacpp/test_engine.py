@@ -17,7 +17,7 @@ from parity_lib.engines.llamacpp.engine import worker_env
 from parity_lib.engines.worker.client import Worker
 from parity_lib.model_file.digest import sha256_file
 from parity_lib.model_file.facts import read_tensors
-from parity_lib.records.traces import RunInfo
+from parity_lib.records.runs import LlamaRun
 
 pytestmark = pytest.mark.engine
 
@@ -97,16 +97,16 @@ def test_strict_rows_do_not_depend_on_the_batch(one: Worker, tmp_path: Path) -> 
 def test_an_f16_cache_differs_from_strict_in_its_attention_alone(
     tiny_models: dict[str, Path], target: str, tmp_path: Path
 ) -> None:
-    infos: dict[str, RunInfo] = {}
+    infos: dict[str, LlamaRun] = {}
     for settings in ("strict", "flash_f16"):
         with reference(tiny_models["Q4_K_M"], target, settings) as worker:
             worker.call("score", [tokens(64)], tmp_path / settings)
             infos[settings] = worker.call("run_info")
     flash = infos["flash_f16"].settings
-    assert [flash[name] for name in ("flash_attn", "type_k", "type_v")] == ["enabled", "f16", "f16"]
-    assert flash["model_params"] == infos["strict"].settings["model_params"]
-    assert flash["environment"] == infos["strict"].settings["environment"]
-    assert "CPU_REPACK" not in infos["flash_f16"].isa_evidence["weight_buffers_mib"]
+    assert [flash.flash_attn, flash.type_k, flash.type_v] == ["enabled", "f16", "f16"]
+    assert flash.model_params == infos["strict"].settings.model_params
+    assert flash.environment == infos["strict"].settings.environment
+    assert "CPU_REPACK" not in infos["flash_f16"].isa_evidence.weight_buffers_mib
     strict, other = read(tmp_path / "strict"), read(tmp_path / "flash_f16")
     assert 0 < float(np.sqrt(np.mean((strict - other) ** 2)) / strict.std()) < 0.2
 
@@ -190,7 +190,7 @@ def test_a_wrong_number_of_tokens_is_refused(one: Worker, n_tokens: list[int], t
 
 def test_the_whole_context_of_the_model_can_be_used(one: Worker, tmp_path: Path) -> None:
     assert one.call("score", [tokens(N_CTX_TRAIN)], tmp_path / "spool") == [N_CTX_TRAIN]
-    assert one.call("run_info").settings["n_ctx"] == N_CTX_TRAIN
+    assert one.call("run_info").settings.n_ctx == N_CTX_TRAIN
 
 
 def test_a_given_context_is_a_limit(tiny_models: dict[str, Path], target: str, tmp_path: Path) -> None:
@@ -252,25 +252,25 @@ def test_a_model_without_vocabulary_is_refused_and_not_aborted(one: Worker) -> N
 
 def test_run_info_says_what_really_ran(tiny_models: dict[str, Path], target: str, tmp_path: Path) -> None:
     path = tiny_models["Q4_K_M"]
-    infos: dict[str, RunInfo] = {}
+    infos: dict[str, LlamaRun] = {}
     for settings in Settings:
         with reference(path, target, settings, n_threads=2) as worker:
             worker.call("score", [tokens(10)], tmp_path / "spool")
             infos[settings] = worker.call("run_info")
     strict, default = infos["strict"], infos["default"]
-    assert strict.commit.removesuffix("-dirty") == strict.build["commit"][:7]
-    assert strict.build["target"] == target
+    assert strict.commit.removesuffix("-dirty") == strict.build.commit[:7]
+    assert strict.build.target == target
     assert strict.model_path == path.name
     assert strict.model_sha256 == sha256_file(path)
     assert (strict.isa_requested, strict.isa_observed) == (target, "unproven")
-    assert (strict.settings["flash_attn"], default.settings["flash_attn"]) == ("disabled", "enabled")
+    assert (strict.settings.flash_attn, default.settings.flash_attn) == ("disabled", "enabled")
     assert (strict.kv_type, default.kv_type) == ("f32", "f16")
-    assert "CPU_REPACK" in default.isa_evidence["weight_buffers_mib"]
-    assert strict.settings["type_v"] == "f32"
-    assert strict.settings["model_params"]["use_extra_bufts"] is False
-    assert strict.settings["n_threads"] == strict.settings["n_threads_batch"] == strict.n_threads == 2
-    assert strict.settings["environment"]["GGML_CPU_TILED_MM"] == "0"
-    assert "CPU_REPACK" not in strict.isa_evidence["weight_buffers_mib"]
+    assert "CPU_REPACK" in default.isa_evidence.weight_buffers_mib
+    assert strict.settings.type_v == "f32"
+    assert strict.settings.model_params["use_extra_bufts"] is False
+    assert strict.settings.n_threads == strict.settings.n_threads_batch == strict.n_threads == 2
+    assert strict.settings.environment["GGML_CPU_TILED_MM"] == "0"
+    assert "CPU_REPACK" not in strict.isa_evidence.weight_buffers_mib
     assert strict.seconds > 0
     assert strict.peak_rss_bytes > 10 << 20
     assert structs.replace(strict, fault="x") != strict

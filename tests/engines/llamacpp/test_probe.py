@@ -13,8 +13,9 @@ from parity_lib.engines import machine
 from parity_lib.engines.llamacpp import isa_build
 from parity_lib.engines.llamacpp.isa_build import installed_folder, target_folder, try_wheel
 from parity_lib.engines.llamacpp.probe import check_accepted, probe, refuse
-from parity_lib.engines.llamacpp.receipt import FILE_NAME, Receipt, read_receipt
+from parity_lib.engines.llamacpp.receipt import FILE_NAME, read_receipt
 from parity_lib.engines.worker.fatal import disassemble, read_fatal
+from parity_lib.records.builds import Receipt
 from parity_lib.records.pins import load_pins
 from tests.engines.llamacpp import dying
 

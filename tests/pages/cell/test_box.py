@@ -11,6 +11,7 @@ from parity_lib.pages.cell.box import cell_links, first_divergence, verdict_box
 from parity_lib.pages.kit.fragment import HEADLINE
 from parity_lib.pages.kit.text import Words
 from parity_lib.records.verdicts import Divergence, RungResult, Verdict
+from tests.run_info import BURN_BUILD
 
 MakeVerdict = Callable[..., Verdict]
 WORDS = Words({578: b" the", 791: b" a"}, {3: "long-1"})
@@ -36,7 +37,8 @@ def test_green_box_says_how_far_inside_and_what_was_compared(make_verdict: MakeV
 
 def test_what_restricts_a_verdict_stands_in_the_headline(make_verdict: MakeVerdict) -> None:
     verdict = make_verdict(unpinned=True)
-    faulty = structs.replace(verdict.runs["candidate"], fault="eps_x10@blk.12", build={"library": "with faults"})
+    build = structs.replace(BURN_BUILD, library="with faults")
+    faulty = structs.replace(verdict.runs["candidate"], fault="eps_x10@blk.12", build=build)
     verdict = structs.replace(verdict, runs={**verdict.runs, "candidate": faulty})
     marks = verdict_box(verdict).plain.splitlines()[2]
     assert marks == (
