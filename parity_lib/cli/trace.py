@@ -34,13 +34,22 @@ EPILOG = (
 @options.fault
 @options.isa
 @options.stack
+@click.option(
+    "--against",
+    default="",
+    metavar="STACK",
+    help="Compare with burn on this stack in llama.cpp's place, op by op on its values.",
+)
 @options.compute
 @options.prompts
 @options.out("the page")
 def command(out: Path | None, **asked: Any) -> int:  # noqa: ANN401 - strings, but for the token's number
-    """Trace one token of MODEL QUANT: the first wrong op, where the delta comes from, which engine is at fault."""
+    """Trace one token of MODEL QUANT: the first wrong op, where the delta comes from, which engine is at fault.
+
+    With --against two stacks of burn are compared: --stack is the candidate, --against leads it.
+    """
     folder = out or options.run_folder(
-        asked["model"], asked["quant"], "trace", f"p{asked['prompt']}", f"t{asked['token']}"
+        asked["model"], asked["quant"], "trace", asked["against"], f"p{asked['prompt']}", f"t{asked['token']}"
     )
     folder = folder.resolve()
     for name in ("model", "prompts"):  # the notebook runs in a folder of its own
@@ -89,13 +98,15 @@ def run_trace(asked: dict[str, Any], folder: Path) -> int:
 
 
 def _check(asked: dict[str, Any]) -> None:
-    """Refuse an unknown model or prompt before a kernel is started for it. Raises ``UsageError``."""
+    """Refuse an unknown model, prompt or stack before a kernel is started for it. Raises ``UsageError``."""
     from parity_lib.records.pins import load_pins
     from parity_lib.records.prompts import load_prompts
 
     if not Path(asked["model"]).is_file():
         load_pins().model(asked["model"], asked["quant"])
     load_prompts(asked["prompts"] or None).get(asked["prompt"])
+    if asked.get("against"):
+        load_pins().stack(asked["against"])
 
 
 def _broken(end: NotebookEnd, causes: tuple[str, ...], page: Path | None) -> int:

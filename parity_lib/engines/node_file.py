@@ -1,10 +1,11 @@
-"""The file of a capture's values: written by ``LlamaTaps.capture``, read pass by pass or as one run of rows."""
+"""The file of a capture's values: an engine with taps writes it; it is read pass by pass or as one run of rows."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,6 +16,33 @@ from parity_lib.engines import sites
 from parity_lib.records.traces import F32
 
 INDEX, VALUES = "nodes.json", "nodes.f32"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One captured value: where it lies in the file of its capture."""
+
+    site: str
+    op: str
+    batch: int  # number of the pass that made it
+    shape: tuple[int, ...]  # as numpy has it, outermost first
+    offset: int  # in values
+    buffer: str  # that a product took its weight from, by ggml's name; empty: no weight, or no buffers
+
+
+def is_always_kept(site: str, always: Collection[str]) -> bool:
+    """Return whether a capture keeps a site before its first watched pass: keys, values, and what is in ``always``."""
+    return sites.is_cached(site) or site in always or sites.split(site)[0] in always
+
+
+def save_index(
+    folder: Path, tokens: Sequence[int], batches: Sequence[int], watched: int, nodes: Sequence[Node], **more: float
+) -> dict[str, Any]:
+    """Write ``nodes.json``, which says what lies where in ``nodes.f32``, and return its content."""
+    index: dict[str, Any] = {"tokens": list(map(int, tokens)), "batches": list(batches), "watched": watched, **more}
+    index["nodes"] = list(map(asdict, nodes))
+    (folder / INDEX).write_text(json.dumps(index))
+    return index
 
 
 class ValueWriter:

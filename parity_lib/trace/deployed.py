@@ -29,6 +29,7 @@ from parity_lib.trace.runs import capture, replay, run_oracle
 LOGITS = "split.f32"
 
 REPRODUCER = "reproducer"  # folder beside the page
+NO_REPRODUCER = "a reproducer holds llama.cpp's values; trace each stack against llama.cpp for one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,24 +43,32 @@ class Native:
     reproducer_lost: str  # why there is none although an op is over
 
 
-def trace_native(cell: Cell, place: Place, folder: Path) -> Native:
-    """Replay the reference's run of the deployed file (in bf16: of its BF16 twin) with the candidate."""
+def trace_native(cell: Cell, place: Place, folder: Path, against: str = "") -> Native:
+    """Replay the reference's run of the deployed file (in bf16: of its BF16 twin) with the candidate.
+
+    Args:
+        cell: the cell.
+        place: the traced token.
+        folder: where the capture lies meanwhile.
+        against: a stack of burn in llama.cpp's place; it rounds activations as llama.cpp does.
+    """
     is_bf16 = cell.id.compute == Compute.BF16
     path = ensure_twin(cell.model_path, cell.pins, kind="BF16") if is_bf16 else cell.model_path
     watched = place.passes[len(place.fills) :]
     n_sites = len(sites.expected(cell.facts.n_layer, cell.facts.biases))
     compute = Compute.BF16 if is_bf16 else Compute.GGML
-    run = capture(cell, path, place, place.passes, folder)
+    run = capture(cell, path, place, place.passes, folder, compute=compute, against=against)
     try:
         errors = tuple(replay(cell, compute, folder))
         found = Replayed(place.prompt_idx, place.n_prompt, Settings.STRICT, watched, n_sites * len(watched), errors)
         split = split_errors(cell, place.sequence, folder, path, compute)
         layers = _end_to_end(cell, place, path, compute, folder)
-        reproducer, lost = None, ""
-        try:
-            reproducer = save_reproducer(cell, folder, found, path, compute, run, cell.out_dir / REPRODUCER)
-        except ParityError as error:  # the trace says what is wrong without it
-            lost = str(error)
+        reproducer, lost = None, NO_REPRODUCER if against and any(not error.share <= 1 for error in errors) else ""
+        if not against:
+            try:
+                reproducer = save_reproducer(cell, folder, found, path, compute, run, cell.out_dir / REPRODUCER)
+            except ParityError as error:  # the trace says what is wrong without it
+                lost = str(error)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return Native(found, split, layers, reproducer, lost)

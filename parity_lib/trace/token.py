@@ -41,7 +41,7 @@ from parity_lib.records.traces import PairTrace
 from parity_lib.records.verdicts import Divergence, RungResult
 from parity_lib.trace.deployed import REPRODUCER, Native, trace_native
 from parity_lib.trace.layers import Layers, compare_layers
-from parity_lib.trace.runs import capture, replay, run_oracle
+from parity_lib.trace.runs import Names, capture, names_of, replay, run_oracle
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,7 +50,7 @@ class TokenTrace:
 
     cell: Cell
     place: Place
-    pair: PairTrace  # llama.cpp on the F32 twin and burn, at every row of the sequence
+    pair: PairTrace  # the reference on the F32 twin and burn, at every row of the sequence
     bands: BandSet
     twin: RungResult  # T4 of these rows
     twin_divergences: tuple[Divergence, ...]
@@ -71,28 +71,48 @@ class TokenTrace:
     by_op: Waterfall | None  # inside of that block
     token_text: Mapping[int, bytes]
     runs: Mapping[str, RunInfo]
+    against: str = ""  # the stack of burn in llama.cpp's place
+
+    @property
+    def names(self) -> Names:
+        """Return what its two sides are called."""
+        return names_of(self.cell, self.against)
 
 
-def trace_token(cell: Cell, reference: Reference, prompt: str | int = 0, token: int = 0) -> TokenTrace:
+def trace_token(
+    cell: Cell, reference: Reference, prompt: str | int = 0, token: int = 0, *, against: str = ""
+) -> TokenTrace:
     """Trace one token of one prompt; ``fault`` in the cell's request is seeded into the candidate.
 
+    Args:
+        cell: the cell.
+        reference: its tokens; llama.cpp generated them, whatever the trace compares.
+        prompt: number or name.
+        token: 0 chooses the first generated token.
+        against: a stack of burn that takes llama.cpp's place, or "".
+
     Raises:
-        UsageError: no such prompt or token.
+        UsageError: no such prompt, token or stack.
         EngineError: an engine refused, died, or the two have other sites.
     """
     place = find_place(cell, reference, prompt, token)
+    if against:
+        cell.pins.stack(against)
     shutil.rmtree(cell.out_dir / REPRODUCER, ignore_errors=True)  # of an earlier trace
     folder = cell.spools / "trace"
     try:
-        native = trace_native(cell, place, folder / "native")
-        return _trace_twin(cell, place, reference, native, folder)
+        native = trace_native(cell, place, folder / "native", against)
+        return _trace_twin(cell, place, reference, native, folder, against)
     finally:
         shutil.rmtree(cell.spools, ignore_errors=True)
 
 
-def _trace_twin(cell: Cell, place: Place, reference: Reference, native: Native, folder: Path) -> TokenTrace:
-    nodes = folder / "twin"
-    reference_run = capture(cell, cell.twin_path, place, (*place.fills, len(place.sequence) - place.first), nodes)
+def _trace_twin(
+    cell: Cell, place: Place, reference: Reference, native: Native, folder: Path, against: str
+) -> TokenTrace:
+    nodes, names = folder / "twin", names_of(cell, against)
+    passes = (*place.fills, len(place.sequence) - place.first)
+    reference_run = capture(cell, cell.twin_path, place, passes, nodes, against=against)
     twin_ops = replay(cell, Compute.F32, nodes)
     with open_burn(cell, "burn_follow", compute=Compute.F32) as engine:
         followed = engine.call("follow", nodes, cell.facts.n_head, cell.facts.n_head_kv)
@@ -101,12 +121,12 @@ def _trace_twin(cell: Cell, place: Place, reference: Reference, native: Native, 
         own = engine.call("part", list(place.sequence), place.row)
     oracle_run = run_oracle(cell, cell.model_path, place, folder, rounded=False)
     runs = {"reference-twin": reference_run, "candidate": candidate_run, "oracle": oracle_run}
-    pair, limits = _pair(cell, place, folder, runs)
+    pair, limits = _pair(cell, place, folder, runs, names)
     rung, divergences, _ = judge_twin(pair, place.positions, limits)
     seen = align(pair, place.positions)
     delta_id = int(seen.delta_id[place.row])
-    entered = _enter(cell, place, nodes, delta_id) if seen.finite[place.row] else None
-    falls = _falls(cell, place, nodes, entered, delta_id)
+    entered = _enter(cell, place, nodes, delta_id, names) if seen.finite[place.row] else None
+    falls = _falls(cell, place, nodes, entered, delta_id, against)
     return TokenTrace(
         cell=cell,
         place=place,
@@ -129,10 +149,13 @@ def _trace_twin(cell: Cell, place: Place, reference: Reference, native: Native, 
         **falls,
         token_text=prompt_tokens.used_text(reference.token_text, pair),
         runs=runs,
+        against=against,
     )
 
 
-def _pair(cell: Cell, place: Place, folder: Path, runs: Mapping[str, RunInfo]) -> tuple[PairTrace, BandSet]:
+def _pair(
+    cell: Cell, place: Place, folder: Path, runs: Mapping[str, RunInfo], names: Names
+) -> tuple[PairTrace, BandSet]:
     """Return the traces of the sequence's rows, and their limits: the cell's, or derived from these rows."""
     nodes = NodeFile(folder / "twin")
     spools = {
@@ -149,20 +172,20 @@ def _pair(cell: Cell, place: Place, folder: Path, runs: Mapping[str, RunInfo]) -
     if cell.bands is not None:
         return pair, cell.bands
     against = logits.pair(rows["reference-twin"], rows["oracle"], place.positions)
-    source = f"this sequence, llama.cpp against the float64 oracle, {len(place.sequence)} rows"
+    source = f"this sequence, {names.reference} against the float64 oracle, {len(place.sequence)} rows"
     against, finite = bands.finite_rows(against, place.positions)
     derived = bands.derive(against, finite, cell.id.model, cell.id.quant, source) if len(against) else []
     return pair, BandSet(ToleranceTable(derived), cell.id.model, cell.id.quant, Rung.T4)
 
 
-def _enter(cell: Cell, place: Place, nodes: Path, token: int) -> Entered:
-    progress = cell.progress.step("burn from llama.cpp's residual stream, layer by layer")
+def _enter(cell: Cell, place: Place, nodes: Path, token: int, names: Names) -> Entered:
+    progress = cell.progress.step(f"burn from {names.reference}'s residual stream, layer by layer")
     with open_burn(cell, "burn_follow", compute=Compute.F32) as engine:
         entered: Entered = engine.call("enter", nodes, place.row, token, progress=progress)
     return entered
 
 
-def _falls(cell: Cell, place: Place, nodes: Path, entered: Entered | None, token: int) -> dict[str, Any]:
+def _falls(cell: Cell, place: Place, nodes: Path, entered: Entered | None, token: int, against: str) -> dict[str, Any]:
     """Return the waterfall by layer, the block with its largest part, and the waterfall inside of that."""
     if entered is None:
         return {"by_layer": None, "block": None, "by_op": None}
@@ -173,7 +196,8 @@ def _falls(cell: Cell, place: Place, nodes: Path, entered: Entered | None, token
         nodes = nodes.with_name("block")
         fills = [512] * (len(place.sequence) // 512)
         rest = len(place.sequence) - sum(fills)
-        capture(cell, cell.twin_path, place, [*fills, *([rest] if rest else [])], nodes, block)
+        passes = [*fills, *([rest] if rest else [])]
+        capture(cell, cell.twin_path, place, passes, nodes, block, against=against)
     progress = cell.progress.step(f"burn inside of layer {block}, op by op")
     with open_burn(cell, "burn_follow", compute=Compute.F32) as engine:
         led = engine.call("lead", nodes, block, cell.facts.n_head, place.row, token, progress=progress)

@@ -40,6 +40,8 @@ def test_what_does_not_exist_is_a_usage_error(capsys: pytest.CaptureFixture[str]
     assert "unknown prompt 'third'" in capsys.readouterr().err
     assert main(["trace", "no-such-model", "Q8_0", "--out", str(tmp_path)]) == 2
     assert "no-such-model" in capsys.readouterr().err
+    assert main([*WORDS, "--against", "no-such-stack", "--out", str(tmp_path)]) == 2
+    assert "no-such-stack" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())  # no kernel was started
     assert main([*WORDS, "--token", "99", "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err

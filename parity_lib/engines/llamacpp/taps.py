@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +15,12 @@ from parity_lib.base.errors import EngineError
 from parity_lib.engines import sites
 from parity_lib.engines.llamacpp.abi import Ctypes, GgmlTensor
 from parity_lib.engines.llamacpp.engine import LlamaCpp
-from parity_lib.engines.node_file import INDEX, VALUES, ValueWriter
+from parity_lib.engines.node_file import INDEX, VALUES, Node, ValueWriter, is_always_kept, save_index
 from parity_lib.records.traces import F32
 
 TYPE_F32 = 0  # ggml.h
 ROOM_BYTES = 256 << 20  # values wait here for the end of their pass, or until it is full
 KEY_PAD = 32  # keys are kept up to a multiple of this, as the candidate pads them (attention.rs)
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """One captured value: where it lies in the file of its capture."""
-
-    site: str
-    op: str
-    batch: int  # number of the pass that made it
-    shape: tuple[int, ...]  # as numpy has it, outermost first
-    offset: int  # in values
-    buffer: str  # that a product took its weight from, by ggml's name; empty: no weight
 
 
 class LlamaTaps(LlamaCpp):
@@ -105,11 +92,7 @@ class LlamaTaps(LlamaCpp):
                 found=error.strerror or error,
                 next_step="free space, or choose another output folder",
             ) from error
-        index: dict[str, Any] = {"tokens": list(map(int, sequence)), "batches": list(batches), "watched": watched}
-        index["write_seconds"] = looks.write_seconds
-        index["nodes"] = list(map(asdict, looks.nodes))
-        (folder / INDEX).write_text(json.dumps(index))
-        return index
+        return save_index(folder, sequence, batches, watched, looks.nodes, write_seconds=looks.write_seconds)
 
     def _kept_room(self) -> F32:
         if self._room is None:
@@ -202,7 +185,7 @@ class _Looks:
             op,
             is_weighted=op == "MUL_MAT" and bool(sites.table(site).weight),
             is_masked=base in ("kq", "kq_soft_max"),
-            is_always_kept=sites.is_cached(site) or bool(self._always & {site, base}),
+            is_always_kept=is_always_kept(site, self._always),
         )
 
     def _take(self, known: _Known, tensor: GgmlTensor) -> None:

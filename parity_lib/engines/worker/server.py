@@ -32,6 +32,7 @@ ENGINES = {
     "llama_quantize": "parity_lib.engines.llamacpp.quantize:Quantizer",
     "llama_vocabulary": "parity_lib.engines.llamacpp.tokenizer:LlamaVocabulary",
     "burn": "parity_lib.engines.burn.engine:Burn",
+    "burn_taps": "parity_lib.engines.burn.taps:BurnTaps",
     "burn_follow": "parity_lib.engines.burn.follow:BurnFollow",
     "tile_replay": "parity_lib.fork.tile_engine:TileReplay",
     "burn_replay": "parity_lib.engines.burn.replay:BurnReplay",

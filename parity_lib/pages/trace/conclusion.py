@@ -9,7 +9,7 @@ import numpy as np
 
 from parity_lib.base.names import Outcome
 from parity_lib.judge.align import align
-from parity_lib.judge.blame import BURN_WORSE, EQUAL, LLAMA_WORSE, Blame
+from parity_lib.judge.blame import BURN_WORSE, EQUAL, Blame
 from parity_lib.judge.drift_shape import Kind, Shape, shape_of
 from parity_lib.judge.t3_ops import judge_ops
 from parity_lib.numerics.op_error import OpError
@@ -18,10 +18,10 @@ from parity_lib.pages.kit.op_names import op_words, short_name
 from parity_lib.pages.kit.shape_words import shape_words
 from parity_lib.pages.kit.text import Words, count, margin, number, percent, signed
 from parity_lib.records.verdicts import Divergence
+from parity_lib.trace.runs import Names
 from parity_lib.trace.token import TokenTrace
 
 _CANCEL = 3.0  # sizes of the parts together, over the delta: above it no part is most of it
-_FAULT = {BURN_WORSE: "burn's", LLAMA_WORSE: "llama.cpp's", EQUAL: "no engine's"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,14 +61,15 @@ def trace_conclusion(trace: TokenTrace, words: Words | None = None, *, broken: s
     lacks = trace.native.compared != trace.native.expected
     if outcome is Outcome.PARITY and (lacks or broken):
         outcome = Outcome.INCOMPLETE
-    whose = _whose(blame, found=wrong)
+    whose = _whose(blame, trace.names, found=wrong)
     if wrong:
         where = _first_words(trace, first, on_twin, layer)
         sentence = f"{where}; {_shape_words(shape)}. {whose}"
         if lost is not None:
             sentence = _lost_words(trace, lost)
     elif trace.own.parted:
-        sentence = f"{_parted(trace)} Against llama.cpp: {_lower(_lacking(trace) if lacks else _green(trace))}"
+        other = _lower(_lacking(trace) if lacks else _green(trace))
+        sentence = f"{_parted(trace)} Against {trace.names.reference}: {other}"
     elif lacks:
         sentence = f"{_lacking(trace)} {whose}"
     elif broken:
@@ -76,7 +77,7 @@ def trace_conclusion(trace: TokenTrace, words: Words | None = None, *, broken: s
     else:
         sentence = f"{_green(trace)} {whose}"
     own = [_parted(trace)] if wrong or not trace.own.parted else []
-    more = [_delta_words(shown, row, words), *_parts_words(trace), *own, *_after(trace, shown, wrong=wrong)]
+    more = [_delta_words(trace, shown, words), *_parts_words(trace), *own, *_after(trace, shown, wrong=wrong)]
     return Conclusion(outcome, sentence, tuple(more), first, on_twin, layer, shape, blame)
 
 
@@ -96,13 +97,13 @@ def first_op(trace: TokenTrace) -> tuple[Divergence | None, bool]:
 
 
 def lost_op(trace: TokenTrace) -> OpError | None:
-    """Return the first op whose value in llama.cpp is not finite up to the traced token: on the file, then its twin."""
+    """Return the first op whose value in the reference is not finite up to the traced token: first on the file."""
     row = trace.place.row
     return next((e for e in (*trace.ops.errors, *trace.twin_ops) if e.lost is not None and e.lost <= row), None)
 
 
 def _blame(trace: TokenTrace, lost: OpError | None) -> Blame:
-    """Return whose error it is at the logits; llama.cpp's where only its own path to them is not finite."""
+    """Return whose error it is at the logits; the reference's where only its own path to them is not finite."""
     found = trace.layers.blames[-1]
     return replace(found, llamacpp=np.inf, low=0.0, high=0.0) if lost is not None and _burn_finite(trace) else found
 
@@ -112,13 +113,14 @@ def _burn_finite(trace: TokenTrace) -> bool:
 
 
 def _lost_words(trace: TokenTrace, lost: OpError) -> str:
-    """Return where llama.cpp's values are first not finite, and whose fault that is."""
+    """Return where the reference's values are first not finite, and whose fault that is."""
+    reference, burn = trace.names.reference, trace.names.candidate
     on_twin = " on the F32 twin" if all(lost is not error for error in trace.ops.errors) else ""
     at = (lost.lost or 0) - (trace.place.n_prompt - 1)
-    where = f"llama.cpp's own values are not finite{on_twin}: first at {op_words(lost.site)}, token {at}"
+    where = f"{reference}'s own values are not finite{on_twin}: first at {op_words(lost.site)}, token {at}"
     if _burn_finite(trace):
-        return f"{where}; burn's logits are finite: {_FAULT[LLAMA_WORSE]} fault."
-    return f"{where}; burn's logits are not finite either: check the file."
+        return f"{where}; {burn}'s logits are finite: {reference}'s fault."
+    return f"{where}; {burn}'s logits are not finite either: check the file."
 
 
 def _over(trace: TokenTrace, errors: Sequence[OpError]) -> Divergence | None:
@@ -150,16 +152,16 @@ def _shape_words(shape: Shape) -> str:
     return f"{shape_words(shape)}: points to {shape.causes}"
 
 
-def _whose(blame: Blame, *, found: bool) -> str:
-    ratio = blame.ratio
+def _whose(blame: Blame, names: Names, *, found: bool) -> str:
+    ratio, reference, burn = blame.ratio, names.reference, names.candidate
     if blame.word == EQUAL:
         end = "the fault does not show in these logits" if found else "no engine is at fault"
-        return f"Both are about as far from the float64 oracle (burn {number(ratio)} times llama.cpp): {end}."
-    farther, other = ("burn", "llama.cpp") if blame.word == BURN_WORSE else ("llama.cpp", "burn")
+        return f"Both are about as far from the float64 oracle ({burn} {number(ratio)} times {reference}): {end}."
+    farther, other = (burn, reference) if blame.word == BURN_WORSE else (reference, burn)
     times = ratio if blame.word == BURN_WORSE else (1 / ratio if ratio else float("inf"))
     if not np.isfinite(times):
-        return f"{farther}'s logits are not finite: {_FAULT[blame.word]} fault."
-    return f"{farther} is {_times(times)} times as far from the float64 oracle as {other}: {_FAULT[blame.word]} fault."
+        return f"{farther}'s logits are not finite: {farther}'s fault."
+    return f"{farther} is {_times(times)} times as far from the float64 oracle as {other}: {farther}'s fault."
 
 
 def _times(ratio: float) -> str:
@@ -175,20 +177,21 @@ def _lacking(trace: TokenTrace) -> str:
 def _green(trace: TokenTrace) -> str:
     worst = max(trace.ops.errors, key=lambda error: error.share)
     return (
-        f"All {count(trace.native.compared)} ops are right on llama.cpp's own inputs at token {trace.place.token_idx}, "
-        f"nearest to its limit {op_words(worst.site)} at {percent(worst.share)} of it; every layer is inside its floor."
+        f"All {count(trace.native.compared)} ops are right on {trace.names.reference}'s own inputs at token "
+        f"{trace.place.token_idx}, nearest to its limit {op_words(worst.site)} at {percent(worst.share)} of it; "
+        "every layer is inside its floor."
     )
 
 
 def _parted(trace: TokenTrace) -> str:
-    """Return whether burn's decode of the token equals its prefill, and where it does not."""
-    own = trace.own
+    """Return whether the candidate's decode of the token equals its prefill, and where it does not."""
+    own, burn = trace.own, trace.names.candidate
     if not own.sites:
-        return "burn's decode of this token was not compared with its prefill: the sequence has no other token."
+        return f"{burn}'s decode of this token was not compared with its prefill: the sequence has no other token."
     if not own.parted:
-        return f"burn's decode of this token equals its prefill bit for bit at all {count(len(own.sites))} sites."
+        return f"{burn}'s decode of this token equals its prefill bit for bit at all {count(len(own.sites))} sites."
     return (
-        f"burn's decode of this token differs from its prefill (T6): first at {op_words(own.parted[0])}, by "
+        f"{burn}'s decode of this token differs from its prefill (T6): first at {op_words(own.parted[0])}, by "
         f"{number(own.size)} of its value; {count(len(own.parted))} of {count(len(own.sites))} sites differ."
     )
 
@@ -197,12 +200,14 @@ def _lower(sentence: str) -> str:
     return sentence[0].lower() + sentence[1:]
 
 
-def _delta_words(shown: Positions, row: int, words: Words) -> str:
+def _delta_words(trace: TokenTrace, shown: Positions, words: Words) -> str:
+    row, names = trace.place.row, trace.names
     reference, candidate = shown.pair.reference.topk_ids[row, 0], shown.pair.candidate.topk_ids[row, 0]
     ratio = "not finite" if shown.nonfinite[row] else margin(float(shown.delta[row]), float(shown.limit[row]))
     top = f"top-1 of both {words.token(int(reference))}"
     if reference != candidate:
-        top = f"top-1 of llama.cpp {words.token(int(reference))}, of burn {words.token(int(candidate))}"
+        top = f"top-1 of {names.reference} {words.token(int(reference))}, "
+        top += f"of {names.candidate} {words.token(int(candidate))}"
     where = words.token(int(shown.delta_id[row]))
     limit = number(float(shown.limit[row]))
     return f"Delta {signed(float(shown.delta[row]))} logits at {where}, limit {limit} ({ratio}); {top}."

@@ -27,15 +27,15 @@ _UPRIGHT = 12  # of them: more are turned where a name is long
 
 
 def layer_profile(trace: TokenTrace) -> Gallery:
-    """Return burn's and llama.cpp's error against the float64 oracle, their distance, and each layer's local error."""
-    row, layers = trace.place.row, trace.layers
+    """Return both engines' errors against the float64 oracle, their distance, and each layer's local error."""
+    names, row, layers = trace.names, trace.place.row, trace.layers
     burn, llamacpp, total, floor = (
         np.nan_to_num(values[:, row], nan=np.inf)
         for values in (layers.burn, layers.llamacpp, layers.total, layers.floor)
     )
     local = local_errors(trace)
     axis = decades(np.minimum([*burn, *llamacpp, *total, *local, *floor], _ASTRAY).tolist())
-    names = [*map(str, range(len(total) - 1)), "logits"]
+    ticks = [*map(str, range(len(total) - 1)), "logits"]
     worst = int(np.argmax(local))
 
     def draw(figure: Figure, ink: Palette) -> None:
@@ -51,26 +51,30 @@ def layer_profile(trace: TokenTrace) -> Gallery:
             color=ink.steps[2],
             label="local error, worst op of the layer",
         )
-        axes.plot(x, clip[2], "-", color=ink.ink, linewidth=1.6, label="burn to llama.cpp (total)")
-        axes.plot(x, clip[3], "o-", color=ink.orange, markersize=3.5, label="burn to float64 oracle")
-        axes.plot(x, clip[4], "s--", color=ink.green, markersize=3, label="llama.cpp to float64 oracle")
+        axes.plot(
+            x, clip[2], "-", color=ink.ink, linewidth=1.6, label=f"{names.candidate} to {names.reference} (total)"
+        )
+        axes.plot(x, clip[3], "o-", color=ink.orange, markersize=3.5, label=f"{names.candidate} to float64 oracle")
+        axes.plot(x, clip[4], "s--", color=ink.green, markersize=3, label=f"{names.reference} to float64 oracle")
         axes.set_yscale("log")
         axes.set_ylim(*axis)
         plain_decades(axes)
         axes.minorticks_off()
-        _name_ticks(axes, names)
+        _name_ticks(axes, ticks)
         axes.set_xlabel("after layer")
         axes.set_title(f"relative error at token {trace.place.token_idx}")
         figure.legend(loc="outside right center", fontsize=8)
 
+    where = "head" if worst == len(local) - 1 else f"layer {worst}"
     alt = (
-        f"Errors layer by layer at token {trace.place.token_idx}. In the logits burn is {number(float(burn[-1]))} from "
-        f"the oracle, llama.cpp {number(float(llamacpp[-1]))}, both {number(float(total[-1]))} apart. Largest local "
-        f"error {number(float(local[worst]))} ({'head' if worst == len(local) - 1 else f'layer {worst}'})."
+        f"Errors layer by layer at token {trace.place.token_idx}. In the logits {names.candidate} is "
+        f"{number(float(burn[-1]))} from the oracle, {names.reference} {number(float(llamacpp[-1]))}, both "
+        f"{number(float(total[-1]))} apart. Largest local error {number(float(local[worst]))} ({where})."
     )
     caption = (
-        "Bars: local error of each layer's worst op on llama.cpp's own inputs, on the F32 twin. Lines: the error "
-        "since the embedding. Where a bar reaches the total, the error arises; where it does not, it is inherited."
+        f"Bars: local error of each layer's worst op on {names.reference}'s own inputs, on the F32 twin. Lines: the "
+        "error since the embedding. Where a bar reaches the total, the error arises; where it does not, it is "
+        "inherited."
     )
     return Gallery((picture(draw, inches=_INCHES, alt=alt),), caption, frozenset({0}))
 
@@ -95,9 +99,9 @@ def falls(trace: TokenTrace, words: Words | None = None) -> Gallery:
     words = words or Words()
     if trace.by_layer is None or trace.by_op is None or not np.isfinite(trace.by_layer.total):
         return Gallery((), "A value on the way to this logit is not finite, so its delta could not be split by layer.")
-    token = words.token(trace.delta_id)
+    token, reference, burn = words.token(trace.delta_id), trace.names.reference, trace.names.candidate
     pictures = (
-        _fall(trace.by_layer, f"delta of {token} by layer", "burn from llama.cpp's values at each place"),
+        _fall(trace.by_layer, f"delta of {token} by layer", f"{burn} from {reference}'s values at each place"),
         _fall(trace.by_op, f"layer {trace.block} by op", f"inside of layer {trace.block}"),
     )
     sums = " ".join(
@@ -105,8 +109,8 @@ def falls(trace: TokenTrace, words: Words | None = None) -> Gallery:
         for name, fall in (("Layers", trace.by_layer), (f"Ops of layer {trace.block}", trace.by_op))
     )
     caption = (
-        f"Logits, burn minus llama.cpp. Each bar is what burn adds between two places when it is given llama.cpp's "
-        f"values up to the first of them. {sums}"
+        f"Logits, {burn} minus {reference}. Each bar is what {burn} adds between two places when it is given "
+        f"{reference}'s values up to the first of them. {sums}"
     )
     return Gallery(pictures, caption, frozenset({0, 1}))
 

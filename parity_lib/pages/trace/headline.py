@@ -10,6 +10,7 @@ from parity_lib.pages.kit.fragment import Fragment
 from parity_lib.pages.kit.outcomes import style_of
 from parity_lib.pages.kit.scraps import record
 from parity_lib.pages.kit.text import Words, code_markup
+from parity_lib.pages.trace.blame import farther
 from parity_lib.pages.trace.conclusion import Conclusion
 from parity_lib.trace.token import TokenTrace
 
@@ -27,6 +28,8 @@ def trace_box(trace: TokenTrace, conclusion: Conclusion, words: Words | None = N
     where = f"prompt {words.prompt(place.prompt_idx)}, token {place.token_idx}"
     title = f"{conclusion.outcome} at {where}{_TITLE.get(conclusion.outcome, '')}"
     marks = [f"after {fed}", f"position {place.row} of {len(place.sequence)} traced"]
+    if trace.against:
+        marks.insert(0, f"burn on {trace.against} in llama.cpp's place; llama.cpp generated the tokens")
     if trace.cell.request.fault:
         marks.insert(0, f"seeded fault: {trace.cell.request.fault}")
     if trace.cell.unpinned:
@@ -51,11 +54,13 @@ def next_step(trace: TokenTrace, conclusion: Conclusion) -> str:
     return "Next: docs/reading-a-divergence.md; commands for other tokens are at the end of the page."
 
 
-def record_trace(conclusion: Conclusion) -> None:
+def record_trace(trace: TokenTrace, conclusion: Conclusion) -> None:
     """Store the conclusion in the running notebook, for programs: ``read_records``."""
     first = conclusion.first
     record("outcome", conclusion.outcome)
     record("sentence", conclusion.sentence)
     record("more", list(conclusion.more))
     record("first_site", "" if first is None else first.where)
-    record("blame", {"word": conclusion.blame.word, "low": conclusion.blame.low, "high": conclusion.blame.high})
+    record("sides", {"reference": trace.names.reference, "candidate": trace.names.candidate})
+    blame = conclusion.blame
+    record("blame", {"word": farther(blame, trace.names), "low": blame.low, "high": blame.high})

@@ -46,7 +46,7 @@ def layer_map(trace: TokenTrace, conclusion: Conclusion, words: Words | None = N
     marks = [("line", "the traced token" + (", in it the first layer over its floor" if first is not None else ""))]
     title = "total error over its floor; column: position (token above), line: after that layer"
     caption = (
-        "burn against llama.cpp on the F32 twin, as a share of a floor: "
+        f"{trace.names.candidate} against {trace.names.reference} on the F32 twin, as a share of a floor: "
         f"{number(FLOOR, 3)} times the error of the engine that is nearer to the float64 oracle."
     )
     ticks = _ticks(trace, groups, here)

@@ -21,8 +21,6 @@ _COLUMNS = (
     Column("delta, logits", numeric=True),
     Column("against its limit", numeric=True),
     Column("error over floor", numeric=True),
-    Column("top-1 of llama.cpp"),
-    Column("top-1 of burn"),
 )
 
 
@@ -69,8 +67,9 @@ def token_table(trace: TokenTrace, words: Words | None = None, token: int | None
             ]
         )
     marks = ["here" if at == row else "" if shown.share[at] <= 1 else "bad" for at in range(len(rows))]
+    columns = (*_COLUMNS, *(Column(f"top-1 of {name}") for name in (trace.names.reference, trace.names.candidate)))
     low, high = max(0, row - _AROUND), row + _AROUND + 1
-    near = table(_COLUMNS, rows[low:high], marks=marks[low:high], css="around", cards=False)
+    near = table(columns, rows[low:high], marks=marks[low:high], css="around", cards=False)
     if len(rows) == len(rows[low:high]):
         return near
-    return near + details(f"all {len(rows)} tokens", table(_COLUMNS, rows, marks=marks, css="around", cards=False))
+    return near + details(f"all {len(rows)} tokens", table(columns, rows, marks=marks, css="around", cards=False))

@@ -7,6 +7,7 @@ from parity_lib.pages.kit.fragment import Fragment, note
 from parity_lib.pages.kit.op_names import op_words
 from parity_lib.pages.kit.table import Column, table
 from parity_lib.pages.kit.text import count, number
+from parity_lib.trace.runs import Names
 from parity_lib.trace.token import TokenTrace
 
 _COLUMNS = (
@@ -25,7 +26,7 @@ def split_table(trace: TokenTrace) -> Fragment:
     split = trace.split
     rows = [_row(kind) for kind in split.kinds]
     marks = ["bad" if kind.differ else "" for kind in split.kinds]
-    return table(_COLUMNS, rows, marks=marks, css="split") + note(" ".join(_notes(split)))
+    return table(_COLUMNS, rows, marks=marks, css="split") + note(" ".join(_notes(split, trace.names)))
 
 
 def _row(kind: KindSplit) -> list[str]:
@@ -42,23 +43,25 @@ def _row(kind: KindSplit) -> list[str]:
     ]
 
 
-def _notes(split: ErrorSplit) -> list[str]:
+def _notes(split: ErrorSplit, names: Names) -> list[str]:
+    reference, burn = names.reference, names.candidate
     said = [
-        f"llama.cpp's products on the deployed file, {split.n_positions} positions, against the float64 product of its",
-        "own inputs: norm of the difference over norm of the product, pooled over layers. Activations rounded: what",
-        "converting them to the weight's partner type does, in float64. Accumulation: what is left, its float32 sums.",
+        f"{reference}'s products on the deployed file, {split.n_positions} positions, against the float64 product",
+        "of its own inputs: norm of the difference over norm of the product, pooled over layers. Activations rounded:",
+        "what converting them to the weight's partner type does, in float64. Accumulation: what is left, its float32",
+        "sums.",
     ]
     if split.differ:
         said.append(
-            f"{count(split.differ)} weights are dequantised differently by burn: rounding does not explain that."
+            f"{count(split.differ)} weights are dequantised differently by {burn}: rounding does not explain that."
         )
     logits = split.logits
     if logits is None:
         return [*said, "A logit is not finite, so the logits could not be split."]
     said.append(
-        f"At the logits, rms over their spread, {logits.n_positions} positions: burn's f32 policy is "
-        f"{number(logits.plain_to_reference)} from llama.cpp; rounding activations too (policy {logits.rounded}) moves "
-        f"burn by {number(logits.plain_to_rounded)} and leaves {number(logits.rounded_to_reference)}. They need not "
-        "sum: one rounding that falls the other way is another input for all layers after it."
+        f"At the logits, rms over their spread, {logits.n_positions} positions: {burn}'s f32 policy is "
+        f"{number(logits.plain_to_reference)} from {reference}; rounding activations too (policy {logits.rounded}) "
+        f"moves {burn} by {number(logits.plain_to_rounded)} and leaves {number(logits.rounded_to_reference)}. They "
+        "need not sum: one rounding that falls the other way is another input for all layers after it."
     )
     return said

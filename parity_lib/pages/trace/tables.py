@@ -8,6 +8,7 @@ import numpy as np
 from markupsafe import Markup
 
 from parity_lib.base.names import TOP_JUDGED
+from parity_lib.engines.burn.sources import CRATES_IO
 from parity_lib.judge.blame import Blame
 from parity_lib.numerics.op_error import OpError
 from parity_lib.pages.cell.positions import Positions
@@ -15,20 +16,14 @@ from parity_lib.pages.kit.fragment import Fragment, details, note
 from parity_lib.pages.kit.op_names import op_words
 from parity_lib.pages.kit.table import Column, table
 from parity_lib.pages.kit.text import NONE, Words, count, number, percent, signed
+from parity_lib.pages.trace.blame import farther
 from parity_lib.pages.trace.conclusion import traced_positions
+from parity_lib.trace.runs import Names
 from parity_lib.trace.token import TokenTrace
 
 _OPS_SHOWN = 24
 _FOLDED_FROM = 14  # rows
-_TOPS = (
-    Column("rank", numeric=True),
-    Column("llama.cpp"),
-    Column("logit", numeric=True),
-    Column("probability", numeric=True),
-    Column("burn"),
-    Column("logit", numeric=True),
-    Column("probability", numeric=True),
-)
+_LOGIT = (Column("logit", numeric=True), Column("probability", numeric=True))
 _OPS = (
     Column("op"),
     Column("pass"),
@@ -48,9 +43,6 @@ _LAYERS = (
     Column("gain", numeric=True),
     Column("inherited", numeric=True),
     Column("new here", numeric=True),
-    Column("burn / llama.cpp to float64 oracle", numeric=True),
-    Column("95 % interval"),
-    Column("farther from the oracle"),
 )
 
 
@@ -68,22 +60,24 @@ def top_table(trace: TokenTrace, words: Words | None = None, row: int | None = N
             line += [words.token(int(side.topk_ids[row, rank])), number(logit, 6), percent(share)]
         rows.append(line)
     marks = ["bad" if line[1] != line[4] else "" for line in rows]
-    return table(_TOPS, rows, marks=marks, css="tops", cards=False) + note(_margins(shown, row))
+    names = trace.names
+    columns = (Column("rank", numeric=True), Column(names.reference), *_LOGIT, Column(names.candidate), *_LOGIT)
+    return table(columns, rows, marks=marks, css="tops", cards=False) + note(_margins(shown, row, names))
 
 
-def _margins(shown: Positions, row: int) -> str:
+def _margins(shown: Positions, row: int, names: Names) -> str:
     r, c = shown.pair.reference, shown.pair.candidate
     margins = [float(side.topk_logits[row, 0]) - float(side.topk_logits[row, 1]) for side in (r, c)]
     return (
-        f"Margin, first minus second: llama.cpp {number(margins[0], 3)}, burn {number(margins[1], 3)} logits. Delta "
-        f"{signed(float(shown.delta[row]))} at id {shown.delta_id[row]}; rms over the vocabulary "
-        f"{number(float(shown.rms_over_std[row]))} of the row's standard deviation."
+        f"Margin, first minus second: {names.reference} {number(margins[0], 3)}, {names.candidate} "
+        f"{number(margins[1], 3)} logits. Delta {signed(float(shown.delta[row]))} at id {shown.delta_id[row]}; rms "
+        f"over the vocabulary {number(float(shown.rms_over_std[row]))} of the row's standard deviation."
     )
 
 
 def layer_table(trace: TokenTrace) -> Fragment:
     """Return each layer's part of the delta, what is inherited and what is new there, and whose error it is."""
-    entered, fall = trace.entered, trace.by_layer
+    entered, fall, reference = trace.entered, trace.by_layer, trace.names.reference
     rows = []
     for layer, blame in enumerate(trace.layers.blames[:-1]):
         split = [NONE] * 6
@@ -92,20 +86,22 @@ def layer_table(trace: TokenTrace) -> Fragment:
             gain = number(came / at_entry) if at_entry else NONE
             split = [signed(part.value), _share(fall.share(part.name)), number(at_entry), gain, number(came)]
             split.append(number(entered.new[layer]))
-        rows.append([blame.where, *split, *_blame(blame)])
+        rows.append([blame.where, *split, *_blame(blame, trace.names)])
     head = [NONE] * 6
     if fall is not None:
         value = sum(part.value for part in fall.parts if part.name.startswith("result_"))
         head = [signed(value), _share(value / fall.delta if fall.delta else 0.0), *[NONE] * 4]
-    rows.append(["logits", *head, *_blame(trace.layers.blames[-1])])
+    rows.append(["logits", *head, *_blame(trace.layers.blames[-1], trace.names)])
     marks = ["bad" if row[-1] != "equal" else "" for row in rows]
     drawn = trace.layers.blames[-1]
     method = (
-        "Errors are norms of the residual stream, as shares of llama.cpp's own at the traced token. Inherited: the "
-        "error that enters a layer, times its gain. New: the layer's own error on llama.cpp's input. Oracle: float64, "
-        f"on the same file; the interval is from a bootstrap over {drawn.n} {drawn.drawn}."
+        f"Errors are norms of the residual stream, as shares of {reference}'s own at the traced token. Inherited: the "
+        f"error that enters a layer, times its gain. New: the layer's own error on {reference}'s input. Oracle: "
+        f"float64, on the same file; the interval is from a bootstrap over {drawn.n} {drawn.drawn}."
     )
-    body = table(_LAYERS, rows, marks=marks, css="layers") + note(method)
+    ratio = Column(f"{trace.names.candidate} / {reference} to float64 oracle", numeric=True)
+    columns = (*_LAYERS, ratio, Column("95 % interval"), Column("farther from the oracle"))
+    body = table(columns, rows, marks=marks, css="layers") + note(method)
     if len(rows) > _FOLDED_FROM:
         body = details(
             f"{len(rows)} rows: part of the delta, inherited and new error, oracle, layer by layer",
@@ -149,8 +145,11 @@ def trace_commands(trace: TokenTrace) -> Fragment:
     """Return the next commands: this trace, the next token, the cell, the reproducer where there is one."""
     place, request = trace.place, trace.cell.request
     base = f"parity trace {request.model} {request.quant}".rstrip()
-    tail = f" --fault {request.fault}" if request.fault else ""
+    tail = f" --stack {request.stack}" if request.stack != CRATES_IO else ""
+    tail += f" --fault {request.fault}" if request.fault else ""
     tail += f" --prompts {request.prompts}" if request.prompts else ""
+    whole = f"parity run {request.model} {request.quant}".rstrip() + tail
+    tail = (f" --against {trace.against}" if trace.against else "") + tail
     lines = [("this token again", f"{base} --prompt {place.prompt_idx} --token {place.token_idx}{tail}")]
     if place.row + 1 < len(place.sequence):
         lines.append(("the next token", f"{base} --prompt {place.prompt_idx} --token {place.token_idx + 1}{tail}"))
@@ -159,7 +158,7 @@ def trace_commands(trace: TokenTrace) -> Fragment:
     first = _first_over(trace)
     if first is not None and first != place.token_idx:
         lines.append(("first over its limit", f"{base} --prompt {place.prompt_idx} --token {first}{tail}"))
-    lines.append(("the whole cell", f"parity run {request.model} {request.quant}".rstrip() + tail))
+    lines.append(("the whole cell", whole))
     if trace.reproducer is not None:
         lines.append((f"replay the failing op (folder {trace.reproducer.name})", f"parity replay {trace.reproducer}"))
     rows = [[what, Markup("<code>{}</code>").format(command)] for what, command in lines]
@@ -174,8 +173,8 @@ def _first_over(trace: TokenTrace) -> int | None:
     return int(shown.token_idx[over[0]]) if over.size else None
 
 
-def _blame(blame: Blame) -> list[str]:
-    return [number(blame.ratio), f"{number(blame.low)} to {number(blame.high)}", blame.word]
+def _blame(blame: Blame, names: Names) -> list[str]:
+    return [number(blame.ratio), f"{number(blame.low)} to {number(blame.high)}", farther(blame, names)]
 
 
 def _share(share: float) -> str:
