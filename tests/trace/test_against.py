@@ -13,6 +13,7 @@ from parity_lib.base.names import Outcome
 from parity_lib.cell import steps
 from parity_lib.engines import sites
 from parity_lib.engines.burn.sources import CRATES_IO
+from parity_lib.fork.build import build
 from parity_lib.trace.deployed import NO_REPRODUCER
 from parity_lib.trace.token import TokenTrace, trace_token
 from tests.shared import PROMPTS, ThreeLayers, reference_kept_in
@@ -68,6 +69,28 @@ def test_a_fault_is_found_at_its_op_on_the_other_stack_s_values(traced: Trace) -
     assert "llama.cpp" not in text
     assert "crates-io (candidate) / crates-io (reference)" in text
     assert "--against crates-io" in show.trace_commands(trace).plain
+
+
+@pytest.mark.parametrize(("stack", "against"), [("poisoned", CRATES_IO), (CRATES_IO, "poisoned")])
+def test_the_wrong_one_of_two_stacks_is_named_on_either_side(stack: str, against: str, traced: Trace) -> None:
+    build("poisoned", "", lambda _: None)
+    trace = traced(stack, against)
+    wrong = {site for error in trace.ops.errors if not error.share <= 1 for site in [sites.split(error.site)[0]]}
+    products = {site.name for site in sites.BLOCK if site.op == "MUL_MAT"} | {"kqv_out", "result_output"}
+    assert wrong
+    assert wrong <= products
+    found = show.trace_conclusion(trace)
+    assert found.outcome is Outcome.DIVERGED
+    assert found.sentence.startswith("First over its limit: layer 0 `attn_q`, local error ")
+    assert f"poisoned is {found.sentence.split('poisoned is ')[1].split(' ')[0]} times as far" in found.sentence
+    assert found.sentence.endswith("times as far from the float64 oracle as crates-io: poisoned's fault.")
+    box = show.trace_box(trace, found)
+    assert f"burn on {against} in llama.cpp's place; llama.cpp generated the tokens" in box.plain
+    shown = [show.top_table(trace), show.layer_table(trace), show.native_blame(trace), show.split_table(trace)]
+    text = " ".join(part.plain for part in shown)
+    assert "llama.cpp" not in text
+    assert f"{stack} / {against}" in text
+    assert f"--against {against}" in show.trace_commands(trace).plain
 
 
 def test_an_unknown_stack_is_a_usage_error(traced: Trace) -> None:
