@@ -1,7 +1,7 @@
 //! Which ops a model of this build computes with, and how a caller asks for them.
 //!
 //! The judged library is built without the feature `faults` and holds no fault: not one name, not one switch. The library
-//! with faults is a second build of the same sources, for red controls and drills alone.
+//! with faults is a second build of the same sources, for red controls alone.
 
 use crate::facts::Facts;
 use crate::linear::Policy;

@@ -20,7 +20,7 @@ pub struct Isa {
     pub expected_kernel: &'static str,
 }
 
-/// Look at the CPU and at the build.
+/// Read the CPU and the build.
 pub fn isa() -> Isa {
     let cpu = cpu_flags();
     let mut features = vec!["std"];

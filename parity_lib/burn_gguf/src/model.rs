@@ -1,7 +1,7 @@
 //! One forward pass for both architectures, from token ids to logits.
 //!
 //! Rows of a pass are positions of any number of sequences, in any order. All rows go through a weight together; only
-//! attention looks at the sequence that a row belongs to.
+//! attention reads the sequence that a row belongs to.
 
 use std::path::Path;
 

@@ -224,7 +224,7 @@ fn by_head(data: Vec<f32>, n: usize, n_heads: usize, width: usize) -> Tensor<B, 
     tensor(data, n, n_heads * width).reshape([1, n, n_heads, width]).swap_dims(1, 2)
 }
 
-/// True where a row must not look: at keys after its own position.
+/// True where a row must not attend: at keys after its own position.
 fn hidden(rows: &[(usize, usize)], n_keys: usize, n_heads: usize) -> Tensor<B, 4, Bool> {
     let row = |position: usize| (0..n_keys).map(move |key| key > position);
     let mask: Vec<bool> = rows.iter().flat_map(|(_, position)| row(*position)).collect();

@@ -1,6 +1,6 @@
 //! The Python module `burn_gguf`: paths and token ids in, bytes and JSON out.
 //!
-//! Work runs without the GIL. Between steps progress is reported and signals are looked at, so Ctrl-C works. A panic
+//! Work runs without the GIL. Between steps progress is reported and signals are checked, so Ctrl-C works. A panic
 //! becomes a `BurnError`; so does every refusal, `BurnFileError` if the file is at fault. Python documents and checks,
 //! see `parity_lib/engines/burn/engine.py`.
 
@@ -27,7 +27,7 @@ use crate::model;
 use crate::model_error::{ModelError, Result};
 use crate::plain::{Plain, PLAIN};
 use crate::score::score;
-use crate::session::{self, little_endian, Look, Step};
+use crate::session::{self, little_endian, Step, Wanted};
 use crate::tap::{BLOCK_SITES, GLOBAL_SITES};
 
 create_exception!(burn_gguf, BurnError, PyException, "The engine refused or failed; the message says why.");
@@ -160,11 +160,11 @@ impl Session {
         progress: Option<Py<PyAny>>,
         observe: Option<Py<PyAny>>,
     ) -> PyResult<(Bound<'py, PyBytes>, Taps<'py>)> {
-        let (session, look) = (&mut self.0, Look { taps, logits });
+        let (session, wanted) = (&mut self.0, Wanted { taps, logits });
         let step = match observe {
-            None => with_progress(py, progress, |tick| session.append(&rows, &look, tick)),
+            None => with_progress(py, progress, |tick| session.append(&rows, &wanted, tick)),
             Some(call) => with_observer(py, progress, call, |observer, tick| {
-                session.append_observed(&rows, &look, observer, tick)
+                session.append_observed(&rows, &wanted, observer, tick)
             }),
         }?;
         answer(py, step)
@@ -183,10 +183,10 @@ impl Session {
         logits: Option<Vec<usize>>,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<(Bound<'py, PyBytes>, Taps<'py>)> {
-        let (session, width, look) = (&mut self.0, self.1.facts.n_embd, Look { taps, logits });
+        let (session, width, wanted) = (&mut self.0, self.1.facts.n_embd, Wanted { taps, logits });
         let step = with_progress(py, progress, |tick| {
             let residual = matrix("residual stream", &residual, width)?;
-            session.append_from(layer, residual, &rows, &look, tick)
+            session.append_from(layer, residual, &rows, &wanted, tick)
         })?;
         answer(py, step)
     }

@@ -2,7 +2,7 @@
 //!
 //! A timer of the process's own CPU time sends SIGPROF to the thread that uses it; the handler notes where that thread
 //! was going on, and nothing else. What stands there is looked up afterwards: library, function, instruction. It sees
-//! every library of the process, so the reference is sampled by the same code. Looking changes no bit of any result.
+//! every library of the process, so the reference is sampled by the same code. Sampling changes no bit of any result.
 
 mod code;
 mod names;

@@ -50,10 +50,10 @@ pub struct Session {
     pub(crate) entered_at: usize,
 }
 
-/// What to look at in one call of a session.
+/// What one call of a session has to give back.
 #[derive(Clone, Debug, Default)]
-pub struct Look {
-    /// Sites, by name.
+pub struct Wanted {
+    /// Sites to observe, by name.
     pub taps: Vec<String>,
     /// Rows whose logits are wanted; all of them if `None`.
     pub logits: Option<Vec<usize>>,
@@ -81,23 +81,23 @@ impl Session {
     }
 
     /// Append rows `(sequence, token)`, in any interleaving, as one pass. A refused call changes nothing.
-    pub fn append(&mut self, rows: &[(usize, u32)], look: &Look, tick: &mut Tick) -> Result<Step> {
+    pub fn append(&mut self, rows: &[(usize, u32)], wanted: &Wanted, tick: &mut Tick) -> Result<Step> {
         let batch = self.batch(rows)?;
-        let taps = Taps::new(&look.taps, self.model.facts.n_layer)?;
-        self.run(batch, Start::Tokens, look, taps, tick)
+        let taps = Taps::new(&wanted.taps, self.model.facts.n_layer)?;
+        self.run(batch, Start::Tokens, wanted, taps, tick)
     }
 
     /// The same pass over rows of one sequence, with every site shown to `observer`, who may replace its value.
     pub fn append_observed(
         &mut self,
         rows: &[(usize, u32)],
-        look: &Look,
+        wanted: &Wanted,
         observer: &mut Observer,
         tick: &mut Tick,
     ) -> Result<Step> {
         let batch = self.batch(rows)?;
-        let taps = Taps::new(&look.taps, self.model.facts.n_layer)?.observed(observer);
-        self.run(batch, Start::Tokens, look, taps, tick)
+        let taps = Taps::new(&wanted.taps, self.model.facts.n_layer)?.observed(observer);
+        self.run(batch, Start::Tokens, wanted, taps, tick)
     }
 
     /// The same pass, entered at block `layer` with the residual stream `(n, n_embd)`.
@@ -106,7 +106,7 @@ impl Session {
         layer: usize,
         residual: Matrix,
         rows: &[(usize, u32)],
-        look: &Look,
+        wanted: &Wanted,
         tick: &mut Tick,
     ) -> Result<Step> {
         let facts = &self.model.facts;
@@ -117,8 +117,8 @@ impl Session {
             return Err(ModelError::wrong_length("residual stream", rows.len() * facts.n_embd, residual.data.len()));
         }
         let batch = self.batch(rows)?;
-        let taps = Taps::new(&look.taps, self.model.facts.n_layer)?;
-        self.run(batch, Start::Residual(layer, residual), look, taps, tick)
+        let taps = Taps::new(&wanted.taps, self.model.facts.n_layer)?;
+        self.run(batch, Start::Residual(layer, residual), wanted, taps, tick)
     }
 
     fn batch(&self, rows: &[(usize, u32)]) -> Result<Batch> {
@@ -162,14 +162,14 @@ impl Session {
     }
 
     /// One pass; a pass that was stopped leaves the cache as it was.
-    fn run(&mut self, batch: Batch, start: Start, look: &Look, mut taps: Taps, tick: &mut Tick) -> Result<Step> {
+    fn run(&mut self, batch: Batch, start: Start, wanted: &Wanted, mut taps: Taps, tick: &mut Tick) -> Result<Step> {
         let n_rows = batch.tokens.len();
-        if let Some(row) = look.logits.iter().flatten().find(|&&row| row >= n_rows) {
+        if let Some(row) = wanted.logits.iter().flatten().find(|&&row| row >= n_rows) {
             return Err(ModelError::out_of_range("row of logits", format!("0 to {}", n_rows - 1), row));
         }
         self.enter(&start)?;
         self.cut_back(); // a pass that panicked had no time to do it
-        let result = self.pass(&batch, start, look, &mut taps, tick);
+        let result = self.pass(&batch, start, wanted, &mut taps, tick);
         match result {
             Ok(logits) => {
                 for sequence in &batch.sequences {
@@ -184,10 +184,17 @@ impl Session {
         }
     }
 
-    fn pass(&mut self, batch: &Batch, start: Start, look: &Look, taps: &mut Taps, tick: &mut Tick) -> Result<Matrix> {
+    fn pass(
+        &mut self,
+        batch: &Batch,
+        start: Start,
+        wanted: &Wanted,
+        taps: &mut Taps,
+        tick: &mut Tick,
+    ) -> Result<Matrix> {
         let ops = Tapped::new(&self.model.ops, taps);
         let normed = self.model.forward(&ops, batch, start, &mut self.cache, tick)?;
-        let normed = look.logits.as_ref().map_or(normed.clone(), |rows| select(&normed, rows));
+        let normed = wanted.logits.as_ref().map_or(normed.clone(), |rows| select(&normed, rows));
         self.model.logits(&ops, normed)
     }
 

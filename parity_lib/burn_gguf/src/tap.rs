@@ -1,4 +1,4 @@
-//! Sites: the values inside the forward pass that can be looked at, by the names of llama.cpp's graph nodes.
+//! Sites: the values inside the forward pass that can be observed, by the names of llama.cpp's graph nodes.
 //!
 //! A looker only reads. An *observer* reads and may put another value in its place: with the reference's own value at
 //! every site, each op of the pass runs on the reference's inputs, and what it computes is its local error alone. It is
@@ -88,10 +88,10 @@ pub struct Tap {
     pub data: Vec<f32>,
 }
 
-/// Looks at every site, by name; what it returns takes the value's place, in the same shape.
+/// Is shown every site, by name; what it returns takes the value's place, in the same shape.
 pub type Observer<'a> = dyn FnMut(&str, &Tap) -> Result<Option<Vec<f32>>> + Send + 'a;
 
-/// Which sites to look at, and what was seen. Looking copies; it changes nothing.
+/// Which sites to observe, and what was seen. Observing copies; it changes nothing.
 #[derive(Default)]
 pub struct Taps<'a> {
     wanted: BTreeSet<String>,
@@ -100,12 +100,12 @@ pub struct Taps<'a> {
 }
 
 impl<'a> Taps<'a> {
-    /// Look at nothing.
+    /// Observe nothing.
     pub fn none() -> Self {
         Self::default()
     }
 
-    /// Look at these sites; refuses a name that a model of `n_layer` blocks does not have.
+    /// Observe these sites; refuses a name that a model of `n_layer` blocks does not have.
     pub fn new(names: &[String], n_layer: usize) -> Result<Self> {
         for name in names {
             let in_block = name.rsplit_once('-').is_some_and(|(site, block)| {
@@ -143,8 +143,8 @@ impl<'a> Taps<'a> {
         }
     }
 
-    /// Whether the steps inside of an attention are looked at.
-    pub fn looks_inside(&self, attention: Site) -> bool {
+    /// Whether the steps inside of an attention are observed.
+    pub fn observes_inside(&self, attention: Site) -> bool {
         let is_wanted = |name| self.wanted.contains(&Site { name, ..attention }.to_string());
         self.observer.is_some() || INNER_SITES.into_iter().any(is_wanted)
     }

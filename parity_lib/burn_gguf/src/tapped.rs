@@ -1,4 +1,4 @@
-//! The ops of a pass whose results are looked at: every one is shown to the taps under its site.
+//! The ops of a pass whose results are observed: every one is shown to the taps under its site.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -92,7 +92,7 @@ impl<O: Ops> Ops for Tapped<'_, '_, O> {
         scale: f32,
     ) -> Result<Matrix> {
         let mut taps = self.taps();
-        let kqv_out = if taps.looks_inside(at) && !self.inner.fused().attention {
+        let kqv_out = if taps.observes_inside(at) && !self.inner.fused().attention {
             let soft_max =
                 |kq: &[f32], n: usize, visible: &[usize], scale: f32| self.inner.soft_max(at, kq, n, visible, scale);
             let mut see = |name, tap| taps.see(&Site { name, ..at }.to_string(), tap);

@@ -10,7 +10,7 @@ use burn_gguf::linear::Policy;
 use burn_gguf::model_error::{ModelError, Result};
 use burn_gguf::quant::GgmlType;
 use burn_gguf::score::score;
-use burn_gguf::session::{Look, Session, Step};
+use burn_gguf::session::{Session, Step, Wanted};
 use tiny::{tokens, Tiny};
 
 const N: usize = 30;
@@ -25,7 +25,7 @@ fn changed(tiny: &Tiny, fault: &str) -> Vec<usize> {
     let run = |fault: Option<&str>| {
         let model = Arc::new(tiny.open(Policy::F32, 1, fault).unwrap());
         assert_eq!(model.run.fault.as_deref(), fault);
-        Session::new(model, 1).unwrap().append(&rows, &Look::default(), &mut no_tick).unwrap().logits
+        Session::new(model, 1).unwrap().append(&rows, &Wanted::default(), &mut no_tick).unwrap().logits
     };
     let (right, wrong) = (run(None), run(Some(fault)));
     (0..N).filter(|&row| right.row(row) != wrong.row(row)).collect()
@@ -72,8 +72,8 @@ fn a_fault_of_every_block_can_be_confined_to_one() {
     let rows: Vec<(usize, u32)> = tokens(N, 1, 101).into_iter().map(|token| (0, token)).collect();
     let run = |fault: Option<&str>| {
         let model = Arc::new(Tiny::qwen2().open(Policy::F32, 1, fault).unwrap());
-        let look = Look { taps: sites.clone(), logits: None };
-        Session::new(model, 1).unwrap().append(&rows, &look, &mut no_tick).unwrap()
+        let wanted = Wanted { taps: sites.clone(), logits: None };
+        Session::new(model, 1).unwrap().append(&rows, &wanted, &mut no_tick).unwrap()
     };
     let sound = run(None);
     for fault in ["softmax_scale=2", "swap_gate_up", "dropped_bias=v", "kv_slot_stale"] {
@@ -90,7 +90,7 @@ fn a_fault_of_every_block_can_be_confined_to_one() {
 fn a_nan_stays_in_its_row() {
     let rows: Vec<(usize, u32)> = tokens(N, 1, 101).into_iter().map(|token| (0, token)).collect();
     let model = Arc::new(Tiny::default().open(Policy::F32, 1, Some("nan@blk.0")).unwrap());
-    let logits = Session::new(model, 1).unwrap().append(&rows, &Look::default(), &mut no_tick).unwrap().logits;
+    let logits = Session::new(model, 1).unwrap().append(&rows, &Wanted::default(), &mut no_tick).unwrap().logits;
     for row in 0..N {
         assert_eq!(logits.row(row).iter().any(|logit| logit.is_nan()), row == N - 1, "row {row}");
     }

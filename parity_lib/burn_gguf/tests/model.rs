@@ -10,15 +10,15 @@ use burn_gguf::model::Model;
 use burn_gguf::model_error::{ModelError, Result};
 use burn_gguf::quant::GgmlType;
 use burn_gguf::score::score;
-use burn_gguf::session::{Look, Session};
+use burn_gguf::session::{Session, Wanted};
 use tiny::{tokens, Tiny};
 
 fn no_tick(_: usize, _: usize) -> Result<()> {
     Ok(())
 }
 
-fn look(sites: &[String]) -> Look {
-    Look { taps: sites.to_vec(), logits: None }
+fn wanted(sites: &[String]) -> Wanted {
+    Wanted { taps: sites.to_vec(), logits: None }
 }
 
 fn bits(values: &[f32]) -> Vec<u32> {
@@ -28,7 +28,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 /// Logits of one sequence in one pass.
 fn prefill(model: &Arc<Model>, tokens: &[u32]) -> Vec<f32> {
     let rows: Vec<(usize, u32)> = tokens.iter().map(|&token| (0, token)).collect();
-    Session::new(model.clone(), 1).unwrap().append(&rows, &Look::default(), &mut no_tick).unwrap().logits.data
+    Session::new(model.clone(), 1).unwrap().append(&rows, &Wanted::default(), &mut no_tick).unwrap().logits.data
 }
 
 /// Everything written by `score`, as values.
@@ -65,14 +65,14 @@ fn prefill_equals_decode() {
         let mut session = Session::new(model.clone(), 1).unwrap();
         let mut decoded = Vec::new();
         for &token in &tokens {
-            decoded.extend(session.append(&[(0, token)], &Look::default(), &mut no_tick).unwrap().logits.data);
+            decoded.extend(session.append(&[(0, token)], &Wanted::default(), &mut no_tick).unwrap().logits.data);
         }
         assert_eq!(bits(&whole), bits(&decoded), "{} {:?} {policy:?}", tiny.arch, tiny.ty);
         let mut chunked = Session::new(model, 1).unwrap();
         let mut chunks = Vec::new();
         for part in tokens.chunks(7) {
             let rows: Vec<(usize, u32)> = part.iter().map(|&token| (0, token)).collect();
-            chunks.extend(chunked.append(&rows, &Look::default(), &mut no_tick).unwrap().logits.data);
+            chunks.extend(chunked.append(&rows, &Wanted::default(), &mut no_tick).unwrap().logits.data);
         }
         assert_eq!(bits(&whole), bits(&chunks));
     }
@@ -103,7 +103,7 @@ fn permuted_rows_give_permuted_logits() {
         rows.extend(b.get(index).map(|&token| (1, token)));
         rows.push((0, token));
     }
-    let step = Session::new(model, 2).unwrap().append(&rows, &Look::default(), &mut no_tick).unwrap();
+    let step = Session::new(model, 2).unwrap().append(&rows, &Wanted::default(), &mut no_tick).unwrap();
     let mut next = [0, 0];
     for (row, (sequence, _)) in rows.iter().enumerate() {
         let wanted = &expected[*sequence][next[*sequence] * tiny.n_vocab..][..tiny.n_vocab];
@@ -128,14 +128,15 @@ fn a_restored_state_continues_as_the_original() {
     let model = Arc::new(tiny.model());
     let mut original = Session::new(model.clone(), 2).unwrap();
     let rows: Vec<(usize, u32)> = tokens(37, 3, tiny.n_vocab).into_iter().map(|token| (1, token)).collect();
-    original.append(&rows, &Look::default(), &mut no_tick).unwrap();
+    original.append(&rows, &Wanted::default(), &mut no_tick).unwrap();
     let state = original.save();
     let mut restored = Session::new(model.clone(), 2).unwrap();
     restored.restore(&state).unwrap();
     assert_eq!(restored.lengths(), [0, 37]);
     for token in [5, 6, 7] {
-        let next =
-            |session: &mut Session| session.append(&[(1, token)], &Look::default(), &mut no_tick).unwrap().logits.data;
+        let next = |session: &mut Session| {
+            session.append(&[(1, token)], &Wanted::default(), &mut no_tick).unwrap().logits.data
+        };
         assert_eq!(bits(&next(&mut original)), bits(&next(&mut restored)));
     }
     assert_eq!(original.save(), restored.save());
@@ -145,7 +146,7 @@ fn a_restored_state_continues_as_the_original() {
 fn a_foreign_state_is_refused_and_changes_nothing() {
     let model = Arc::new(Tiny::default().model());
     let mut session = Session::new(model.clone(), 1).unwrap();
-    session.append(&[(0, 1), (0, 2)], &Look::default(), &mut no_tick).unwrap();
+    session.append(&[(0, 1), (0, 2)], &Wanted::default(), &mut no_tick).unwrap();
     let state = session.save();
     let mut longer = state.clone();
     longer.push(0);
@@ -162,13 +163,13 @@ fn a_pass_can_start_at_any_layer() {
     let model = Arc::new(tiny.model());
     let rows: Vec<(usize, u32)> = tokens(21, 4, tiny.n_vocab).into_iter().map(|token| (0, token)).collect();
     let sites: Vec<String> = ["embd", "l_out-0", "l_out-1"].map(String::from).into();
-    let step = Session::new(model.clone(), 1).unwrap().append(&rows, &look(&sites), &mut no_tick).unwrap();
+    let step = Session::new(model.clone(), 1).unwrap().append(&rows, &wanted(&sites), &mut no_tick).unwrap();
     for (layer, (name, tap)) in step.taps.iter().enumerate() {
         assert_eq!(name, &sites[layer]);
         let residual = Matrix::from_rows(21, tiny.n_embd, tap.data.clone());
         let again = Session::new(model.clone(), 1)
             .unwrap()
-            .append_from(layer, residual, &rows, &Look::default(), &mut no_tick)
+            .append_from(layer, residual, &rows, &Wanted::default(), &mut no_tick)
             .unwrap();
         assert_eq!(bits(&again.logits.data), bits(&step.logits.data), "from layer {layer}");
     }
@@ -180,11 +181,11 @@ fn a_session_goes_on_only_where_it_was_entered() {
     let model = Arc::new(tiny.model());
     let residual = |n: usize| Matrix::from_rows(n, tiny.n_embd, vec![0.5; n * tiny.n_embd]);
     let enter = |session: &mut Session, layer: usize, n: usize| {
-        session.append_from(layer, residual(n), &vec![(0, 1); n], &Look::default(), &mut no_tick)
+        session.append_from(layer, residual(n), &vec![(0, 1); n], &Wanted::default(), &mut no_tick)
     };
     let mut session = Session::new(model.clone(), 1).unwrap();
     let first = enter(&mut session, 2, 3).unwrap().logits;
-    assert!(matches!(session.append(&[(0, 1)], &Look::default(), &mut no_tick), Err(ModelError::OutOfRange { .. })));
+    assert!(matches!(session.append(&[(0, 1)], &Wanted::default(), &mut no_tick), Err(ModelError::OutOfRange { .. })));
     let mut restored = Session::new(model.clone(), 1).unwrap();
     restored.restore(&session.save()).unwrap();
     let (next, again) = (enter(&mut session, 2, 1).unwrap(), enter(&mut restored, 2, 1).unwrap());
@@ -198,7 +199,7 @@ fn taps_are_named_shaped_and_change_nothing() {
     let tiny = Tiny::default();
     let model = Arc::new(tiny.model());
     let rows: Vec<(usize, u32)> = tokens(10, 5, tiny.n_vocab).into_iter().map(|token| (0, token)).collect();
-    let plain = Session::new(model.clone(), 1).unwrap().append(&rows, &Look::default(), &mut no_tick).unwrap();
+    let plain = Session::new(model.clone(), 1).unwrap().append(&rows, &Wanted::default(), &mut no_tick).unwrap();
     let widths = [
         ("embd", 64),
         ("attn_norm-2", 64),
@@ -218,14 +219,14 @@ fn taps_are_named_shaped_and_change_nothing() {
         ("result_output", 101),
     ];
     let sites: Vec<String> = widths.iter().map(|(name, _)| name.to_string()).collect();
-    let step = Session::new(model.clone(), 1).unwrap().append(&rows, &look(&sites), &mut no_tick).unwrap();
+    let step = Session::new(model.clone(), 1).unwrap().append(&rows, &wanted(&sites), &mut no_tick).unwrap();
     assert_eq!(bits(&step.logits.data), bits(&plain.logits.data));
     assert_eq!(step.taps.len(), sites.len());
     for (name, tap) in &step.taps {
         let width = widths.iter().find(|(known, _)| known == name).unwrap().1;
         assert_eq!((tap.shape, tap.data.len()), ([10, width], 10 * width), "{name}");
     }
-    let unknown = Session::new(model, 1).unwrap().append(&rows, &look(&["l_out-3".into()]), &mut no_tick);
+    let unknown = Session::new(model, 1).unwrap().append(&rows, &wanted(&["l_out-3".into()]), &mut no_tick);
     assert!(matches!(unknown, Err(ModelError::UnknownSite { .. })));
 }
 
@@ -235,8 +236,8 @@ fn only_the_wanted_logits_are_computed() {
     let model = Arc::new(tiny.model());
     let rows: Vec<(usize, u32)> = tokens(10, 5, tiny.n_vocab).into_iter().map(|token| (0, token)).collect();
     let run = |logits: Option<Vec<usize>>| {
-        let look = Look { taps: vec!["result_output".into()], logits };
-        Session::new(model.clone(), 1).unwrap().append(&rows, &look, &mut no_tick)
+        let wanted = Wanted { taps: vec!["result_output".into()], logits };
+        Session::new(model.clone(), 1).unwrap().append(&rows, &wanted, &mut no_tick)
     };
     let (all, two) = (run(None).unwrap(), run(Some(vec![9, 0])).unwrap());
     assert_eq!(two.logits.data, [all.logits.row(9), all.logits.row(0)].concat());
@@ -250,11 +251,11 @@ fn a_stopped_pass_leaves_the_session_as_it_was() {
     let tiny = Tiny::default();
     let model = Arc::new(tiny.model());
     let mut session = Session::new(model, 1).unwrap();
-    session.append(&[(0, 3), (0, 4)], &Look::default(), &mut no_tick).unwrap();
+    session.append(&[(0, 3), (0, 4)], &Wanted::default(), &mut no_tick).unwrap();
     let before = session.save();
     for stop_at in 1..=6 {
         let mut calls = 0;
-        let stopped = session.append(&[(0, 5), (0, 6)], &Look::default(), &mut |_, _| {
+        let stopped = session.append(&[(0, 5), (0, 6)], &Wanted::default(), &mut |_, _| {
             calls += 1;
             if calls == stop_at {
                 Err(ModelError::Interrupted)
@@ -295,11 +296,11 @@ fn what_cannot_be_fed_is_refused_before_any_work() {
     assert!(matches!(run(vec![1; 513]), ModelError::ContextExceeded { sequence: 1, expected: 512, found: 513 }));
     assert!(!path.exists());
     let mut session = Session::new(model, 1).unwrap();
-    session.append(&vec![(0, 1); 512], &Look::default(), &mut no_tick).unwrap();
-    let full = session.append(&[(0, 1)], &Look::default(), &mut no_tick);
+    session.append(&vec![(0, 1); 512], &Wanted::default(), &mut no_tick).unwrap();
+    let full = session.append(&[(0, 1)], &Wanted::default(), &mut no_tick);
     assert!(matches!(full, Err(ModelError::ContextExceeded { found: 513, .. })));
-    assert!(matches!(session.append(&[(1, 1)], &Look::default(), &mut no_tick), Err(ModelError::OutOfRange { .. })));
-    assert!(matches!(session.append(&[], &Look::default(), &mut no_tick), Err(ModelError::EmptySequence { .. })));
+    assert!(matches!(session.append(&[(1, 1)], &Wanted::default(), &mut no_tick), Err(ModelError::OutOfRange { .. })));
+    assert!(matches!(session.append(&[], &Wanted::default(), &mut no_tick), Err(ModelError::EmptySequence { .. })));
 }
 
 #[test]

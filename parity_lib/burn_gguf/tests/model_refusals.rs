@@ -8,7 +8,7 @@ use burn_gguf::quant::GgmlType;
 use burn_gguf::rope::ScalingKind;
 use tiny::{text, Tiny, ARRAY, BOOL, F32, STRING, U32};
 
-/// The refusal of a file, after a look at its message: file, culprit, expected, found and next step are all there.
+/// The refusal of a file, after a check of its message: file, culprit, expected, found and next step are all there.
 fn refused(tiny: &Tiny, culprit: &str) -> ModelError {
     let error = tiny.open(Policy::F32, 1, None).err().expect("the file should be refused");
     let message = error.to_string();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use burn_gguf::linear::Policy;
 use burn_gguf::model_error::{ModelError, Result};
-use burn_gguf::session::{Look, Session};
+use burn_gguf::session::{Session, Wanted};
 use burn_gguf::tap::{Tap, BLOCK_SITES};
 use tiny::{tokens, Tiny};
 
@@ -31,7 +31,7 @@ fn observe(
         seen.push((site.to_string(), tap.clone()));
         Ok(put(site, tap))
     };
-    let step = session.append_observed(rows, &Look::default(), &mut observer, &mut no_tick)?;
+    let step = session.append_observed(rows, &Wanted::default(), &mut observer, &mut no_tick)?;
     Ok((step.logits.data, seen))
 }
 
@@ -70,7 +70,7 @@ fn looking_changes_no_bit() {
         let mut watched = Session::new(model, 1).unwrap();
         for part in [&rows[..67], &rows[67..69], &rows[69..]] {
             let (logits, _) = observe(&mut watched, part, |_, _| None).unwrap();
-            let expected = plain.append(part, &Look::default(), &mut no_tick).unwrap().logits.data;
+            let expected = plain.append(part, &Wanted::default(), &mut no_tick).unwrap().logits.data;
             assert_eq!(bits(&logits), bits(&expected));
         }
     }
@@ -108,8 +108,8 @@ fn a_replaced_value_reaches_the_ops_after_it_and_the_cache() {
         let place = before.iter().position(|(name, _)| name == target).unwrap();
         assert!(first > place, "{target}: the first to differ is {}", before[first].0);
         let (next, next_changed) = (
-            session.append(&rows[11..], &Look::default(), &mut no_tick).unwrap().logits.data,
-            changed.append(&rows[11..], &Look::default(), &mut no_tick).unwrap().logits.data,
+            session.append(&rows[11..], &Wanted::default(), &mut no_tick).unwrap().logits.data,
+            changed.append(&rows[11..], &Wanted::default(), &mut no_tick).unwrap().logits.data,
         );
         // Keys of a later block are made from what was put in its place; those of the same block only by `Kcur`.
         assert_eq!(bits(&next) == bits(&next_changed), target == "kqv-2", "{target}");

@@ -56,7 +56,7 @@ pub fn open(bytes: &[u8]) -> Result<GgufFile, FileError> {
     opened
 }
 
-/// The refusal, after a look at its message: file, expected, found and next step are all there.
+/// The refusal, after a check of its message: file, expected, found and next step are all there.
 pub fn refused(opened: Result<GgufFile, FileError>) -> FileError {
     let error = opened.expect_err("the file should be refused");
     let message = error.to_string();
