@@ -40,7 +40,7 @@ class LlamaDispatch(LlamaCpp):
 
     def _prepare(self, params: Ctypes) -> None:
         # The callback lives as long as the context; it never raises and never says False to a computed node.
-        self._callback = self._api.ggml_backend_sched_eval_callback(self._look)
+        self._callback = self._api.ggml_backend_sched_eval_callback(self._observe)
         params.cb_eval = self._callback
         base = self._library.base
         for name, result, argument in (
@@ -104,7 +104,7 @@ class LlamaDispatch(LlamaCpp):
             Buffer(name, dict(w.types), sum(w.types.values()), w.bytes, w.flops) for name, w in sorted(found.items())
         )
 
-    def _look(self, address: int, ask: bool, _user_data: object) -> bool:
+    def _observe(self, address: int, ask: bool, _user_data: object) -> bool:
         if self._buffers_of is None:
             return not ask
         try:
