@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 
 from parity_lib.base.names import Compute, Isa
+from parity_lib.base.toml_table import fixture_path
 from parity_lib.engines.burn import stacks
 from parity_lib.engines.burn.sources import CRATES_IO
-from parity_lib.night.plan import NOTEBOOKS, load_plan, plan_path
+from parity_lib.night.plan import DIVERGED, NOTEBOOKS, load_plan, plan_path
 from parity_lib.night.preflight import check_plan, machine_lacks
 from parity_lib.records.pins import load_pins
+from parity_lib.records.prompts import load_prompts
+from parity_lib.records.stack_pins import WITHOUT
 
 TILES = "spine-bf16"  # the fork's BF16 tile product: wanted, and no stack can show it
 
@@ -52,3 +55,20 @@ def test_a_red_control_without_its_library_cannot_run_and_says_what_to_build(
     assert list(lacks[0]) == ["parity stack build crates-io --faults"]
     assert "no fault can be seeded on the stack crates-io" in lacks[0]["parity stack build crates-io --faults"]
     assert lacks[1] == {}
+
+
+def test_the_plan_of_the_repaired_fork_has_the_smoke_plan_s_models_and_leaves_each_fix_out_once() -> None:
+    plan, smoke, pins = load_plan(plan_path("fixed")), load_plan(plan_path("smoke")), load_pins()
+    whole = {(cell.model, cell.quant, cell.compute) for cell in plan.cells if cell.stack == "overlay-fixed"}
+    production = {(model.id, model.quant) for model in pins.models if model.role == "production"}
+    judged = {(cell.model, cell.quant, cell.compute) for cell in smoke.cells if cell.isa != Isa.AMX}
+    assert whole == {cell for cell in judged if cell[:2] not in production}
+    lacking = [cell.stack.partition(WITHOUT)[2] for cell in plan.cells if WITHOUT in cell.stack]
+    assert sorted(lacking) == sorted(pins.stack("overlay-fixed").fixes)
+    assert {cell.at for cell in plan.cells if cell.expect == DIVERGED} == {"T3"}
+
+
+def test_the_deep_prompt_is_the_longest_one_of_the_suite() -> None:
+    [deep] = load_prompts(fixture_path("deep_prompt.toml")).prompts
+    longest = max(load_prompts().prompts, key=lambda prompt: len(prompt.text))
+    assert (deep.text, deep.n_tokens) == (longest.text, longest.n_tokens)
