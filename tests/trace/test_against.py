@@ -90,6 +90,8 @@ def test_the_wrong_one_of_two_stacks_is_named_on_either_side(stack: str, against
     text = " ".join(part.plain for part in shown)
     assert "llama.cpp" not in text
     assert f"{stack} / {against}" in text
+    drift = show.drift(show.traced_positions(trace), token=3)
+    assert f"burn on {stack} against burn on {against} on " in drift.caption
     assert f"--against {against}" in show.trace_commands(trace).plain
 
 

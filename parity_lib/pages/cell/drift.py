@@ -50,9 +50,12 @@ def drift(shown: Positions | None, words: Words | None = None, token: int | None
     prompts = shown.prompts()
     wide = frozenset(i for i, prompt in enumerate(prompts) if token is not None or len(shown.of_prompt(prompt)) > LONG)
     pictures = tuple(_panel(shown, prompt, axis, words, token, i in wide) for i, prompt in enumerate(prompts))
-    against = shown.pair.reference.run.model_path
+    reference, candidate = shown.pair.reference.run, shown.pair.candidate.run
+    sides = "burn against llama.cpp"
+    if reference.engine == candidate.engine:  # two stacks, in a trace
+        sides = f"burn on {candidate.stack} against burn on {reference.stack}"
     caption = (
-        f"burn against llama.cpp on {against}. Horizontal: token; 0 chooses the first generated token, "
+        f"{sides} on {reference.model_path}. Horizontal: token; 0 chooses the first generated token, "
         "negative ones belong to the prompt. Vertical, the same in all: share of the row's std, log scale."
     )
     n_own = int(shown.own_limit.sum())
