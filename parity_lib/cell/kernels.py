@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from parity_lib.base.errors import UsageError
@@ -16,7 +16,9 @@ from parity_lib.cell.t3_replay import DECODED, check_buffers
 from parity_lib.engines.llamacpp.buffers import PLAIN
 from parity_lib.engines.llamacpp.settings import N_UBATCH
 from parity_lib.judge.kernels import Kernel, kernels
-from parity_lib.numerics.op_error import FEW_ROWS
+from parity_lib.numerics.op_error import FEW_ROWS, KernelErrors
+from parity_lib.records.isa_evidence import BURN, LLAMA_CPP
+from parity_lib.records.runs import RunInfo
 from parity_lib.records.verdicts import CellId
 
 FEWEST, MOST = FEW_ROWS + DECODED, N_UBATCH + DECODED  # tokens: with fewer, no tensor is judged
@@ -32,9 +34,13 @@ class Baseline:
     passes: tuple[int, ...]  # rows of each
     weights_in: Mapping[str, int]  # the reference's buffers -> products from it
     kernels: tuple[Kernel, ...]
+    errors: tuple[KernelErrors, ...] = ()  # of every op, in order
+    runs: Mapping[str, RunInfo] = field(default_factory=dict)  # of ``llama.cpp`` and ``burn``
 
 
-def measure_kernels(request: Mapping[str, Any], *, settings: Settings, prompt: str, n_tokens: int) -> Baseline:
+def measure_kernels(
+    request: Mapping[str, Any], *, settings: Settings, prompt: str, n_tokens: int, twin: bool = False
+) -> Baseline:
     """Return the kernels of one prompt's first tokens, the last two of them decoded one by one.
 
     Args:
@@ -42,6 +48,7 @@ def measure_kernels(request: Mapping[str, Any], *, settings: Settings, prompt: s
         settings: of llama.cpp; its cache is float32 in all that can be captured.
         prompt: number or name; empty is the longest.
         n_tokens: how many of its tokens.
+        twin: of the file's F32 twin, in place of the file as it is.
 
     Raises:
         UsageError: there is no such prompt, or it has too few tokens.
@@ -52,8 +59,8 @@ def measure_kernels(request: Mapping[str, Any], *, settings: Settings, prompt: s
             "that many tokens cannot be measured", place="tokens", expected=f"{FEWEST} to {MOST}", found=n_tokens
         )
     cell = steps.open_cell(**request, compute=Compute.GGML)
-    nodes = cell.spools / "nodes"
-    with open_llama(cell, settings=settings, kind="llama_taps") as engine:
+    nodes, path = cell.spools / "nodes", cell.twin_path if twin else cell.model_path
+    with open_llama(cell, path, settings, kind="llama_taps") as engine:
         told = prompt_tokens(cell.suite, cell.facts, engine)
         found = cell.suite.get(prompt) if prompt else max(cell.suite.prompts, key=lambda p: len(told[p.idx]))
         if len(told[found.idx]) < n_tokens:
@@ -68,9 +75,12 @@ def measure_kernels(request: Mapping[str, Any], *, settings: Settings, prompt: s
         try:
             engine.call("capture", told[found.idx][:n_tokens], list(passes), nodes)
             buffers = check_buffers(nodes, settings)
-            with open_burn(cell, "burn_kernels") as candidate:
+            runs = {LLAMA_CPP: engine.call("run_info")}
+            with open_burn(cell, "burn_kernels", path=str(path)) as candidate:
                 progress = cell.progress.step("each op against float64")
-                errors = candidate.call("kernels", nodes, cell.model_path, progress=progress)
+                errors = candidate.call("kernels", nodes, path, progress=progress)
+                runs[BURN] = candidate.call("run_info")
         finally:
             shutil.rmtree(nodes, ignore_errors=True)
-    return Baseline(cell.id, settings, found.name, passes, dict(buffers), tuple(kernels(errors, PLAIN)))
+    table = tuple(kernels(errors, PLAIN))
+    return Baseline(cell.id, settings, found.name, passes, dict(buffers), table, tuple(errors), runs)

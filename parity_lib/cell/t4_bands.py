@@ -220,12 +220,7 @@ def measure(
     command: str,
 ) -> list[Band]:
     """Score the same tokens with the float64 oracle on the F32 twin, and derive the bands."""
-    spool = cell.spools / "oracle.f32"
-    asked = {"path": str(cell.twin_path), "n_threads": cell.n_threads, "angles": WALKED}
-    with Worker("oracle", asked, log=cell.log("oracle")) as oracle:
-        counts = oracle.call("score", sequences, spool, progress=cell.progress.step("float64 oracle scores"))
-        run, n_vocab = oracle.call("run_info"), oracle.call("n_vocab")
-    rows = logits.delivered(run, spool, n_vocab, sequences, lengths, counts)
+    rows = score_oracle(cell, sequences, lengths)
     pair, finite = finite_rows(logits.pair(twin, rows, expected), expected)
     if not len(pair):
         return []  # T4 names each row; there is nothing that a limit could be measured by
@@ -237,6 +232,16 @@ def measure(
         f"{command}"
     )
     return derive(pair, finite, cell.id.model, cell.id.quant, source, rough=_at(rough, finite))
+
+
+def score_oracle(cell: Cell, sequences: Sequence[Sequence[int]], lengths: Sequence[int]) -> Rows:
+    """Score tokens with the float64 oracle on the cell's F32 twin, at the angles that llama.cpp walks to."""
+    spool = cell.spools / "oracle.f32"
+    asked = {"path": str(cell.twin_path), "n_threads": cell.n_threads, "angles": WALKED}
+    with Worker("oracle", asked, log=cell.log("oracle")) as oracle:
+        counts = oracle.call("score", sequences, spool, progress=cell.progress.step("float64 oracle scores"))
+        run, n_vocab = oracle.call("run_info"), oracle.call("n_vocab")
+    return logits.delivered(run, spool, n_vocab, sequences, lengths, counts)
 
 
 def finite_rows(pair: PairTrace, expected: Sequence[Position]) -> tuple[PairTrace, tuple[Position, ...]]:

@@ -13,6 +13,7 @@ import click
 from parity_lib.base.exit_status import DIVERGED, INCOMPLETE, OK, ended, guard_streams
 from parity_lib.base.surroundings import restart_clean
 from parity_lib.cli import options
+from parity_lib.cli.baseline import baseline, predict
 from parity_lib.cli.faults import command as faults
 from parity_lib.cli.finding import group as finding
 from parity_lib.cli.isa import command as isa_group
@@ -167,7 +168,9 @@ def bands(model: str, quant: str, isa: str, prompts: str, n_threads: int, write:
 
 
 cli.add_command(faults)
+cli.add_command(baseline)
 cli.add_command(kernels)
+cli.add_command(predict)
 cli.add_command(models)
 cli.add_command(replay)
 cli.add_command(finding)

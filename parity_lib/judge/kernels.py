@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from parity_lib.numerics.kernel_noise import GLU, KEYS, NORM, VALUES, WEIGHT
 from parity_lib.numerics.op_error import (
     CHANNEL_LIMIT,
     EXACT_OPS,
@@ -19,6 +20,8 @@ from parity_lib.numerics.op_error import (
     OpError,
     op_has_keys,
 )
+from parity_lib.records.isa_evidence import LLAMA_CPP
+from parity_lib.records.kernel_baseline import KernelVariance
 
 EXACT = "moves, sums"  # what rounds at most once: equal to the bit, or wrong
 
@@ -93,3 +96,30 @@ def _worst(errors: Iterable[OpError | None]) -> Worst:
         position=max((error.position_nmse for error in measured), default=None),
         channel=max((error.channel_nmse for error in many), default=None),
     )
+
+
+def variances(errors: Iterable[KernelErrors], side: str, model: str, quant: str) -> list[KernelVariance]:
+    """Return the mean and the worst variance of one engine's kernels, by kernel and length of its sums.
+
+    Args:
+        errors: of every op on F32 weights.
+        side: ``llama.cpp`` or ``burn``.
+        model: that they were measured on.
+        quant: of its deployed file.
+    """
+    found: dict[tuple[str, int], list[float]] = {}
+    for error in errors:
+        noise = error.reference_noise if side == LLAMA_CPP else error.candidate_noise
+        if noise is not None:
+            found.setdefault((_kernel(error), error.length), []).append(noise)
+    return [
+        KernelVariance(kernel, length, len(noise), sum(noise) / len(noise), max(noise), model, quant)
+        for (kernel, length), noise in sorted(found.items())
+    ]
+
+
+def _kernel(error: KernelErrors) -> str:
+    op = error.between
+    if op.op == "MUL_MAT":
+        return WEIGHT if error.type else KEYS if op_has_keys(op.site) else VALUES
+    return {"MUL": NORM, "GLU": GLU}.get(op.op, op.op)

@@ -178,3 +178,6 @@ class KernelErrors:
     reference: OpError | None  # to float64; None for an op that rounds nothing in between
     candidate: OpError | None  # to float64
     between: OpError  # candidate to reference
+    length: int = 1  # terms of each sum, as ``OracleNodes.length`` counts them
+    reference_noise: float | None = None  # mean square of the error to float64 over that of ``OracleNodes.scale``
+    candidate_noise: float | None = None

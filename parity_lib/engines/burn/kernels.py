@@ -13,7 +13,7 @@ from parity_lib.engines.burn.replay import BurnReplay, Walk
 from parity_lib.engines.node_file import NodeFile
 from parity_lib.engines.oracle.nodes import OracleNodes
 from parity_lib.numerics.op_error import EXACT_OPS, KernelErrors, op_error
-from parity_lib.records.traces import F32
+from parity_lib.records.traces import F32, F64
 
 
 class BurnKernels(BurnReplay):
@@ -57,11 +57,28 @@ class _Arbitrated(Walk):
     def _compare(self, site: str, reference: F32, candidate: F32) -> None:
         super()._compare(site, reference, candidate)
         op, buffer = sites.table(site).op, self._capture.buffer(self._batch, site)
-        if op in EXACT_OPS:
+        if op in EXACT_OPS and not is_residual(site):
             self.kernels.append(KernelErrors("", buffer, None, None, self._errors[-1]))
             return
         exact = self._oracle.value(site, self._first, self._n_rows)
-        if exact.shape[-1] < reference.shape[-1]:  # without the keys that the mask hides
-            exact = np.pad(exact, ((0, 0), (0, 0), (0, reference.shape[-1] - exact.shape[-1])))
-        theirs, ours = (op_error(site, op, self._batch, self._first, exact, side) for side in (reference, candidate))
-        self.kernels.append(KernelErrors(self._oracle.weight_type(site), buffer, theirs, ours, self._errors[-1]))
+        scale = self._oracle.scale(site, self._first, self._n_rows, exact)
+        seen = exact.shape[-1]  # without the keys that the mask hides
+        noise = [relative_noise(side[..., :seen], exact, scale) for side in (reference, candidate)]
+        if seen < reference.shape[-1]:
+            exact = np.pad(exact, ((0, 0), (0, 0), (0, reference.shape[-1] - seen)))
+        sides = (None, None) if op in EXACT_OPS else (reference, candidate)
+        theirs, ours = (
+            None if side is None else op_error(site, op, self._batch, self._first, exact, side) for side in sides
+        )
+        kind, length = self._oracle.weight_type(site), self._oracle.length(site)
+        self.kernels.append(KernelErrors(kind, buffer, theirs, ours, self._errors[-1], length, *noise))
+
+
+def is_residual(site: str) -> bool:
+    """Return whether a site is a sum of the residual stream."""
+    return sites.split(site)[0] in ("ffn_inp", "l_out")
+
+
+def relative_noise(values: F32, exact: F64, scale: F64) -> float:
+    """Return the mean square of the errors over the mean square of what they are relative to."""
+    return float(np.sum(np.square(values - exact)) / np.sum(np.square(scale)))

@@ -9,7 +9,7 @@ import numpy as np
 from parity_lib.base.errors import EngineError
 from parity_lib.engines import sites
 from parity_lib.engines.node_file import NodeFile
-from parity_lib.engines.oracle.engine import linear, rms_norm, score_scale, swiglu
+from parity_lib.engines.oracle.engine import PANEL, linear, rms_norm, score_scale, swiglu
 from parity_lib.engines.oracle.rope import ANGLES, WALKED, magnitude, rope
 from parity_lib.model_file.facts import ModelFile, Tensor, facts_of
 from parity_lib.records.traces import F64
@@ -34,7 +34,7 @@ class OracleNodes:
         reference walks to. Of what counts keys, the width is the sequence's length and what the mask hides is zero.
 
         Args:
-            site: full name, ``ffn_out-17``; an op that rounds in between, none of ``judge.t3_ops.EXACT_OPS``.
+            site: full name, ``ffn_out-17``; an op that rounds, or a sum of the residual stream.
             first: first position.
             n: how many.
 
@@ -51,10 +51,36 @@ class OracleNodes:
             return self._rope(site, block or 0, first, n)
         if table.op == "GLU":
             return swiglu(*(self._summed(name, block or 0, first, n) for name in ("ffn_gate", "ffn_up")))
+        if table.op == "ADD":
+            first_part, second_part = self._added(site, block or 0, first, n)
+            return first_part + second_part
         if table.op == "MUL":
             weight = self._tensor(site).dequantize().reshape(-1).astype(np.float64)
             return rms_norm(self._read(site, first, n), weight, float(np.float32(self._facts.rms_eps)))
         raise EngineError("an op that rounds nothing needs no float64 oracle", place=site, found=table.op)
+
+    def scale(self, site: str, first: int, n: int, exact: F64) -> F64:
+        """Return what the rounding error of each value is relative to, shaped as ``value`` gives it.
+
+        For a product sqrt(sum a^2 b^2) over what is summed, since rounding goes by what is summed, not by what is left
+        of it; for any other op the size of the value itself.
+        """
+        if sites.table(site).op != "MUL_MAT":
+            return np.abs(exact)
+        if sites.table(site).inner:
+            return np.sqrt(self._attention(site, sites.split(site)[1] or 0, first, n, power=2))
+        squares, weight = np.square(self._read(site, first, n)), self._tensor(site)
+        step, out = max(1, PANEL // weight.shape[1]), np.empty(exact.shape)
+        for start in range(0, weight.shape[0], step):
+            stop = min(start + step, weight.shape[0])
+            out[:, start:stop] = squares @ np.square(weight.dequantize(start, stop).astype(np.float64)).T
+        return np.sqrt(out)
+
+    def length(self, site: str) -> int:
+        """Return how many terms each value of an op is summed of; 1 where it hardly depends on that, or is no sum."""
+        if sites.table(site).op == "MUL_MAT" and not sites.table(site).inner:
+            return self._tensor(site).shape[1]
+        return self._facts.n_embd if sites.table(site).op == "MUL" else 1
 
     def weight_type(self, site: str) -> str:
         """Return ggml's name of the type of the weight that an op multiplies with; empty if there is none."""
@@ -64,17 +90,25 @@ class OracleNodes:
         product: F64 = linear(self._tensor(site), self._read(site, first, n), rounded=True)
         return product
 
-    def _attention(self, site: str, block: int, first: int, n: int) -> F64:
+    def _attention(self, site: str, block: int, first: int, n: int, power: int = 1) -> F64:
         facts, n_keys = self._facts, first + n
         shared = facts.n_head // facts.n_head_kv
         if sites.split(site)[0] == "kq":
             queries = self._rows(f"Qcur-{block}", first, n).reshape(n, facts.n_head, -1)
             keys = self._rows(f"Kcur-{block}", 0, n_keys).reshape(n_keys, facts.n_head_kv, -1)
+            queries, keys = queries**power, keys**power
             scores = np.stack([queries[:, head] @ keys[:, head // shared].T for head in range(facts.n_head)])
             return np.where(self._visible(first, n), scores, 0.0)
-        weights = self._inner(f"kq_soft_max-{block}", first, n)
-        values = self._rows(f"Vcur-{block}", 0, n_keys).reshape(n_keys, facts.n_head_kv, -1)
+        weights = self._inner(f"kq_soft_max-{block}", first, n) ** power
+        values = self._rows(f"Vcur-{block}", 0, n_keys).reshape(n_keys, facts.n_head_kv, -1) ** power
         return np.stack([weights[head] @ values[:, head // shared] for head in range(facts.n_head)])
+
+    def _added(self, site: str, block: int, first: int, n: int) -> tuple[F64, F64]:
+        """Return the two values that a sum of the residual stream adds."""
+        if sites.split(site)[0] == "l_out":
+            return self._summed("ffn_out", block, first, n), self._rows(f"ffn_inp-{block}", first, n)
+        stream = f"l_out-{block - 1}" if block else sites.EMBD.name
+        return self._summed("attn_out", block, first, n), self._rows(stream, first, n)
 
     def _soft_max(self, block: int, first: int, n: int) -> F64:
         scores = self._inner(f"kq-{block}", first, n) * score_scale(self._facts.key_length)

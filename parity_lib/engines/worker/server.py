@@ -27,6 +27,7 @@ ENGINES = {
     "llama_cpp": "parity_lib.engines.llamacpp.engine:LlamaCpp",
     "llama_dispatch": "parity_lib.engines.llamacpp.dispatch:LlamaDispatch",
     "llama_taps": "parity_lib.engines.llamacpp.taps:LlamaTaps",
+    "llama_perturbed": "parity_lib.engines.llamacpp.perturb:LlamaPerturbed",
     "llama_op": "parity_lib.engines.llamacpp.one_op:LlamaOp",
     "llama_products": "parity_lib.engines.llamacpp.probe:Products",
     "llama_quantize": "parity_lib.engines.llamacpp.quantize:Quantizer",

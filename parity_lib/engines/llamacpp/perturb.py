@@ -1,0 +1,214 @@
+"""Runs the reference with noise on every value that its graph computes: what rounding errors of a size do to logits.
+
+Monte Carlo arithmetic (Parker 1997), on the nodes of a graph in place of single operations.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from parity_lib.base.errors import EngineError
+from parity_lib.base.progress import Progress
+from parity_lib.engines import sites
+from parity_lib.engines.llamacpp.abi import Ctypes, GgmlTensor
+from parity_lib.engines.llamacpp.engine import LlamaCpp
+from parity_lib.engines.llamacpp.settings import N_UBATCH
+from parity_lib.engines.llamacpp.taps import TYPE_F32
+from parity_lib.numerics.kernel_noise import (
+    ADD,
+    GLU,
+    KEYS,
+    NORM,
+    ROPE,
+    SOFT_MAX,
+    SUMS,
+    VALUES,
+    WEIGHT,
+    BothNoise,
+    KernelNoise,
+)
+from parity_lib.records.traces import F32, F64, I32
+
+POOL = 1 << 22  # normal numbers that are made once, and read at random places: 16 MB
+PANEL = 1 << 21  # weights whose squares are in memory at a time: 8 MB
+_BY_OP = {"MUL": NORM, "ROPE": ROPE, "SOFT_MAX": SOFT_MAX, "GLU": GLU, "ADD": ADD}
+_INNER = {"kq": KEYS, "kqv": VALUES}
+
+
+class LlamaPerturbed(LlamaCpp):
+    """``LlamaCpp`` on an F32 file whose nodes get noise while it scores."""
+
+    _noise: _Noise | None = None
+
+    def _prepare(self, params: Ctypes) -> None:
+        # The callback must live as long as the context, and return True: False cancels the graph silently.
+        self._callback = self._api.ggml_backend_sched_eval_callback(self._seen)
+        params.cb_eval = self._callback
+        base = self._library.base
+        base.ggml_op_name.restype = ctypes.c_char_p
+        base.ggml_op_name.argtypes = [ctypes.c_int]
+        base.ggml_backend_buffer_is_host.restype = ctypes.c_bool
+        base.ggml_backend_buffer_is_host.argtypes = [ctypes.c_void_p]
+
+    def perturb(
+        self,
+        sequences: Sequence[Sequence[int]],
+        clean: Path,
+        ids: I32,
+        kernels: KernelNoise | BothNoise,
+        *,
+        seed: int,
+        progress: Progress,
+    ) -> tuple[F64, F64]:
+        """Score with noise of each kernel's own size on its values, and return how far the logits move.
+
+        Args:
+            sequences: token ids.
+            clean: the rows that ``score`` gave for the same sequences, raw float32.
+            ids: of each row, in the order of the file, the ids whose logits are wanted, ``(n, k)``.
+            kernels: the size of the noise of each kernel.
+            seed: of the noise; the same seed gives the same numbers on one machine.
+            progress: called with rows done and to do.
+
+        Returns:
+            The root mean square over the vocabulary of what each row moved, ``(n,)``, and what its logits at ``ids``
+            moved, ``(n, k)``; logits, perturbed minus clean.
+
+        Raises:
+            EngineError: a node's value, or what it is computed from, is not float32 in this process's memory.
+        """
+        rows = self._check(sequences, [1] * len(sequences))
+        self._grow(max(rows))
+        still = np.memmap(clean, "<f4", "r", shape=(sum(rows), self._vocabulary.n_tokens))
+        moved = _Moved(still, ids, progress)
+        self._noise = noise = _Noise(self._library.base, kernels, np.random.Generator(np.random.PCG64(seed)))
+        try:
+            for tokens in sequences:
+                self._clear()
+                for start in range(0, len(tokens), N_UBATCH):
+                    moved.add(self._decode(tokens[start : start + N_UBATCH], start))
+                    noise.check()
+        finally:
+            self._noise = None
+        return moved.rms, moved.errors
+
+    def _seen(self, tensor: int, ask: bool, _user_data: object) -> bool:
+        return not ask if self._noise is None else self._noise.see(tensor, ask)
+
+
+class _Moved:
+    """Compares rows with the clean ones as they come."""
+
+    def __init__(self, clean: F32, ids: I32, progress: Progress) -> None:
+        self._clean, self._ids, self._progress, self._n = clean, ids, progress, 0
+        self.rms = np.empty(len(clean))
+        self.errors = np.empty(ids.shape)
+
+    def add(self, rows: F32) -> None:
+        """Compare the next rows."""
+        for row in rows:
+            moved = (row - self._clean[self._n]).astype(np.float64)
+            self.rms[self._n] = np.sqrt(moved @ moved / len(moved))
+            self.errors[self._n] = moved[self._ids[self._n]]
+            self._n += 1
+        self._progress(self._n, len(self._clean))
+
+
+class _Noise:
+    """Adds noise in the callback; the first error is raised after the sequence."""
+
+    def __init__(self, base: ctypes.CDLL, kernels: KernelNoise | BothNoise, generator: np.random.Generator) -> None:
+        self._base, self._kernels, self._generator = base, kernels, generator
+        self._pool: F32 = generator.standard_normal(POOL, np.float32)
+        self._names: dict[tuple[bytes, int, bytes], str | None] = {}
+        self._error: Exception | None = None
+
+    def check(self) -> None:
+        """Raise the first error of the callback."""
+        if self._error is not None:
+            raise EngineError(f"a node could not be perturbed: {self._error}", place="llama.cpp's graph")
+
+    def see(self, address: int, ask: bool) -> bool:
+        """Answer ggml's callback: return whether a node is wanted (``ask``), or perturb its value."""
+        try:
+            tensor = GgmlTensor.from_address(address)
+            kernel = self._kernel(tensor)
+            if ask:
+                return kernel is not None and self._error is None
+            if kernel is not None and self._error is None:
+                self._perturb(kernel, tensor)
+        except Exception as error:  # noqa: BLE001 - it would be lost in C; kept and raised by check
+            self._error = self._error or error
+        return not ask
+
+    def _kernel(self, tensor: GgmlTensor) -> str | None:
+        source = tensor.src[0]
+        key = (tensor.name, tensor.op, GgmlTensor.from_address(source).name if source else b"")
+        if key not in self._names:
+            self._names[key] = kernel_of(key[0].decode(), self._base.ggml_op_name(key[1]).decode(), key[2].decode())
+        return self._names[key]
+
+    def _perturb(self, kernel: str, tensor: GgmlTensor) -> None:
+        values = self._values(tensor)
+        if kernel not in (WEIGHT, KEYS, VALUES):
+            values *= 1 + self._sigma(kernel, values.shape[-1]) * self._drawn(values.shape)
+            return
+        factors, given = (self._values(GgmlTensor.from_address(tensor.src[i])) for i in (0, 1))
+        size = self._sigma(kernel, given.shape[-1])
+        if kernel == WEIGHT:
+            self._add_panels(values[0, 0], factors[0, 0], np.square(given[0, 0]), size)
+            return
+        shared = given.shape[1] // factors.shape[1]
+        summed = np.square(given).reshape(factors.shape[1], shared * given.shape[2], -1)
+        summed = summed @ np.square(factors[0]).transpose(0, 2, 1)
+        values += size * np.sqrt(summed).reshape(values.shape) * self._drawn(values.shape)
+
+    def _sigma(self, kernel: str, length: int) -> np.float32:
+        return np.float32(self._kernels.sigma(kernel, length if kernel in SUMS else 1))
+
+    def _add_panels(self, values: F32, weights: F32, squares: F32, size: np.float32) -> None:
+        """Perturb a product with a weight, ``(rows, channels)``, some channels at a time."""
+        step = max(1, PANEL // weights.shape[1])
+        for start in range(0, len(weights), step):
+            part = values[:, start : start + step]
+            summed = squares @ np.square(weights[start : start + step]).T
+            np.sqrt(summed, out=summed)
+            summed *= size
+            summed *= self._drawn(part.shape)
+            part += summed
+
+    def _drawn(self, shape: tuple[int, ...]) -> F32:
+        """Return normal numbers: a part of the pool, or some parts of it where it is too short."""
+        n = int(np.prod(shape))
+        out = np.empty(n, np.float32)
+        for start in range(0, n, POOL // 2):
+            part = out[start : start + POOL // 2]
+            at = int(self._generator.integers(POOL - len(part)))
+            part[:] = self._pool[at : at + len(part)]
+        return out.reshape(shape)
+
+    def _values(self, tensor: GgmlTensor) -> F32:
+        """Return a writable view of a tensor's values, numpy order, four dimensions."""
+        if tensor.type != TYPE_F32 or not self._base.ggml_backend_buffer_is_host(tensor.buffer):
+            name = tensor.name.decode()
+            raise EngineError("a value is not float32 in this process's memory", place=name, found=tensor.type)
+        shape, strides = tensor.ne[::-1], tensor.nb[::-1]
+        reach = sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) + 4
+        memory = (ctypes.c_byte * reach).from_address(tensor.data)
+        view: F32 = np.ndarray(shape, np.float32, memory, strides=strides)
+        return view
+
+
+def kernel_of(name: str, op: str, source: str) -> str | None:
+    """Return the kernel of a node by name, op and first source; None for a node that rounds nothing, or is no site."""
+    site = sites.of_node(name, op, source)
+    if site is None:
+        return None
+    base = sites.split(site)[0]
+    if op == "MUL_MAT":
+        return _INNER.get(base, WEIGHT)
+    return _BY_OP.get(op)
