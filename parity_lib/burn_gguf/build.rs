@@ -21,9 +21,12 @@ fn main() {
     let lock = manifest.join("Cargo.lock");
 
     set("BURN_GGUF_STACK", &stack);
-    println!("cargo::rustc-check-cfg=cfg(spine, flex, modules)");
-    if folder == "spine" {
+    println!("cargo::rustc-check-cfg=cfg(spine, tiles, flex, modules)");
+    if folder == "spine" || folder == "spine-amx" {
         println!("cargo::rustc-cfg=spine"); // the fork's own kernels can be called by name
+    }
+    if folder == "spine-amx" {
+        println!("cargo::rustc-cfg=tiles"); // its tile product computes the policy bf16, see tile.rs
     }
     if folder == "flex" {
         println!("cargo::rustc-cfg=flex"); // burn-flex is the backend, see backend.rs

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 OK, DIFFERS, INCOMPLETE = 0, 1, 3
 TILES_EPILOG = "Exit status: 0 right and on AMX tiles; 1 wrong; 2 usage error; 3 AMX did not run, or not built here."
-FORK_STACK = "spine"  # whose extension can call the fork's own functions by name
+FORK_STACK, TILE_STACK = "spine", "spine-amx"  # whose extensions can call the fork's own functions by name
 SOUND = 1e-5  # of a product, largest difference over its rms: f32 sums of 512 terms reach a fifth of it
 
 
@@ -250,17 +250,24 @@ def diagnose_command(
 @options.isa
 @options.prompts
 @options.threads
-def tiles_command(model: str, quant: str, prompt: str, isa: str, prompts: str, n_threads: int) -> int:
+@click.option(
+    "--stack",
+    type=click.Choice([FORK_STACK, TILE_STACK]),
+    default=FORK_STACK,
+    show_default=True,
+    help="The fork as it is, or with its AMX repaired.",
+)
+def tiles_command(model: str, quant: str, prompt: str, isa: str, prompts: str, n_threads: int, stack: str) -> int:
     """Call the fork's BF16 tile kernel for every weight product of MODEL QUANT, and show whether AMX ran."""
     from parity_lib.cell.place import find_place
     from parity_lib.fork.tile_engine import KERNEL
     from parity_lib.fork.tiles import replay_tiles
 
     ask = {"model": model, "quant": quant, "isa": isa, "prompts": prompts, "n_threads": n_threads}
-    with _opened(FORK_STACK, **ask) as (cell, reference):
+    with _opened(stack, **ask) as (cell, reference):
         number = cell.suite.get(prompt).idx
         place = find_place(cell, reference, prompt, len(reference.sequences[number]) - len(reference.prompts[number]))
-        found = replay_tiles(cell, FORK_STACK, place)
+        found = replay_tiles(cell, stack, place)
         click.echo(f"{KERNEL} on {cell.id.model} {cell.id.quant}, prompt {number} ({place.prompt}), BF16 twin:")
     for line in tiles_lines(found):
         click.echo(line)

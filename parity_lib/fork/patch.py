@@ -167,6 +167,7 @@ PREPARE: Mapping[str, Callable[[Path | None, Path], Patches]] = {
     "flex": _nothing,
     "modules": _nothing,
     "spine": _spine,
+    "spine-amx": _spine,
     "overlay": _overlay,
     "overlay-fixed": _overlay,
     "poisoned": _poisoned,

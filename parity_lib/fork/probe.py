@@ -45,11 +45,23 @@ class StackProbe:
         isa: dict[str, Any] = json.loads(self._extension.isa_json())
         return isa
 
-    def linear(self, weights: F32, rows: F32) -> F32:
-        """Return ``rows`` ``(m, k)`` times the rows of ``weights`` ``(n, k)``, float32 through burn: ``(m, n)``."""
+    def linear(self, weights: F32, rows: F32, policy: str = "f32") -> F32:
+        """Return ``rows`` ``(m, k)`` times the rows of ``weights`` ``(n, k)``, float32 through burn: ``(m, n)``.
+
+        Raises:
+            EngineError: the build refuses the policy on this machine.
+        """
         n_out, n_in = weights.shape
-        raw = self._extension.op_linear("F32", weights.tobytes(), n_out, n_in, rows.tobytes())
+        try:
+            raw = self._extension.op_linear("F32", weights.tobytes(), n_out, n_in, rows.tobytes(), policy)
+        except self._extension.BurnError as error:
+            raise EngineError(str(error), place="op_linear") from error
         return np.frombuffer(raw, "<f4").reshape(len(rows), n_out)
+
+    def tile_products(self, weights: F32, rows: F32) -> F32:
+        """Return the same product by the fork's BF16 tile kernel, which takes its fallback where tiles do not run."""
+        raw = self._extension.op_tile_gemm(weights.tobytes(), rows.tobytes(), weights.shape[1])
+        return np.frombuffer(raw, "<f4").reshape(len(rows), len(weights))
 
     def multiply(self) -> dict[str, Any]:
         """Multiply two fixed matrices through burn; return how far the product is from float64, and its digest.

@@ -15,8 +15,11 @@ from parity_lib.records.verdicts import Divergence, RungResult
 
 ENOUGH = 200  # samples of an engine's own among which those of its kernels cannot be missed
 SHARE = 0.9  # of the candidate's multiply-adds that the ISA target must have: its matmul is one kernel
-PART = 0.05  # of the reference's vector samples from which on an ISA target counts as seen
+PART = 0.05
+"""From which share on an ISA target counts as seen: of the reference's vector samples, and of the multiply-adds of a
+candidate that is asked for tiles. Those carry the weight products; attention, in f32, stays with burn's matmul."""
 TILE_BUFFER = "AMX"  # where llama.cpp puts weights for its tiles
+FALLBACK = "bf16_tile_gemm::fallback_path"  # what the fork's tile product runs without tiles, under the same name
 
 
 def prove(evidence: Evidence) -> IsaProof:
@@ -32,7 +35,8 @@ def prove(evidence: Evidence) -> IsaProof:
             return IsaProof(evidence, UNPROVEN, proven=False, reason=few)
         told = f"{few}; not seen, although {evidence.sampled.own} samples fell into its libraries"
         return IsaProof(evidence, NARROW, proven=False, reason=told)
-    observed = _observed(counts, SHARE if evidence.engine == BURN else PART)
+    one_kernel = evidence.engine == BURN and evidence.requested != Isa.AMX
+    observed = _observed(counts, SHARE if one_kernel else PART)
     shares = ", ".join(f"{count / total:.0%} {target}" for target, count in sorted(counts.items(), key=lambda c: -c[1]))
     seen = f"{total} samples at {what}: {shares}"
     against = _against(evidence, observed, counts)
@@ -61,10 +65,18 @@ def _against(evidence: Evidence, observed: str, counts: Mapping[str, int]) -> li
         against.append(f"its products are rounded before they are added: no {wanted} kernel does that")
     if wanted == Isa.AMX and evidence.engine == BURN and operands == "f32":
         against.append("its operands are f32, and tiles have no f32")
+    if wanted == Isa.AMX and evidence.engine == BURN and (fallen := _samples_of(FALLBACK, evidence)):
+        against.append(f"its tile product ran without tiles too: {fallen} samples in {FALLBACK}")
     tiles = sum(buffer.bytes for buffer in evidence.buffers if buffer.name == TILE_BUFFER)
     if wanted == Isa.AMX and evidence.engine != BURN and not tiles:
         against.append(f"no weight lies in the buffer {TILE_BUFFER}")
     return against
+
+
+def _samples_of(function: str, evidence: Evidence) -> int:
+    """Return how many samples stood in a function of that name, itself or compiled into another one."""
+    kernels = () if evidence.sampled is None else evidence.sampled.kernels
+    return sum(kernel.n for kernel in kernels if function in kernel.function or function in kernel.inlined)
 
 
 def judge_isa(proofs: Sequence[IsaProof], *, expected: int, required: bool) -> tuple[RungResult, list[Divergence]]:

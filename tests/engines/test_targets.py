@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
 from pathlib import Path
 
 import pytest
@@ -68,13 +68,19 @@ def test_a_host_s_target_is_the_widest_of_either_engine(tmp_path: Path, flags: s
 
 
 def test_a_stack_of_tiles_is_asked_for_them_only_where_the_cpu_has_them(tmp_path: Path) -> None:
-    stack = replace(PINS.stack("spine"), id="tiles", isa="amx")
+    stack = PINS.stack("spine-amx")
     assert targets.candidate_side(stack, "amx", cpu(tmp_path, SAPPHIRE)) == Side("amx")
     with pytest.raises(PinError, match=r"burn's kernels.*found a CPU without amx_bf16, amx_tile"):
         targets.candidate_side(stack, "amx", cpu(tmp_path, ICE_LAKE))
-    pins = replace(PINS, stacks={**PINS.stacks, "tiles": stack})
-    assert targets.host(pins, "tiles", cpu(tmp_path, ICE_LAKE)) == "amx"
-    assert targets.host(pins, "tiles", cpu(tmp_path, SAPPHIRE)) == "amx"
+    with pytest.raises(PinError, match=r"burn's kernels.*found a CPU without amx_bf16, amx_tile"):
+        targets.sides(PINS, stack.id, "amx", cpu(tmp_path, AVX2))
+    assert {targets.host(PINS, stack.id, cpu(tmp_path, flags)) for flags in (AVX2, ICE_LAKE, SAPPHIRE)} == {"amx"}
+
+
+def test_the_machine_of_the_recorded_evidence_runs_tiles_on_both_sides(tmp_path: Path) -> None:
+    recorded = json.loads((Path(__file__).parents[1] / "fixtures" / "amx.json").read_text())["cpu_flags"]
+    found = targets.sides(PINS, "spine-amx", "amx", cpu(tmp_path, recorded))
+    assert (found.reference, found.candidate) == (Side("amx"), Side("amx"))
 
 
 def test_an_unknown_target_or_stack_is_a_usage_error() -> None:

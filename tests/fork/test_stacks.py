@@ -17,12 +17,13 @@ from parity_lib.base.names import Outcome, Rung
 from parity_lib.cell import reference_cache
 from parity_lib.cell.steps import CellRequest, run_cell
 from parity_lib.cli.app import main
-from parity_lib.engines import machine, sites
+from parity_lib.engines import machine, sites, targets
 from parity_lib.engines.burn import stacks
 from parity_lib.engines.burn.build_info import CRATES_IO
 from parity_lib.engines.worker.client import Worker
 from parity_lib.fork.build import build
 from parity_lib.fork.patch import POISON_BIT
+from parity_lib.numerics.ggml_activations import round_bf16
 from parity_lib.records import store
 from parity_lib.records.pins import load_pins
 from parity_lib.records.runs import burn
@@ -33,6 +34,7 @@ pytestmark = pytest.mark.slow
 
 PROMPTS = Path(__file__).parents[1] / "two_prompts.toml"
 MODEL = ("synthetic-llama", "Q8_0")
+TILE_STACK = "spine-amx"
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,26 @@ def test_a_cell_on_a_stack_that_is_not_built_is_incomplete_and_no_other_burn_run
     assert f"next: {stacks.how(pins.stack('spine'))}" in verdict.causes[0]
     assert {rung.rung for rung in verdict.rungs if rung.outcome is Outcome.PARITY} <= {Rung.T0, Rung.T1}
     assert "candidate" not in verdict.runs
+
+
+def test_a_stack_of_tiles_multiplies_on_tiles_or_refuses_and_takes_no_fallback() -> None:
+    if not stacks.folder(load_pins().stack(TILE_STACK)).is_dir():
+        with pytest.raises(EngineError, match="the stack is not built"):
+            multiplied(TILE_STACK)
+        return
+    random = np.random.default_rng(3)
+    weights, rows = (random.standard_normal((n, 70)).astype("<f4") for n in (35, 19))  # no whole tile of any of them
+    with Worker("parity_lib.fork.probe:StackProbe", {"stack": TILE_STACK}) as probe:
+        by_name: F32 = probe.call("tile_products", weights, rows)
+        if machine.missing_flags(targets.TILES):
+            with pytest.raises(EngineError, match=r"multiplies on AMX tiles and has no other path.*found AMX: TILE="):
+                probe.call("linear", weights, rows, "bf16")
+        else:
+            assert np.array_equal(probe.call("linear", weights, rows, "bf16"), by_name)
+        plain: F32 = probe.call("linear", weights, rows)
+    exact = round_bf16(rows).astype(np.float64) @ round_bf16(weights).astype(np.float64).T
+    assert np.abs(by_name - exact).max() < 1e-5 * np.abs(exact).max()
+    assert np.abs(plain - exact).max() > 1e-3 * np.abs(exact).max()  # what f32 gives is another product
 
 
 @pytest.mark.parametrize("stack", ["avx2", "spine", "simd", "overlay", "flex"])

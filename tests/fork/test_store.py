@@ -21,7 +21,7 @@ from parity_lib.records.pins import load_pins
 from parity_lib.records.stack_pins import StackPin
 
 PUBLISHED = ("avx2", "simd", "flex", "modules")
-FORK = ("spine", "overlay", "overlay-fixed")
+FORK = ("spine", "spine-amx", "overlay", "overlay-fixed")
 OTHERS = (*PUBLISHED, *FORK, "poisoned")
 NDARRAY, FLEX = {"burn-ndarray", "matrixmultiply"}, {"burn-flex"}  # a backend, and what is named to choose its kernels
 FLEX_KERNELS = ["burn-flex/x86-v4"]

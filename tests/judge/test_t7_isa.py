@@ -161,6 +161,33 @@ def test_what_was_measured_on_amx_proves_the_reference_and_names_the_candidate(
     assert f"AMX buffer {weights} weights" in rung.note
 
 
+FORK_TILE = Kernel("burn_gguf.abi3.so", "burn_gguf::tile::multiply_band", "", "tdpbf16ps", 8192, ("AMX_BF16",), 1)
+FALLEN = replace(FMA512, function="ndarray::hpc::bf16_tile_gemm::fallback_path")
+
+
+def test_a_stack_of_tiles_is_proven_beside_the_f32_products_of_its_attention() -> None:
+    proof = prove(of_burn("amx", (FORK_TILE, 30), (FMA512, 20), (MOVE, 200), arithmetic={"operands": "bf16"}))
+    assert (proof.observed, proof.proven) == ("amx", True)
+    assert "60% amx, 40% avx512" in proof.reason
+
+
+@pytest.mark.parametrize(
+    ("kernels", "operands", "said"),
+    [
+        ([(FALLEN, 50)], "bf16", "asked for amx, saw avx512"),
+        ([(FORK_TILE, 30), (FALLEN, 20)], "bf16", "its tile product ran without tiles too: 20 samples in"),
+        ([(FORK_TILE, 30), (FMA512, 20)], "f32", "its operands are f32, and tiles have no f32"),
+    ],
+)
+def test_a_stack_of_tiles_that_fell_back_is_contradicted(
+    kernels: list[tuple[Kernel, int]], operands: str, said: str
+) -> None:
+    proof = prove(of_burn("amx", *kernels, arithmetic={"operands": operands}))
+    assert proof.contradicted
+    assert said in proof.reason
+    assert judge_isa([proof], expected=1, required=True)[0].outcome is Outcome.DIVERGED
+
+
 def test_a_reference_that_has_no_such_build_here_accuses_nobody() -> None:
     burn = prove(of_burn("avx512", (FMA512, 40)))
     llama = prove(of_llama("avx2", (LOAD, 60), impossible="avx512 is not possible for llama.cpp here"))

@@ -1,4 +1,4 @@
-"""The plan of stacks: each pinned one but the default has a cell; one without a pin is not run and says why."""
+"""The plan of stacks: each one but the default has a cell; one without its instructions is not run and says why."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 from parity_lib.base.names import Compute, Isa
 from parity_lib.base.toml_table import fixture_path
+from parity_lib.engines import machine, targets
 from parity_lib.engines.burn import stacks
 from parity_lib.engines.burn.sources import CRATES_IO
 from parity_lib.night.plan import DIVERGED, NOTEBOOKS, load_plan, plan_path
@@ -17,27 +18,25 @@ from parity_lib.records.pins import load_pins
 from parity_lib.records.prompts import load_prompts
 from parity_lib.records.stack_pins import WITHOUT
 
-TILES = "spine-bf16"  # the fork's BF16 tile product: wanted, and no stack can show it
+TILES = "spine-amx"  # the fork's BF16 tile product
 
 
-def test_every_stack_has_a_cell_and_the_tile_product_is_declared() -> None:
+def test_every_stack_has_a_cell() -> None:
     plan, pins = load_plan(plan_path("stacks")), load_pins()
-    assert {cell.stack for cell in plan.cells} == set(pins.stacks) - {CRATES_IO} | {TILES}
-    assert set(plan.stacks) == {TILES}
-    assert TILES not in pins.stacks  # once it is pinned, its declaration goes
+    assert {cell.stack for cell in plan.cells} == set(pins.stacks) - {CRATES_IO}
+    assert not plan.stacks
 
 
 @pytest.mark.slow
-def test_the_tile_product_is_not_run_and_says_why() -> None:
+def test_a_cell_of_tiles_is_not_run_on_a_machine_without_them_and_says_why() -> None:
     plan, pins = load_plan(plan_path("stacks")), load_pins()
     [cell] = plan.only(TILES)
-    assert (cell.model, cell.quant, cell.compute, cell.required) == ("smollm2-135m", "Q8_0", Compute.BF16, False)
-    check_plan(plan, [cell], pins, NOTEBOOKS)  # its words are known: it is no usage error
-    stack_lacks = [lack for lack in machine_lacks(cell, Isa.AVX512, plan, pins) if TILES in lack.what]
-    assert len(stack_lacks) == 1
-    said = stack_lacks[0].what
-    assert said.startswith(f"the stack {TILES} is not pinned (the fork's own BF16 tile product")
-    assert said.endswith("157 where 158 is right, so tiles cannot run on Linux and the ISA target cannot be proved)")
+    assert (cell.isa, cell.compute, cell.required, cell.require_isa) == (Isa.AMX, Compute.BF16, False, True)
+    check_plan(plan, [cell], pins, NOTEBOOKS)
+    lacks = [lack.what for lack in machine_lacks(cell, Isa.AMX, plan, pins)]
+    missing = machine.missing_flags(targets.TILES)
+    words = "this machine cannot run the ISA target amx: a CPU without amx_bf16, amx_tile"
+    assert (words in lacks) == (len(missing) == len(targets.TILES))
 
 
 @pytest.mark.engine

@@ -1,4 +1,4 @@
-//! The fork's own GGUF reader by name; only in the stack `spine`. The candidate reads files itself.
+//! The fork's own GGUF reader by name; in the stacks `spine` and `spine-amx`. The candidate reads files itself.
 
 use std::fs::File;
 use std::io::BufReader;

@@ -57,6 +57,10 @@ pub fn linear_shared(weights: &[Weight], x: Matrix, policy: Policy) -> Result<Ve
             return Err(ModelError::wrong_length("activations of a linear", weight.n_in, x.n_features));
         }
     }
+    #[cfg(tiles)]
+    if policy == Policy::Bf16 {
+        return crate::tile::linear_shared(weights, &x.into_rows());
+    }
     let m = x.n_positions;
     let mut outputs: Vec<Vec<f32>> = weights.iter().map(|weight| vec![0.0; weight.n_out * m]).collect();
     let mut rest = Some(x);

@@ -59,6 +59,10 @@ pub enum ModelError {
     #[error("option fault: this library is built without faults; expected no fault; found {found:?}; next: load the library with faults, which `make setup` (crates-io) or `parity stack build` makes beside this one")]
     NoFaults { found: String },
 
+    /// The policy of tiles, where tiles do not run.
+    #[error("policy bf16: this stack multiplies on AMX tiles and has no other path; expected AMX_TILE, AMX_BF16 and Linux's permission; found {found}; next: run on a CPU that has them, or ask for stack spine")]
+    NoTiles { found: String },
+
     /// A number that is out of range.
     #[error("{what}: out of range; expected {expected}; found {found}; next: change the call")]
     OutOfRange { what: String, expected: String, found: String },

@@ -254,7 +254,9 @@ fn op_tile_gemm<'py>(
     n_threads: usize,
 ) -> PyResult<Bound<'py, PyBytes>> {
     one_op(py, n_threads, || {
-        Ok(crate::tile::multiply(&matrix("weights", weights, k)?, &matrix("activations", x, k)?, own_rounding))
+        let n = weights.len() / (4 * k.max(1));
+        let weight = Weight::new(weight_type("F32")?, n, k, weights)?;
+        Ok(crate::tile::products(&[weight], &matrix("activations", x, k)?, own_rounding)?.remove(0))
     })
 }
 
