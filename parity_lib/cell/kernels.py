@@ -1,10 +1,12 @@
-"""Capture one prompt and measure each kernel of both engines against float64."""
+"""Capture one prompt and measure each kernel of both engines against float64: the file as it is, or its F32 twin."""
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from parity_lib.base.errors import UsageError
@@ -15,9 +17,10 @@ from parity_lib.cell.prompt_tokens import prompt_tokens
 from parity_lib.cell.t3_replay import DECODED, check_buffers
 from parity_lib.engines.llamacpp.buffers import PLAIN
 from parity_lib.engines.llamacpp.settings import N_UBATCH
-from parity_lib.judge.kernels import Kernel, kernels
+from parity_lib.judge.kernels import Kernel, kernels, variances
 from parity_lib.numerics.op_error import FEW_ROWS, KernelErrors
 from parity_lib.records.isa_evidence import BURN, LLAMA_CPP
+from parity_lib.records.kernel_baseline import KernelBaseline
 from parity_lib.records.runs import RunInfo
 from parity_lib.records.verdicts import CellId
 
@@ -84,3 +87,46 @@ def measure_kernels(
             shutil.rmtree(nodes, ignore_errors=True)
     table = tuple(kernels(errors, PLAIN))
     return Baseline(cell.id, settings, found.name, passes, dict(buffers), table, tuple(errors), runs)
+
+
+def measure_baselines(
+    request: Mapping[str, Any], *, prompt: str = "", n_tokens: int = 64
+) -> tuple[KernelBaseline, KernelBaseline]:
+    """Return the kernels of llama.cpp (strict settings) and of burn, both on llama.cpp's inputs, F32 weights.
+
+    Args:
+        request: what chooses model, file, target, stack, prompts, threads and folder, as ``open_cell`` takes it.
+        prompt: number or name; empty is the longest.
+        n_tokens: how many of its tokens; the last two are decoded one by one.
+
+    Raises:
+        UsageError: there is no such prompt, or it has too few tokens.
+        EngineError: an engine refused or died.
+    """
+    found = measure_kernels(request, settings=Settings.STRICT, prompt=prompt, n_tokens=n_tokens, twin=True)
+    model, quant, command = found.cell.model, found.cell.quant, ["parity", "baseline", found.cell.model]
+    command += [quant, *(["--prompt", prompt] if prompt else []), "--tokens", str(n_tokens), "--write"]
+    reference, candidate = found.runs[LLAMA_CPP], found.runs[BURN]
+    shared = {
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(command),
+        "machine_class": reference.machine_class,
+    }
+    return (
+        KernelBaseline(
+            engine=LLAMA_CPP,
+            isa=reference.isa_requested,
+            commit=reference.commit,
+            lock_sha256="",
+            kernels=tuple(variances(found.errors, LLAMA_CPP, model, quant)),
+            **shared,
+        ),
+        KernelBaseline(
+            engine=found.cell.stack,
+            isa=candidate.isa_requested,
+            commit="",
+            lock_sha256=candidate.lock_sha256,
+            kernels=tuple(variances(found.errors, BURN, model, quant)),
+            **shared,
+        ),
+    )

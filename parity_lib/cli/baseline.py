@@ -34,7 +34,7 @@ def baseline(model: str, quant: str, prompt: str, n_tokens: int, out: Path | Non
 
     A number is the variance of the relative error: of a product relative to sqrt(sum a^2 b^2), else to the value.
     """
-    from parity_lib.cell.baseline import measure_baselines
+    from parity_lib.cell.kernels import measure_baselines
     from parity_lib.records.kernel_baseline import save_baseline
 
     folder = out or options.run_folder(model, quant, "baseline")

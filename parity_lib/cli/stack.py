@@ -250,19 +250,14 @@ def diagnose_command(
 @options.isa
 @options.prompts
 @options.threads
-@click.option(
-    "--stack",
-    type=click.Choice([FORK_STACK, TILE_STACK]),
-    default=FORK_STACK,
-    show_default=True,
-    help="The fork as it is, or with its AMX repaired.",
-)
-def tiles_command(model: str, quant: str, prompt: str, isa: str, prompts: str, n_threads: int, stack: str) -> int:
+@click.option("--repaired", is_flag=True, help="Use the stack spine-amx, whose AMX is repaired, in place of spine.")
+def tiles_command(model: str, quant: str, prompt: str, isa: str, prompts: str, n_threads: int, repaired: bool) -> int:
     """Call the fork's BF16 tile kernel for every weight product of MODEL QUANT, and show whether AMX ran."""
     from parity_lib.cell.place import find_place
     from parity_lib.fork.tile_engine import KERNEL
     from parity_lib.fork.tiles import replay_tiles
 
+    stack = TILE_STACK if repaired else FORK_STACK
     ask = {"model": model, "quant": quant, "isa": isa, "prompts": prompts, "n_threads": n_threads}
     with _opened(stack, **ask) as (cell, reference):
         number = cell.suite.get(prompt).idx
