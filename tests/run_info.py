@@ -1,4 +1,4 @@
-"""Records of who made a trace, for tests to which most of them does not matter."""
+"""Run records with plausible defaults, for tests that need one and check only a few of its fields."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from parity_lib.numerics.kernel_noise import GLU, KEYS, NORM, VALUES, WEIGHT
+from parity_lib.numerics.kernel_noise import KEYS, VALUES, WEIGHT, of_op
 from parity_lib.numerics.op_error import (
     CHANNEL_LIMIT,
     EXACT_OPS,
@@ -85,7 +85,7 @@ def _name(error: KernelErrors, plain: frozenset[str]) -> str:
     if op.op == "MUL_MAT":
         name = f"MUL_MAT {error.type or ('keys' if op_has_keys(op.site) else 'values')}"
         return name if error.buffer in plain else f"{name} {error.buffer}"
-    return {"MUL": "RMS_NORM, MUL", "GLU": "GLU swiglu"}.get(op.op, op.op)
+    return of_op(op.op)
 
 
 def _worst(errors: Iterable[OpError | None]) -> Worst:
@@ -122,4 +122,4 @@ def _kernel(error: KernelErrors) -> str:
     op = error.between
     if op.op == "MUL_MAT":
         return WEIGHT if error.type else KEYS if op_has_keys(op.site) else VALUES
-    return {"MUL": NORM, "GLU": GLU}.get(op.op, op.op)
+    return of_op(op.op)

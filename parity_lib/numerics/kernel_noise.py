@@ -67,3 +67,12 @@ class BothNoise:
     def times(self, factor: float) -> BothNoise:
         """Return errors that are so many times as large."""
         return BothNoise(self.first.times(factor), self.second.times(factor))
+
+
+def of_op(op: str) -> str:
+    """Return the name of the kernel that computes an op, by ggml's name of the op; products have names of their own.
+
+    >>> of_op("MUL"), of_op("ROPE")
+    ('RMS_NORM, MUL', 'ROPE')
+    """
+    return {"MUL": NORM, "GLU": GLU}.get(op, op)

@@ -34,7 +34,7 @@ class Run(Record, frozen=True):
 
     @property
     def engine(self) -> str:
-        """Return the engine's name, by which the kinds of runs are told apart."""
+        """Return the engine's name, the tag that distinguishes the kinds of runs."""
         return str(self.__struct_config__.tag)
 
 

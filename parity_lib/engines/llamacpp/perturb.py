@@ -14,45 +14,21 @@ import numpy as np
 from parity_lib.base.errors import EngineError
 from parity_lib.base.progress import Progress
 from parity_lib.engines import sites
-from parity_lib.engines.llamacpp.abi import Ctypes, GgmlTensor
-from parity_lib.engines.llamacpp.engine import LlamaCpp
+from parity_lib.engines.llamacpp.abi import GgmlTensor
 from parity_lib.engines.llamacpp.settings import N_UBATCH
-from parity_lib.engines.llamacpp.taps import TYPE_F32
-from parity_lib.numerics.kernel_noise import (
-    ADD,
-    GLU,
-    KEYS,
-    NORM,
-    ROPE,
-    SOFT_MAX,
-    SUMS,
-    VALUES,
-    WEIGHT,
-    BothNoise,
-    KernelNoise,
-)
+from parity_lib.engines.llamacpp.taps import LlamaTaps, node_key, values_of
+from parity_lib.numerics.kernel_noise import KERNELS, KEYS, SUMS, VALUES, WEIGHT, BothNoise, KernelNoise, of_op
 from parity_lib.records.traces import F32, F64, I32
 
 POOL = 1 << 22  # normal numbers that are made once, and read at random places: 16 MB
 PANEL = 1 << 21  # weights whose squares are in memory at a time: 8 MB
-_BY_OP = {"MUL": NORM, "ROPE": ROPE, "SOFT_MAX": SOFT_MAX, "GLU": GLU, "ADD": ADD}
 _INNER = {"kq": KEYS, "kqv": VALUES}
 
 
-class LlamaPerturbed(LlamaCpp):
-    """``LlamaCpp`` on an F32 file whose nodes get noise while it scores."""
+class LlamaPerturbed(LlamaTaps):
+    """``LlamaTaps`` on an F32 file whose nodes can get noise while it scores."""
 
     _noise: _Noise | None = None
-
-    def _prepare(self, params: Ctypes) -> None:
-        # The callback must live as long as the context, and return True: False cancels the graph silently.
-        self._callback = self._api.ggml_backend_sched_eval_callback(self._seen)
-        params.cb_eval = self._callback
-        base = self._library.base
-        base.ggml_op_name.restype = ctypes.c_char_p
-        base.ggml_op_name.argtypes = [ctypes.c_int]
-        base.ggml_backend_buffer_is_host.restype = ctypes.c_bool
-        base.ggml_backend_buffer_is_host.argtypes = [ctypes.c_void_p]
 
     def perturb(
         self,
@@ -96,8 +72,8 @@ class LlamaPerturbed(LlamaCpp):
             self._noise = None
         return moved.rms, moved.errors
 
-    def _seen(self, tensor: int, ask: bool, _user_data: object) -> bool:
-        return not ask if self._noise is None else self._noise.see(tensor, ask)
+    def _look(self, tensor: int, ask: bool, user_data: object) -> bool:
+        return super()._look(tensor, ask, user_data) if self._noise is None else self._noise.see(tensor, ask)
 
 
 class _Moved:
@@ -146,8 +122,7 @@ class _Noise:
         return not ask
 
     def _kernel(self, tensor: GgmlTensor) -> str | None:
-        source = tensor.src[0]
-        key = (tensor.name, tensor.op, GgmlTensor.from_address(source).name if source else b"")
+        key = node_key(tensor)
         if key not in self._names:
             self._names[key] = kernel_of(key[0].decode(), self._base.ggml_op_name(key[1]).decode(), key[2].decode())
         return self._names[key]
@@ -193,14 +168,8 @@ class _Noise:
 
     def _values(self, tensor: GgmlTensor) -> F32:
         """Return a writable view of a tensor's values, numpy order, four dimensions."""
-        if tensor.type != TYPE_F32 or not self._base.ggml_backend_buffer_is_host(tensor.buffer):
-            name = tensor.name.decode()
-            raise EngineError("a value is not float32 in this process's memory", place=name, found=tensor.type)
-        shape, strides = tensor.ne[::-1], tensor.nb[::-1]
-        reach = sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) + 4
-        memory = (ctypes.c_byte * reach).from_address(tensor.data)
-        view: F32 = np.ndarray(shape, np.float32, memory, strides=strides)
-        return view
+        is_host = self._base.ggml_backend_buffer_is_host(tensor.buffer)
+        return values_of(tensor, tensor.name.decode(), is_host=is_host)
 
 
 def kernel_of(name: str, op: str, source: str) -> str | None:
@@ -211,4 +180,5 @@ def kernel_of(name: str, op: str, source: str) -> str | None:
     base = sites.split(site)[0]
     if op == "MUL_MAT":
         return _INNER.get(base, WEIGHT)
-    return _BY_OP.get(op)
+    kernel = of_op(op)
+    return kernel if kernel in KERNELS else None

@@ -167,8 +167,7 @@ class _Looks:
         self._batch += 1
 
     def _wanted(self, tensor: GgmlTensor) -> _Known | None:
-        source = tensor.src[0]
-        key = (tensor.name, tensor.op, GgmlTensor.from_address(source).name if source else b"")
+        key = node_key(tensor)
         if key not in self._nodes:
             self._nodes[key] = self._recognised(*key)
         known = self._nodes[key]
@@ -201,15 +200,29 @@ class _Looks:
 
     def _values(self, known: _Known, tensor: GgmlTensor) -> F32:
         """Return a view of a node's values, numpy order, without leading dimensions of 1."""
-        if tensor.type != TYPE_F32 or not self._buffer(tensor.buffer)[1]:
-            raise EngineError(
-                "a site is not float32 in this process's memory", place=known.site, found=f"type {tensor.type}"
-            )
-        shape, strides = tensor.ne[::-1], tensor.nb[::-1]
-        reach = sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) + 4
-        memory = (ctypes.c_byte * reach).from_address(tensor.data)
-        view: F32 = np.ndarray(shape, np.float32, memory, strides=strides)
+        view = values_of(tensor, known.site, is_host=self._buffer(tensor.buffer)[1])
         while view.ndim > 2 and view.shape[0] == 1:
             view = view[0]
         # The graph has room for a multiple of 256 keys; what the mask hides is not compared.
         return view[..., : self._n_keys] if known.is_masked else view
+
+
+def node_key(tensor: GgmlTensor) -> tuple[bytes, int, bytes]:
+    """Return what a node is recognised by: its name, the number of its op, the name of its first source."""
+    source = tensor.src[0]
+    return tensor.name, tensor.op, GgmlTensor.from_address(source).name if source else b""
+
+
+def values_of(tensor: GgmlTensor, place: str, *, is_host: bool) -> F32:
+    """Return a writable view of a tensor's values, numpy order, four dimensions.
+
+    Raises:
+        EngineError: they are not float32, or do not lie in this process's memory (``is_host``).
+    """
+    if tensor.type != TYPE_F32 or not is_host:
+        raise EngineError("a site is not float32 in this process's memory", place=place, found=f"type {tensor.type}")
+    shape, strides = tensor.ne[::-1], tensor.nb[::-1]
+    reach = sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) + 4
+    memory = (ctypes.c_byte * reach).from_address(tensor.data)
+    view: F32 = np.ndarray(shape, np.float32, memory, strides=strides)
+    return view
