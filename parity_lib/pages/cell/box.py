@@ -11,7 +11,7 @@ from parity_lib.base.names import Outcome, Rung
 from parity_lib.judge.first_divergence import TRACE_PAGE, first_divergence, is_traced
 from parity_lib.pages.cell.bf16 import bf16_words
 from parity_lib.pages.cell.drift_words import profile_words
-from parity_lib.pages.cell.first_place import first_words, place_words, trace_command
+from parity_lib.pages.cell.first_place import first_words, named_words, place_words, trace_command
 from parity_lib.pages.cell.ladder import noun
 from parity_lib.pages.cell.position_map import row_anchor
 from parity_lib.pages.cell.positions import Positions
@@ -176,7 +176,7 @@ def _profile(verdict: Verdict, shown: Positions | None) -> list[str]:
     twin = verdict.rung(Rung.T4)
     if shown is None or twin is None or twin.outcome is not Outcome.DIVERGED:
         return []
-    return [words for words in [profile_words(shown)] if words]
+    return [words for words in [profile_words(shown, named_words(verdict))] if words]
 
 
 def _to_row(sentence: str, verdict: Verdict, words: Words) -> Markup:

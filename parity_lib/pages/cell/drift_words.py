@@ -13,13 +13,21 @@ from parity_lib.pages.kit.shape_words import kinds_words, shape_words
 from parity_lib.records.traces import F64
 
 
-def profile_words(shown: Positions) -> str:
-    """Return one or two sentences on the shape of the drift; empty where every position is inside its limits."""
+def profile_words(shown: Positions, named: str = "") -> str:
+    """Return one or two sentences on the shape of the drift; empty where every position is inside its limits.
+
+    Args:
+        shown: positions of rung T4.
+        named: what a lower rung found, "T3 named first, layer 15 `attn_norm`". A shape has several causes and
+            can only guess at one, so it does not where one is known.
+    """
     share = _share(shown)
     shape = shape_of(*(share[shown.of_prompt(prompt)] for prompt in shown.prompts()))
     if shape.kind is Kind.INSIDE:
         return ""
     points = f" Points to {shape.causes}{_fed(shape)}." if shape.causes else ""
+    if named:
+        points = f" Start at what {named}: the profile only shows where the error reaches the logits."
     return f"Profile: {shape_words(shape)}{_but(shape)}{_only(shown, shape)}.{points}"
 
 

@@ -55,6 +55,16 @@ def divergence_words(divergence: Divergence, words: Words) -> list[str]:
     return sentences
 
 
+def named_words(verdict: Verdict) -> str:
+    """Return the tensor or op that T2 or T3 named first, "T3 named first, layer 15 `attn_norm`"; empty without one."""
+    for rung in (Rung.T2, Rung.T3):
+        first = first_divergence(verdict, rung)
+        if first is not None and first.where:
+            what = op_words(first.where) if first.kind is Kind.OP else f"`{first.where}`"
+            return f"{rung.value} named first, {what}"
+    return ""
+
+
 def place_words(divergence: Divergence, words: Words) -> str:
     """Return prompt and token of a divergence, before them the op where it is one's."""
     place = f"prompt {words.prompt(divergence.prompt_idx or 0)}, token {divergence.token_idx}"

@@ -64,7 +64,7 @@ def trace_conclusion(trace: TokenTrace, words: Words | None = None, *, broken: s
     whose = _whose(blame, trace.names, found=wrong)
     if wrong:
         where = _first_words(trace, first, on_twin, layer)
-        sentence = f"{where}; {_shape_words(shape)}. {whose}"
+        sentence = f"{where}; {_shape_words(shape, named=first is not None)}. {whose}"
         if lost is not None:
             sentence = _lost_words(trace, lost)
     elif trace.own.parted:
@@ -146,10 +146,11 @@ def _first_words(trace: TokenTrace, first: Divergence | None, on_twin: bool, lay
     return "No single op is over its limit, and no layer is over its floor"
 
 
-def _shape_words(shape: Shape) -> str:
+def _shape_words(shape: Shape, *, named: bool) -> str:
+    """Return the shape of the drift, and what may cause it unless an op is named."""
     if shape.kind is Kind.INSIDE:
         return "the logits stay inside their floor at every position"
-    return f"{shape_words(shape)}: points to {shape.causes}"
+    return f"at the logits {shape_words(shape)}" if named else f"{shape_words(shape)}: points to {shape.causes}"
 
 
 def _whose(blame: Blame, names: Names, *, found: bool) -> str:

@@ -22,11 +22,13 @@ from parity_lib.pages.kit.text import Words
 from parity_lib.pages.trace.conclusion import traced_positions
 from parity_lib.pages.trace.figures import local_errors
 from parity_lib.pages.trace.maps import _columns
+from parity_lib.records.verdicts import Verdict
 from parity_lib.trace.token import TokenTrace
 from tests.shared import PROMPTS, ThreeLayers
 
 pytestmark = pytest.mark.slow
 
+MakeVerdict = Callable[..., Verdict]
 WORDS = Words({}, {0: "first", 1: "second"})
 FAULT = "k_head_permuted@blk.1"
 
@@ -58,10 +60,8 @@ def test_a_fault_is_named_with_its_shape_and_whose_it_is(fault: TokenTrace) -> N
     assert found.first is not None
     assert (found.first.where, found.layer, found.on_twin) == ("Kcur.MUL_MAT-1", 1, False)
     assert found.shape.kind is Kind.RISING  # at position 0 there is one key, whatever its score
-    words = (
-        r"First over its limit: layer 1 `attn_k`, local error \S+ against 1\.0e-11; zero at position 0.*: points to "
-    )
-    assert re.match(words + "attention or RoPE.* burn is .* times as far .*: burn's fault", found.sentence)
+    words = r"First over its limit: layer 1 `attn_k`, local error \S+ against 1\.0e-11; at the logits zero at "
+    assert re.match(words + r"position 0[^:.]*\. burn is .* times as far .*: burn's fault", found.sentence)
     assert "most comes from layer 1" in found.more[1]
     box = show.trace_box(fault, found, WORDS)
     assert f"seeded fault: {FAULT}" in box.plain
@@ -97,11 +97,20 @@ def test_both_pages_name_the_same_kind_and_causes(
     assert f"{shape_words(found.shape)}: points to {CAUSES[kind]}." in found.sentence
 
 
-def test_both_pages_name_the_same_kind_and_causes_for_a_fault_in_the_engine(fault: TokenTrace) -> None:
-    found, in_cell = show.trace_conclusion(fault, WORDS), profile_words(traced_positions(fault))
+def test_neither_page_guesses_at_a_cause_where_an_op_is_named(fault: TokenTrace, make_verdict: MakeVerdict) -> None:
+    found, shown = show.trace_conclusion(fault, WORDS), traced_positions(fault)
+    assert found.first is not None
     assert found.shape.kind is Kind.RISING
-    assert in_cell.endswith(f"Points to {CAUSES[Kind.RISING]}.")
-    assert f"points to {CAUSES[Kind.RISING]}." in found.sentence
+    assert f"at the logits {shape_words(found.shape)}. burn" in found.sentence
+    red = make_verdict(Outcome.DIVERGED)
+    both = structs.replace(red, divergences=(*red.divergences, found.first))
+    start = "Start at what T3 named first, layer 1 attn_k"
+    told = {kind: show.verdict_box(verdict, shown=shown).plain for kind, verdict in (("T4", red), ("T3", both))}
+    assert re.search(rf"Profile: zero at position 0[^.]*\. {start}: the profile only shows where", told["T3"])
+    assert re.search(rf"Profile: zero at position 0[^.]*\. Points to {CAUSES[Kind.RISING]}\.", told["T4"])
+    for sentence in (found.sentence, told["T3"]):
+        assert "oints to" not in sentence
+        assert all(causes not in sentence for causes in CAUSES.values() if causes)
 
 
 def test_a_worse_reference_is_said_to_be_llamas(fault: TokenTrace) -> None:
