@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import re
@@ -131,6 +132,8 @@ def load() -> Library:
     log.callback = api.llama_log_callback(log.write)
     api.llama_log_set(log.callback, None)
     _expect("llama-cpp-python", "the binding has another version", BINDING_VERSION, package.__version__)
+    for file in (package._utils.outnull_file, package._utils.errnull_file):
+        atexit.register(file.close)  # the binding leaves the null device open, twice: ResourceWarning
     folder = Path(api._base_path)
     receipt = read_receipt(folder / FILE_NAME)
     _expect("build receipt", "the receipt is of another commit of llama.cpp", COMMIT, receipt.commit)

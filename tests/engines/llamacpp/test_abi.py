@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -120,6 +122,13 @@ def test_any_other_build_is_refused_by_name(
     refusal = open_with(library, tiny_models["Q8_0"], target)
     assert words in refusal
     assert "parity_lib.engines.llamacpp.build" in refusal
+
+
+def test_the_loaded_binding_leaves_no_file_open() -> None:
+    load = "from parity_lib.engines.llamacpp.abi import load; load()"
+    command = [sys.executable, "-X", "dev", "-W", "error", "-c", load]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
 
 
 class _Shifted(ctypes.Structure):
