@@ -50,18 +50,35 @@ def replacing(
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove(part)
         yield part
-        if sync:
-            _flush(part)
-        if part.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        part.replace(path)
-        if sync:
-            _flush(path.parent)
+        put(part, path, sync=sync)
     except OSError as error:
         raise kind(what, place=path, expected=expected, found=error.strerror or error, next_step=next_step) from error
     finally:
         with contextlib.suppress(OSError):  # the folder may be what was unwritable
             _remove(part)
+
+
+def put(part: Path, path: Path, *, sync: bool = True) -> Path:
+    """Rename a finished file or folder to ``path``, in the place of what stands there; return ``path``.
+
+    For what another program made under a name of its own; :func:`replacing` ends so too.
+
+    Args:
+        part: what is finished, on the same disk.
+        path: its new name.
+        sync: survive a power cut.
+
+    Raises:
+        OSError: it cannot be flushed or renamed.
+    """
+    if sync:
+        _flush(part)
+    if part.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    part.replace(path)
+    if sync:
+        _flush(path.parent)
+    return path
 
 
 def _flush(path: Path) -> None:

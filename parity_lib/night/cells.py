@@ -12,6 +12,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from parity_lib.base.errors import ParityError, PinError
+from parity_lib.base.files import put
 from parity_lib.base.names import Outcome
 from parity_lib.engines import targets
 from parity_lib.engines.burn.sources import CRATES_IO
@@ -160,8 +161,7 @@ class Cells:
         repair(end, result)
         (partial / PROGRESS_FILE).unlink(missing_ok=True)
         shutil.rmtree(partial / ".spool", ignore_errors=True)  # a killed kernel could not remove its rows
-        shutil.rmtree(final, ignore_errors=True)  # of an attempt that was interrupted
-        partial.replace(final)
+        put(partial, final, sync=False)  # perhaps in the place of an attempt that was interrupted
         executed = Executed(final / ready.job.output.name, ready.job.parameters, banner_of(end, result))
         return self._done(ready, verdict, (outcome, good, causes), end.seconds, executed)
 

@@ -19,6 +19,7 @@ from parity_lib.base.files import (
     hold,
     hold_folder,
     is_held,
+    put,
     replacing,
     write_atomic,
 )
@@ -68,6 +69,20 @@ def test_a_folder_replaces_a_folder_as_a_whole(sync: bool, tmp_path: Path) -> No
             (part / name).write_text(name)
         assert [path.name for path in folder.iterdir()] == [name]
     assert [path.name for path in folder.parent.iterdir()] == ["folder"]
+
+
+def test_what_another_program_made_takes_the_place_of_a_file_or_folder(tmp_path: Path) -> None:
+    old, made = tmp_path / "old", tmp_path / "made"
+    old.mkdir()
+    (old / "stale").write_bytes(b"old")
+    made.mkdir()
+    (made / "inner").write_bytes(b"new")
+    assert put(made, old) == old
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["inner", "old"]
+    assert put(old / "inner", tmp_path / "file", sync=False).read_bytes() == b"new"
+    with pytest.raises(FileNotFoundError):
+        put(made, old)
+    assert old.is_dir()
 
 
 def test_two_threads_may_write_one_file(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from typing import IO
 
 from parity_lib.base.errors import EngineError, PinError
 from parity_lib.base.exit_status import OK, ended, guard_streams
-from parity_lib.base.files import LOCK, hold
+from parity_lib.base.files import LOCK, hold, put
 from parity_lib.base.record import save_record
 from parity_lib.base.surroundings import cache_dir, restart_clean
 from parity_lib.engines import machine
@@ -124,7 +124,7 @@ def build(recipe: Recipe, cache: Path, folder: Path, say: Say) -> Path:
         made = next(Path(part).glob("*.whl"))
         receipt = make_receipt(recipe, made)
         (folder / FILE_NAME).unlink(missing_ok=True)
-        wheel = made.replace(folder / made.name)
+        wheel = put(made, folder / made.name)
     save_record(receipt, folder / FILE_NAME)
     return wheel
 
@@ -181,7 +181,7 @@ def fetch_sdist(recipe: Recipe, folder: Path, say: Say) -> Path:
         pinned.write_text(f"{PACKAGE}=={recipe.version} --hash=sha256:{recipe.sdist_sha256}\n")
         words = ["download", "--no-deps", "--no-binary", PACKAGE, "--no-build-isolation", "--require-hashes"]
         run_pip([*words, "-d", part, "-r", str(pinned)], folder / "fetch.log", say, build_environment(recipe))
-        return (Path(part) / path.name).replace(path)
+        return put(Path(part) / path.name, path)
 
 
 def run_pip(words: list[str], log: Path, say: Say, env: Mapping[str, str]) -> None:
