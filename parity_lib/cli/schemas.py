@@ -20,6 +20,7 @@ from parity_lib.faults.judge import KillMatrix
 from parity_lib.faults.op_judge import TrialTable
 from parity_lib.records import store
 from parity_lib.records.builds import Receipt, StackReceipt
+from parity_lib.records.model_receipts import ModelReceipt, TwinReceipt
 from parity_lib.records.night_record import StoredNight
 from parity_lib.records.self_spread import SelfSpread
 from parity_lib.records.verdicts import Verdict
@@ -29,6 +30,7 @@ RECORDS: dict[str, type[Record]] = {
     "divergence": store.DivergenceLine,
     "history": store.HistoryEntry,
     "kills": KillMatrix,
+    "model_receipt": ModelReceipt,
     "night": StoredNight,
     "place_trials": TrialTable,
     "receipt": Receipt,
@@ -36,6 +38,7 @@ RECORDS: dict[str, type[Record]] = {
     "spread": SelfSpread,
     "stack_receipt": StackReceipt,
     "trace": store.Manifest,
+    "twin_receipt": TwinReceipt,
     "verdict": Verdict,
 }
 """Every record that is a file or a line of one, by the name of its schema."""
@@ -74,14 +77,16 @@ def _stored(schema: Any) -> Any:  # noqa: ANN401 - a JSON value is of any type
     if not isinstance(schema, dict):
         return schema
     if schema.get("type") == "number":
-        return {"anyOf": [schema, {"$ref": "#/$defs/nonfinite"}]}
+        return {"anyOf": [{key: schema[key] for key in schema if key != "default"}, {"$ref": "#/$defs/nonfinite"}]}
     named = ("properties", "$defs")  # keywords whose keys are names and no keywords
     whole = {
         key: {name: _stored(item) for name, item in value.items()} if key in named else _stored(value)
         for key, value in schema.items()
         if key != "default"
     }
-    return whole | ({"required": list(schema["properties"])} if "properties" in schema else {})
+    if "properties" not in schema:
+        return whole
+    return whole | {"required": list(schema["properties"]), "additionalProperties": False}
 
 
 def main() -> int:

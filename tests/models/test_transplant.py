@@ -23,8 +23,9 @@ from parity_lib.models.synthetic import Shape, build
 from parity_lib.models.transplant import derive as transplant
 from parity_lib.models.transplant import qwen2 as transplant_qwen2
 from parity_lib.models.transplant import widen
-from parity_lib.models.transplant.derive import LIMIT, TEXT, Equality, derive, prove
+from parity_lib.models.transplant.derive import LIMIT, TEXT, derive, prove
 from parity_lib.models.transplant.f32_file import NewTensor, f32_value, raw_pairs, write_f32
+from parity_lib.records.model_receipts import Equality
 from parity_lib.records.pins import FilePin, Pins, Recipe, load_pins
 
 pytestmark = pytest.mark.engine

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,6 +16,7 @@ from parity_lib.model_file.facts import NO_TOKENIZER, made_up_tokens, read_facts
 from parity_lib.models.transplant.qwen2 import to_qwen2
 from parity_lib.models.transplant.widen import widen
 from parity_lib.numerics.metrics import pooled_rms_over_std
+from parity_lib.records.model_receipts import Equality
 from parity_lib.records.pins import LlamaCppPin, Recipe
 from parity_lib.records.traces import F32
 
@@ -36,27 +34,6 @@ TEXT = (
     "typed that night; the rest of the page stayed white until the morning, when three gulls sat on the rail."
 )
 """Prose, digits, quotation and code: more than ``LEAST_POSITIONS`` tokens of any vocabulary, and of a made-up one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Equality:
-    """How far the logits of a derived F32 file are from its source's, llama.cpp strict on both."""
-
-    step: str  # "widen" or "qwen2"
-    source: str  # id and quant of the file it was derived from
-    rms_over_std: float  # pooled over positions, over the spread of the source's rows
-    max_abs: float  # largest difference of any logit
-    positions: int
-    limit: float  # on rms_over_std
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the record as plain values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Equality:
-        """Return the record that ``to_json`` gave. Raises ``KeyError`` or ``TypeError`` for anything else."""
-        return cls(**{name: data[name] for name in cls.__slots__})
 
 
 def derive(recipe: Recipe, source: Path, target: Path, name: str, llama_cpp: LlamaCppPin) -> Equality:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from parity_lib.models.ensure import ModelStatus
 from parity_lib.models.recipes import receipt_equalities
-from parity_lib.models.transplant.derive import Equality
 from parity_lib.pages.kit.fragment import Fragment, heading, note
 from parity_lib.pages.kit.table import Column, table
 from parity_lib.pages.kit.text import NONE, count, margin, number
+from parity_lib.records.model_receipts import Equality
 from parity_lib.records.pins import Recipe
 
 _FILES = (Column("file"), Column("role"), Column("where it comes from"))

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
+from parity_lib.model_file.digest import sha256_file
 from parity_lib.models.cache import write_receipt
 from parity_lib.models.ensure import ModelStatus, list_models
-from parity_lib.models.transplant.derive import Equality
 from parity_lib.pages.files.recipes import origin_table, recipe_words
+from parity_lib.records.model_receipts import Equality, ModelReceipt
 from parity_lib.records.pins import RECIPES, Recipe, load_pins
 
 EQUAL = Equality("widen", "smollm2-135m Q4_1", 7.1e-7, 4.0e-5, 128, 1e-5)
@@ -31,7 +31,8 @@ def test_a_derived_model_shows_how_near_it_is_to_its_source(tmp_path: Path) -> N
     path.write_bytes(b"x")
     status = ModelStatus(pin, path, "ready")
     assert "no equality to a source was measured" in origin_table([status]).plain
-    write_receipt(path, path, {"equalities": [dataclasses.asdict(EQUAL)]})
+    made = (sha256_file(path), 1, "a class", "0" * 40)
+    write_receipt(path, ModelReceipt(*made, "b" * 64, Recipe("quantize"), (EQUAL,)))
     lines = origin_table([status]).plain.splitlines()
     assert lines[-2].split()[-6:] == ["128", "7.1e-07", "1.0e-05", "14x", "inside", "4.0e-05"]
     assert "llama.cpp, strict settings" in lines[-1]
