@@ -13,6 +13,8 @@ NATIVE := parity_lib/burn_gguf
 PLAN   ?= fixtures/plans/smoke.toml
 ARGS   ?=
 MODELS ?=
+# Each process that a test starts would compile the library again.
+unexport PYTHONDONTWRITEBYTECODE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export VIRTUAL_ENV := $(abspath $(VENV))
 export PATH := $(abspath $(BIN)):$(PATH)
@@ -20,7 +22,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 # The tests run as two processes, since most of them keep one core busy: those of some rooms, and all others.
 # With ARGS they are one.
 HALF       := tests/night tests/notebooks tests/cli tests/field tests/faults
-QUICK_HALF := tests/pages tests/cli tests/models
+QUICK_HALF := tests/pages tests/records
 QUICK      := -m "not engine and not slow"
 define HALVES
 $(BIN)/python -m pytest $(2) $(1) > $(STAMPS)/half.log 2>&1 & half=$$!
@@ -50,7 +52,7 @@ test: setup lint  ## everything that must hold, with one small nightly run throu
 	cargo test --release --locked --quiet --features faults --manifest-path $(NATIVE)/Cargo.toml
 	$(if $(strip $(ARGS)),$(BIN)/python -m pytest $(ARGS),$(call HALVES,$(HALF)))
 
-quick: setup  ## the tests that start no engine and no notebook
+quick: setup  ## the tests that start no engine, notebook, pip or compiler
 	@$(if $(strip $(ARGS)),$(BIN)/python -m pytest $(QUICK) $(ARGS),$(call HALVES,$(QUICK_HALF),$(QUICK)))
 
 lint: $(STAMPS)/packages  ## ruff, mypy, import contracts, rustfmt, clippy

@@ -14,12 +14,17 @@ import pytest
 
 from parity_lib.base.errors import ModelFileError
 from parity_lib.model_file.facts import read_facts
-from tests.marks import pytest_collection_modifyitems, pytest_runtest_call, pytest_runtest_setup
+from tests.marks import (
+    pytest_collection_modifyitems,
+    pytest_ignore_collect,
+    pytest_runtest_call,
+    pytest_runtest_setup,
+)
 
 if TYPE_CHECKING:
     from tests.shared import SoundCell, ThreeLayers
 
-__all__ = ["pytest_collection_modifyitems", "pytest_runtest_call", "pytest_runtest_setup"]
+__all__ = ["pytest_collection_modifyitems", "pytest_ignore_collect", "pytest_runtest_call", "pytest_runtest_setup"]
 ROOT = Path(__file__).resolve().parents[1]
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts a job in the background so, and what it starts inherits it: no Ctrl-C would reach a tested command.

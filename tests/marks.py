@@ -5,14 +5,18 @@ Tests without a marker run first, so that a shared fixture is made by the first 
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from parity_lib.engines.worker.client import SERVER
 
 NOTEBOOK = "parity_lib.night.notebook"
+QUICK = "not engine and not slow"  # as the Makefile selects
+WHOLE_FILE = re.compile(r"^pytestmark = pytest\.mark\.(?:engine|slow)$", re.MULTILINE)
 EXTENSIONS = {"llama_cpp", "burn_gguf"}  # libraries of the engines, where a test loads them into its own process
 started: list[str] = []  # since the set-up of the running test began
 
@@ -35,6 +39,13 @@ def needed(before: set[str]) -> str:
 def marked(item: pytest.Item, marker: str) -> bool:
     """Return whether a test has a marker; one that is slow may start an engine."""
     return any(item.get_closest_marker(name) for name in {marker, "slow"})
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out, in a quick run, the files in which every test has a marker: importing them takes longer than it."""
+    if config.option.markexpr != QUICK or collection_path.suffix != ".py":
+        return None
+    return WHOLE_FILE.search(collection_path.read_text(encoding="utf-8")) is not None or None
 
 
 @pytest.hookimpl(tryfirst=True)

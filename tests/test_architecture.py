@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -21,13 +22,21 @@ def where(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+def statements(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield every statement inside of a node; expressions, most of a tree, hold none."""
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, ast.expr):
+            yield child
+            yield from statements(child)
+
+
 @cache
 def functions() -> list[tuple[str, Function, bool]]:
     """Return the place of each function of the library, its node, and whether it stands at the top of its module."""
     found: list[tuple[str, Function, bool]] = []
     for path in LIBRARY:
         tree = ast.parse(path.read_text())
-        nodes = [node for node in ast.walk(tree) if isinstance(node, Function)]
+        nodes = [node for node in statements(tree) if isinstance(node, Function)]
         found += [(f"{where(path)}:{node.lineno} {node.name}", node, node in tree.body) for node in nodes]
     return found
 

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.marks import QUICK
+
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = """
 import subprocess, sys, types
@@ -45,13 +47,26 @@ WRONG = {
 }
 
 
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    """Return a run of pytest with the guard."""
+    env = os.environ | {"COLUMNS": "200"}  # room for the whole line
+    command = [sys.executable, "-m", "pytest", "-p", "tests.marks", "-p", "no:cacheprovider", "-c", "pyproject.toml"]
+    return subprocess.run([*command, *words], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+
+
+def test_a_quick_run_imports_no_file_in_which_every_test_has_a_marker(tmp_path: Path) -> None:
+    marked = "import pytest\npytestmark = pytest.mark.slow\nraise RuntimeError('imported')\n"
+    (tmp_path / "test_marked.py").write_text(marked)
+    (tmp_path / "test_quick.py").write_text("def test_nothing(): pass\n")
+    assert " 1 passed" in run("-m", QUICK, str(tmp_path)).stdout
+    assert "RuntimeError: imported" in run(str(tmp_path)).stdout
+    assert f'QUICK      := -m "{QUICK}"' in (ROOT / "Makefile").read_text()
+
+
 def test_a_test_that_starts_what_it_does_not_name_fails(tmp_path: Path) -> None:
     path = tmp_path / "test_made.py"
     path.write_text(TESTS)
-    words = ["-p", "tests.marks", "-p", "no:cacheprovider", "-c", "pyproject.toml", str(path)]
-    env = os.environ | {"COLUMNS": "200"}  # room for the whole line
-    command = [sys.executable, "-m", "pytest", *words]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    done = run(str(path))
     named = re.findall(r"^FAILED \S*::(\w+) - .*add pytest\.mark\.(\w+)$", done.stdout, re.MULTILINE)
     assert dict(named) == WRONG, done.stdout + done.stderr
     assert len(named) == len(WRONG)

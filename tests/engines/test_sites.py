@@ -9,6 +9,7 @@ from parity_lib.engines import sites
 from parity_lib.engines.burn.engine import CRATES_IO, load
 
 
+@pytest.mark.engine
 def test_the_table_has_every_site_of_the_candidate_and_no_other() -> None:
     extension, _ = load(CRATES_IO)
     assert sorted(extension.sites(3)) == sorted(sites.expected(3, sites.every_bias(3)))

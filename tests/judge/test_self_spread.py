@@ -144,6 +144,7 @@ def test_the_room_at_best_is_what_gaussian_errors_show() -> None:
     assert (z < module.Z).mean() == pytest.approx(QUANTILE, abs=3e-4)
 
 
+@pytest.mark.slow
 def test_healthy_reruns_stay_inside_999_times_of_1000(native: Any) -> None:
     # Other roundings of the same engines: fresh noise on every way and on the reference. The limits are the old ones.
     found = {limit.metric: limit.limit for limit in limits(native.spread, ALL)}

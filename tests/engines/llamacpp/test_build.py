@@ -145,6 +145,7 @@ def test_only_a_wheel_that_matches_its_receipt_is_used_again(wheel: Path, recipe
     assert kept_wheel(recipe, wheel.parent) is None
 
 
+@pytest.mark.slow
 def test_the_kept_wheel_is_installed_with_its_receipt_and_then_found(
     wheel: Path, recipe: Recipe, tmp_path: Path
 ) -> None:
@@ -160,6 +161,7 @@ def test_the_kept_wheel_is_installed_with_its_receipt_and_then_found(
     assert is_installed(recipe, site)
 
 
+@pytest.mark.slow
 def test_a_second_set_up_waits_for_the_first(wheel: Path, recipe: Recipe, tmp_path: Path) -> None:
     waiting, said = threading.Event(), list[str]()
 
@@ -181,6 +183,7 @@ def test_a_second_set_up_waits_for_the_first(wheel: Path, recipe: Recipe, tmp_pa
     assert is_installed(recipe, site)
 
 
+@pytest.mark.slow
 def test_libraries_that_are_not_the_wheels_are_refused(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     (site / LIBRARIES).mkdir(parents=True)
@@ -209,6 +212,7 @@ def test_progress_is_reported_at_most_every_ten_seconds_and_at_the_end() -> None
     assert 10 < len(steps) < 30
 
 
+@pytest.mark.slow
 def test_a_failing_pip_is_quoted(tmp_path: Path) -> None:
     log = tmp_path / "pip.log"
     with pytest.raises(EngineError, match="no-such-option"):
@@ -230,6 +234,7 @@ def test_set_up_fails_each_time_where_the_installed_build_dies(
     assert "SIGILL at `ud2`" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_second_run_builds_nothing(recipe: Recipe) -> None:
     folder = cache_dir() / "wheels" / recipe.key
     before = sorted((p.name, p.stat().st_mtime_ns) for p in folder.glob("*"))

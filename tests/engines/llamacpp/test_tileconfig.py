@@ -34,12 +34,14 @@ def kept(flags: list[str], folder: Path, optimise: str) -> tuple[bool, bool]:
     return ROWS in code, COLUMNS in code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimise", ["-O2", "-O3"])
 def test_the_pinned_flags_keep_the_whole_configuration(tmp_path: Path, optimise: str) -> None:
     assert {"-fno-tree-dse", "-fno-dse"} < set(pinned_flags())
     assert not X86 or kept(pinned_flags(), tmp_path, optimise) == (True, True)
 
 
+@pytest.mark.slow
 def test_gcc_12_loses_it_without_them(tmp_path: Path) -> None:
     flags = [flag for flag in pinned_flags() if "dse" not in flag]
     assert flags == ["-ffp-contract=off"]

@@ -8,7 +8,7 @@ from PIL import Image
 
 from parity_lib.base.names import Rung
 from parity_lib.pages.cell.drift import drift
-from parity_lib.pages.cell.positions import Positions, positions
+from parity_lib.pages.cell.positions import positions
 from parity_lib.pages.kit.figures import Gallery
 from parity_lib.pages.kit.text import Words
 from parity_lib.records.tolerances import BandSet, ToleranceTable
@@ -26,8 +26,10 @@ def near(png: bytes, wanted: tuple[int, int, int]) -> bool:
 
 
 @pytest.fixture(scope="module")
-def green_gallery(green: Positions, words: Words) -> Gallery:
-    return drift(green, words)
+def green_gallery(green_pair: PairTrace, bands: BandSet, words: Words) -> Gallery:
+    """Three prompts, the last one long."""
+    three = green_pair.take(np.flatnonzero(green_pair.reference.prompt_idx < 3))
+    return drift(positions(three, bands), words)
 
 
 def test_one_picture_for_each_prompt_with_its_finding_in_words(red_gallery: Gallery) -> None:

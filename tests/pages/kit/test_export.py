@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,9 @@ class Page(HTMLParser):
         return [attrs for name, attrs in self.tags if name == tag]
 
 
+page_of = cache(Page)  # each page is read by several tests
+
+
 def cell(shown: Any) -> dict[str, Any]:
     bundle = shown._repr_mimebundle_()
     data, marks = bundle if isinstance(bundle, tuple) else (bundle, {})
@@ -75,7 +79,7 @@ def red_page(red: Positions, red_gallery: Gallery, red_verdict: Verdict, words: 
 
 
 def test_page_loads_nothing_and_runs_nothing(red_page: str) -> None:
-    page = Page(red_page)
+    page = page_of(red_page)
     assert page.open == []
     assert not page.all("script")
     assert not page.all("link")
@@ -88,7 +92,7 @@ def test_page_loads_nothing_and_runs_nothing(red_page: str) -> None:
 
 
 def test_page_is_readable_for_everyone(red_page: str) -> None:
-    page = Page(red_page)
+    page = page_of(red_page)
     assert page.all("html") == [{"lang": "en"}]
     assert len(page.all("main")) == len(page.all("h1")) == 1
     assert "<title>DIVERGED · smollm2-135m · Q8_0</title>\n" in red_page
@@ -103,7 +107,7 @@ def test_page_is_readable_for_everyone(red_page: str) -> None:
 
 
 def test_every_link_inside_the_page_has_its_target(red_page: str) -> None:
-    page = Page(red_page)
+    page = page_of(red_page)
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
     assert len(ids) == len(set(ids))
     links = [a["href"] for a in page.all("a") if a["href"]]
