@@ -21,14 +21,18 @@ fn main() {
     let lock = manifest.join("Cargo.lock");
 
     set("BURN_GGUF_STACK", &stack);
-    println!("cargo::rustc-check-cfg=cfg(spine, tiles, flex, modules)");
+    println!("cargo::rustc-check-cfg=cfg(spine, tiles, flex, modules, burn_0_22)");
     if folder == "spine" || folder == "spine-amx" {
         println!("cargo::rustc-cfg=spine"); // the fork's own kernels can be called by name
     }
     if folder == "spine-amx" {
         println!("cargo::rustc-cfg=tiles"); // its tile product computes the policy bf16, see tile.rs
     }
-    if folder == "flex" {
+    let (kind, is_0_22) = folder.strip_suffix("-0.22").map_or((folder.as_str(), false), |kind| (kind, true));
+    if is_0_22 {
+        println!("cargo::rustc-cfg=burn_0_22"); // a backend is a device there, see backend.rs
+    }
+    if kind == "flex" {
         println!("cargo::rustc-cfg=flex"); // burn-flex is the backend, see backend.rs
     }
     if folder == "modules" {
@@ -36,7 +40,7 @@ fn main() {
     }
     set("BURN_GGUF_SOURCE_SHA256", &source_sha256(&manifest, &root));
     set("BURN_GGUF_LOCK_SHA256", &hex(Sha256::digest(read(&lock))));
-    set("BURN_GGUF_VERSIONS", &locked_versions(&String::from_utf8_lossy(&read(&lock))));
+    set("BURN_GGUF_VERSIONS", &locked_versions(&String::from_utf8_lossy(&read(&lock)), kind == "flex"));
     set("BURN_GGUF_RUSTC", &rustc_version());
     for (name, from) in [
         ("BURN_GGUF_TARGET", "TARGET"),
@@ -92,18 +96,12 @@ fn collect(folder: &Path, prefix: &str, files: &mut Vec<(String, PathBuf)>) {
 }
 
 /// `name=version` of the crates whose arithmetic is judged, as the lock file pins them.
-fn locked_versions(lock: &str) -> String {
-    let wanted = [
-        "burn-tensor",
-        "burn-ndarray",
-        "ndarray",
-        "matrixmultiply",
-        "burn-flex",
-        "burn-nn",
-        "gemm",
-        "mimalloc",
-        "pyo3",
-    ];
+///
+/// From burn 0.22 on a lock file lists every backend, compiled or not, so the backend chooses the names.
+fn locked_versions(lock: &str, is_flex: bool) -> String {
+    let backend: &[&str] =
+        if is_flex { &["burn-flex", "gemm"] } else { &["burn-ndarray", "ndarray", "matrixmultiply"] };
+    let wanted = [&["burn-tensor", "burn-nn", "mimalloc", "pyo3"], backend].concat();
     let value = |line: &str| line.split('"').nth(1).unwrap_or_default().to_string();
     let mut found = Vec::new();
     let mut name = String::new();

@@ -20,7 +20,7 @@ from parity_lib.records.builds import StackReceipt
 from parity_lib.records.pins import load_pins
 from parity_lib.records.stack_pins import StackPin
 
-PUBLISHED = ("avx2", "simd", "flex", "modules")
+PUBLISHED = ("avx2", "simd", "flex", "modules", "ndarray-0.22", "simd-0.22", "flex-0.22")
 FORK = ("spine", "spine-amx", "overlay", "overlay-fixed")
 OTHERS = (*PUBLISHED, *FORK, "poisoned")
 NDARRAY, FLEX = {"burn-ndarray", "matrixmultiply"}, {"burn-flex"}  # a backend, and what is named to choose its kernels

@@ -1,10 +1,9 @@
 //! The right operand of a weight matmul: activations as the policy wants them, transposed once for all weights.
 
-use burn_tensor::Tensor;
 use rayon::prelude::*;
 
 use crate::activation::{self, ActivationKind};
-use crate::backend::{tensor, B};
+use crate::backend::{tensor, Dense};
 use crate::matrix::Matrix;
 use crate::model_error::{ModelError, Result};
 
@@ -25,7 +24,7 @@ pub struct Operand {
     pub k: usize,
     pub m: usize,
     /// First column, number of columns, values.
-    pub blocks: Vec<(usize, usize, Tensor<B, 2>)>,
+    pub blocks: Vec<(usize, usize, Dense)>,
 }
 
 impl Operand {
