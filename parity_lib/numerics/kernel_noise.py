@@ -14,6 +14,14 @@ NORM, SOFT_MAX, GLU, ROPE, ADD = "RMS_NORM, MUL", "SOFT_MAX", "GLU swiglu", "ROP
 KERNELS = (WEIGHT, KEYS, VALUES, NORM, SOFT_MAX, GLU, ROPE, ADD)
 SUMS = (WEIGHT, NORM)
 """Kernels whose error depends on how many terms they sum; the others are measured as of length 1."""
+TERMS, RESULT = 1 / 3, 2 / 3
+"""What the error of a product goes by: so much of sum a^2 b^2, and so much of the square of the sum itself.
+
+Each addition rounds the partial sum so far. Given the whole sum S of n terms, the partial sum after k of them is a
+bridge: its mean square is (k/n)^2 S^2 + (k/n) (1 - k/n) sum a^2 b^2, and over all k the mean is S^2 / 3 + sum a^2 b^2 /
+6. So a large logit, whose terms agree, errs by more than the others. Over sums whose terms do not agree, S^2 is sum
+a^2 b^2 in the mean, which is why the two shares are one together.
+"""
 UNIT = 2.0**-24  # float32 rounds a number by at most so much of itself
 
 
@@ -21,7 +29,7 @@ UNIT = 2.0**-24  # float32 rounds a number by at most so much of itself
 class KernelNoise:
     """Variance of each kernel's relative error, by length of its sum.
 
-    The error of a product is relative to sqrt(sum a^2 b^2) over its terms, that of any other kernel to its value.
+    The error of a product is relative to sqrt(TERMS sum a^2 b^2 + RESULT S^2), that of any other kernel to its value.
     """
 
     variances: Mapping[str, Mapping[int, float]]

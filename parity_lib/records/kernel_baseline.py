@@ -12,8 +12,18 @@ from msgspec.structs import replace
 from parity_lib.base.errors import PinError
 from parity_lib.base.record import NotEmpty, Positive, Record, load_record, save_record
 from parity_lib.base.toml_table import fixture_path
+from parity_lib.records.isa_evidence import LLAMA_CPP
 
 FOLDER = "kernel_baseline"
+PUBLISHED = "crates-io"
+"""The stack whose kernels stand in for those of a stack without a baseline: burn as it is published. A stack whose
+kernels are worse is named by rung T3, and not excused by wider limits."""
+MEASURED = "avx2"
+"""ISA target whose baseline stands in for those that were not measured. The error of a sum goes by the length of its
+chains. AVX-512 (and what AMX leaves to it) keeps twice as many partial sums as AVX2, so its chains are shorter."""
+LONGER_CHAINS = {"neon": 2.0}
+"""ISA target -> by how much ggml's chains are longer than on MEASURED, and the variance of their errors with them: NEON
+keeps half as many partial sums. The candidate's chains are as long on every target."""
 Variance = Annotated[float, Meta(gt=0, lt=1)]
 
 
@@ -42,12 +52,22 @@ class KernelBaseline(Record, frozen=True, tag_field="schema", tag="parity/kernel
     kernels: tuple[KernelVariance, ...]
 
     @property
+    def name(self) -> str:
+        """Return engine and ISA target, as the file is called: ``llama.cpp-avx2``."""
+        return f"{self.engine}-{self.isa}"
+
+    @property
     def variances(self) -> dict[str, dict[int, float]]:
         """Return the mean of each kernel by length, as ``KernelNoise`` takes it."""
         found: dict[str, dict[int, float]] = {}
         for kernel in self.kernels:
             found.setdefault(kernel.kernel, {})[kernel.length] = kernel.mean
         return found
+
+    def larger(self, factor: float) -> KernelBaseline:
+        """Return the baseline with so many times larger variances."""
+        kernels = tuple(replace(k, mean=k.mean * factor, worst=k.worst * factor) for k in self.kernels)
+        return replace(self, kernels=kernels)
 
     def joined(self, kernels: Iterable[KernelVariance]) -> KernelBaseline:
         """Return the baseline with these kernels in place of its own of the same kernel and length, sorted."""
@@ -76,6 +96,23 @@ def load_baseline(engine: str, isa: str) -> KernelBaseline:
             next_step="on a machine of that ISA target: parity baseline MODEL QUANT --write",
         )
     return load_record(path, KernelBaseline)
+
+
+def find_baseline(engine: str, isa: str) -> KernelBaseline:
+    """Return the baseline of an engine on an ISA target, or the one that stands in for it (PUBLISHED, MEASURED).
+
+    Raises:
+        PinError: none was measured.
+        RecordError: it is damaged, or of another version.
+    """
+    engines = (engine,) if engine == LLAMA_CPP else (engine, PUBLISHED)
+    for name in engines:
+        if baseline_path(name, isa).is_file():
+            return load_baseline(name, isa)
+        if baseline_path(name, MEASURED).is_file():
+            longer = LONGER_CHAINS.get(isa, 1.0) if name == LLAMA_CPP else 1.0
+            return load_baseline(name, MEASURED).larger(longer)
+    return load_baseline(engine, isa)  # which says what is missing
 
 
 def save_baseline(baseline: KernelBaseline) -> Path:

@@ -6,7 +6,7 @@ Monte Carlo arithmetic (Parker 1997), on the nodes of a graph in place of single
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +17,25 @@ from parity_lib.engines import sites
 from parity_lib.engines.llamacpp.abi import GgmlTensor
 from parity_lib.engines.llamacpp.settings import N_UBATCH
 from parity_lib.engines.llamacpp.taps import LlamaTaps, node_key, values_of
-from parity_lib.numerics.kernel_noise import KERNELS, KEYS, SUMS, VALUES, WEIGHT, BothNoise, KernelNoise, of_op
+from parity_lib.numerics.kernel_noise import (
+    KERNELS,
+    KEYS,
+    RESULT,
+    SUMS,
+    TERMS,
+    VALUES,
+    WEIGHT,
+    BothNoise,
+    KernelNoise,
+    of_op,
+)
 from parity_lib.records.traces import F32, F64, I32
 
 POOL = 1 << 22  # normal numbers that are made once, and read at random places: 16 MB
-PANEL = 1 << 21  # weights whose squares are in memory at a time: 8 MB
+TILE = 1 << 17  # values that are perturbed at a time: 512 KB, which stay in a core's cache
+LARGEST = 32
+"""Terms of a sum whose squares are multiplied one by one: those of the largest inputs, where most of a sum comes from.
+The other terms count by their mean, so that a pass with noise costs no second product of the same size."""
 _INNER = {"kq": KEYS, "kqv": VALUES}
 
 
@@ -101,6 +115,8 @@ class _Noise:
         self._base, self._kernels, self._generator = base, kernels, generator
         self._pool: F32 = generator.standard_normal(POOL, np.float32)
         self._names: dict[tuple[bytes, int, bytes], str | None] = {}
+        self._scratch, self._squares = (np.empty(max(TILE, N_UBATCH), np.float32) for _ in range(2))
+        self._sums: dict[int, F32] = {}  # address of a weight -> sum of its squares by channel
         self._error: Exception | None = None
 
     def check(self) -> None:
@@ -130,41 +146,70 @@ class _Noise:
     def _perturb(self, kernel: str, tensor: GgmlTensor) -> None:
         values = self._values(tensor)
         if kernel not in (WEIGHT, KEYS, VALUES):
-            values *= 1 + self._sigma(kernel, values.shape[-1]) * self._drawn(values.shape)
+            size = self._sigma(kernel, values.shape[-1])
+            for part, scratch in self._tiles(values.reshape(-1, values.shape[-1])):
+                np.multiply(part, size, out=scratch)
+                self._add(part, scratch)
             return
         factors, given = (self._values(GgmlTensor.from_address(tensor.src[i])) for i in (0, 1))
         size = self._sigma(kernel, given.shape[-1])
         if kernel == WEIGHT:
-            self._add_panels(values[0, 0], factors[0, 0], np.square(given[0, 0]), size)
+            self._add_product(values[0, 0], *self._scale(factors[0, 0], np.square(given[0, 0])), size)
             return
         shared = given.shape[1] // factors.shape[1]
-        summed = np.square(given).reshape(factors.shape[1], shared * given.shape[2], -1)
-        summed = summed @ np.square(factors[0]).transpose(0, 2, 1)
-        values += size * np.sqrt(summed).reshape(values.shape) * self._drawn(values.shape)
+        squares = np.square(given).reshape(factors.shape[1], shared * given.shape[2], -1)
+        for head, left, right in zip(
+            values.reshape(len(squares), squares.shape[1], -1), squares, factors[0], strict=True
+        ):
+            self._add_product(head, left, np.square(right).T, size)
 
     def _sigma(self, kernel: str, length: int) -> np.float32:
         return np.float32(self._kernels.sigma(kernel, length if kernel in SUMS else 1))
 
-    def _add_panels(self, values: F32, weights: F32, squares: F32, size: np.float32) -> None:
-        """Perturb a product with a weight, ``(rows, channels)``, some channels at a time."""
-        step = max(1, PANEL // weights.shape[1])
-        for start in range(0, len(weights), step):
-            part = values[:, start : start + step]
-            summed = squares @ np.square(weights[start : start + step]).T
-            np.sqrt(summed, out=summed)
-            summed *= size
-            summed *= self._drawn(part.shape)
-            part += summed
+    def _scale(self, weights: F32, squares: F32) -> tuple[F32, F32]:
+        """Return two matrices whose product is about sum a^2 b^2 of each output, ``(rows, few)``, ``(few, channels)``.
 
-    def _drawn(self, shape: tuple[int, ...]) -> F32:
-        """Return normal numbers: a part of the pool, or some parts of it where it is too short."""
-        n = int(np.prod(shape))
-        out = np.empty(n, np.float32)
-        for start in range(0, n, POOL // 2):
-            part = out[start : start + POOL // 2]
-            at = int(self._generator.integers(POOL - len(part)))
-            part[:] = self._pool[at : at + len(part)]
-        return out.reshape(shape)
+        Args:
+            weights: ``(channels, terms)``.
+            squares: of the inputs, ``(rows, terms)``.
+        """
+        n_terms = weights.shape[1]
+        largest = np.argsort(squares.sum(axis=0))[-min(LARGEST, n_terms) :]
+        address = weights.ctypes.data
+        if address not in self._sums:
+            self._sums[address] = np.einsum("ct,ct->c", weights, weights)
+        left, right = squares[:, largest], np.square(weights[:, largest].T)
+        rest = np.maximum(squares.sum(axis=1) - left.sum(axis=1), 0) / max(n_terms - len(largest), 1)
+        others = np.maximum(self._sums[address] - right.sum(axis=0), 0)
+        return np.column_stack((left, rest)), np.vstack((right, others))
+
+    def _add_product(self, values: F32, left: F32, right: F32, size: np.float32) -> None:
+        """Perturb a product, ``(rows, channels)``; two matrices have sum a^2 b^2 of each output as their product."""
+        left = left * np.float32(TERMS * size**2)
+        at = 0
+        for part, scratch in self._tiles(values):
+            np.matmul(left, right[:, at : at + part.shape[1]], out=scratch)
+            results = self._squares[: part.size].reshape(part.shape)
+            np.multiply(part, part, out=results)
+            results *= np.float32(RESULT * size**2)
+            scratch += results
+            np.sqrt(scratch, out=scratch)
+            self._add(part, scratch)
+            at += part.shape[1]
+
+    def _tiles(self, values: F32) -> Iterator[tuple[F32, F32]]:
+        """Yield some columns at a time, ``(rows, columns)``, and a scratch array of their shape."""
+        rows, columns = values.shape
+        step = max(1, TILE // rows)
+        for start in range(0, columns, step):
+            part = values[:, start : start + step]
+            yield part, self._scratch[: part.size].reshape(part.shape)
+
+    def _add(self, part: F32, size: F32) -> None:
+        """Add noise of a size, which is overwritten."""
+        at = int(self._generator.integers(POOL - size.size))
+        size *= self._pool[at : at + size.size].reshape(size.shape)
+        part += size
 
     def _values(self, tensor: GgmlTensor) -> F32:
         """Return a writable view of a tensor's values, numpy order, four dimensions."""

@@ -12,6 +12,7 @@ from parity_lib.engines.node_file import NodeFile
 from parity_lib.engines.oracle.engine import PANEL, linear, rms_norm, score_scale, swiglu
 from parity_lib.engines.oracle.rope import ANGLES, WALKED, magnitude, rope
 from parity_lib.model_file.facts import ModelFile, Tensor, facts_of
+from parity_lib.numerics.kernel_noise import RESULT, TERMS
 from parity_lib.records.traces import F64
 
 
@@ -62,19 +63,19 @@ class OracleNodes:
     def scale(self, site: str, first: int, n: int, exact: F64) -> F64:
         """Return what the rounding error of each value is relative to, shaped as ``value`` gives it.
 
-        For a product sqrt(sum a^2 b^2) over what is summed, since rounding goes by what is summed, not by what is left
-        of it; for any other op the size of the value itself.
+        For a product by what is summed and by the sum (``numerics.kernel_noise.TERMS``); for any other op the size of
+        the value itself.
         """
         if sites.table(site).op != "MUL_MAT":
             return np.abs(exact)
         if sites.table(site).inner:
-            return np.sqrt(self._attention(site, sites.split(site)[1] or 0, first, n, power=2))
+            return product_scale(self._attention(site, sites.split(site)[1] or 0, first, n, power=2), exact)
         squares, weight = np.square(self._read(site, first, n)), self._tensor(site)
         step, out = max(1, PANEL // weight.shape[1]), np.empty(exact.shape)
         for start in range(0, weight.shape[0], step):
             stop = min(start + step, weight.shape[0])
             out[:, start:stop] = squares @ np.square(weight.dequantize(start, stop).astype(np.float64)).T
-        return np.sqrt(out)
+        return product_scale(out, exact)
 
     def length(self, site: str) -> int:
         """Return how many terms each value of an op is summed of; 1 where it hardly depends on that, or is no sum."""
@@ -145,3 +146,8 @@ class OracleNodes:
 
     def _tensor(self, site: str) -> Tensor:
         return self._file.tensors[sites.weight_name(site, tied=self._facts.tied_output)]
+
+
+def product_scale(squares: F64, exact: F64) -> F64:
+    """Return sqrt(TERMS sum a^2 b^2 + RESULT S^2) of products, from their sums of squares and their values."""
+    return np.asarray(np.sqrt(TERMS * squares + RESULT * np.square(exact)))

@@ -10,7 +10,7 @@ import pytest
 
 from parity_lib.base.errors import EngineError
 from parity_lib.engines.llamacpp.engine import worker_env
-from parity_lib.engines.llamacpp.perturb import kernel_of
+from parity_lib.engines.llamacpp.perturb import _Noise, kernel_of
 from parity_lib.engines.worker.client import Worker
 from parity_lib.models.synthetic import Shape, build
 from parity_lib.numerics.kernel_noise import ADD, GLU, KERNELS, KEYS, NORM, ROPE, SOFT_MAX, VALUES, WEIGHT, KernelNoise
@@ -77,6 +77,19 @@ def test_logits_move_in_proportion_to_the_noise(perturbed: Perturbed) -> None:
 def test_each_kernel_has_a_noise_of_its_own(kernel: str, perturbed: Perturbed) -> None:
     rms, _ = perturbed.moved(alone(kernel))
     assert (rms[1:19] > 0).all()
+
+
+def test_what_a_product_sums_is_found_without_a_second_product() -> None:
+    """Inputs of a few large channels, as those of trained models: the scale of an output to a few percent."""
+    generator = np.random.default_rng(3)
+    inputs = generator.standard_normal((40, 576)) * np.exp(2 * generator.standard_normal(576))
+    weights = generator.standard_normal((300, 576)) * np.exp(generator.standard_normal(300))[:, None]
+    squares = np.square(inputs).astype(np.float32)
+    noise = _Noise(None, EVERY, generator)  # type: ignore[arg-type] - no graph is asked
+    left, right = noise._scale(weights.astype(np.float32), squares)
+    assert left.shape[1] < 0.1 * 576
+    ratio = np.sqrt((left @ right) / (np.square(inputs) @ np.square(weights).T))
+    assert np.percentile(ratio, [1, 50, 99]) == pytest.approx([1, 1, 1], abs=0.12)
 
 
 @pytest.mark.engine
