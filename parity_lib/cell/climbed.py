@@ -14,9 +14,9 @@ from parity_lib.cell.reference import Reference
 from parity_lib.cell.request import Cell
 from parity_lib.cell.rows import Rows
 from parity_lib.judge.t0_pins import PinCheck
+from parity_lib.records.drift_limits import DriftLimits
 from parity_lib.records.measured import Measured
 from parity_lib.records.self_spread import SelfSpread
-from parity_lib.records.tolerances import BandSet
 from parity_lib.records.verdicts import Divergence, RungResult
 
 R = TypeVar("R")
@@ -64,7 +64,7 @@ class Climbed:
     weights: Found[Finding] = None  # T2
     reference: Found[Reference] = None
     twin: Found[Rows] = None  # the reference on the F32 twin
-    bands: Found[BandSet] = None  # what T4 is judged by
+    limits: Found[DriftLimits] = None  # what T4 is judged by; none in a cell in bf16
     spread: Found[SelfSpread | Bf16Rows] = None  # what T5 is judged by
     candidate: Found[Rows] = None
     ops: Found[Finding] = None  # T3

@@ -26,12 +26,12 @@ from parity_lib.judge.t0_pins import PinCheck
 from parity_lib.judge.t4_twin import judge_twin
 from parity_lib.judge.t5_native import accuse_reference, judge_native, name_site, report_native, with_site
 from parity_lib.model_file.facts import NO_TOKENIZER
+from parity_lib.records.drift_limits import DriftLimits
 from parity_lib.records.isa_evidence import BURN, LLAMA_CPP
 from parity_lib.records.measured import Cache, Measured, joined
 from parity_lib.records.runs import RunInfo
 from parity_lib.records.self_spread import SelfSpread
 from parity_lib.records.self_spread_pins import load_spreads
-from parity_lib.records.tolerances import BandSet
 from parity_lib.records.traces import PairTrace, Position, expected_positions
 from parity_lib.records.verdicts import RungResult, Verdict
 from parity_lib.records.verdicts import conclude as concluded
@@ -79,7 +79,6 @@ def conclude(cell: Cell, climbed: Climbed) -> Judgement:
     findings = [found for found in judged.values() if isinstance(found, Finding)]
     rungs = _rungs(cell, climbed, judged)
     outcome, causes = concluded(rungs, required=required_rungs(cell))
-    limits = climbed.bands if isinstance(climbed.bands, BandSet) else None
     measured = _measured(cell, climbed, findings)
     verdict = _verdict(
         cell,
@@ -87,7 +86,7 @@ def conclude(cell: Cell, climbed: Climbed) -> Judgement:
         rungs=rungs,
         divergences=tuple(d for found in findings for d in found.divergences),
         runs=runs,
-        provisional=(limits is not None and limits.provisional) or measured.provisional,
+        provisional=measured.provisional,
         causes=causes,
         measured=measured,
     )
@@ -104,7 +103,7 @@ def _judgement(verdict: Verdict, climbed: Climbed, twin: Found[_Paired], native:
         verdict,
         twin=ours,
         native=theirs,
-        bands=climbed.bands if isinstance(climbed.bands, BandSet) else None,
+        limits=climbed.limits if isinstance(climbed.limits, DriftLimits) else None,
         spread=climbed.spread if isinstance(climbed.spread, SelfSpread) else None,
         token_text={} if seen is None else prompt_tokens.used_text(text, seen),
     )
@@ -165,13 +164,13 @@ def judge_engines(cell: Cell, pins: Sequence[PinCheck], runs: Mapping[str, RunIn
 
 
 def _judge_rows(cell: Cell, climbed: Climbed) -> tuple[Found[_Paired], Found[_Paired]]:
-    """Return T4 and T5: judged by bands and self-spread, or only reported, in a cell in bf16."""
+    """Return T4 and T5: judged by limits and self-spread, or only reported, in a cell in bf16."""
     cell.progress.step("statistics")
     reference, twin, candidate = climbed.reference, climbed.twin, climbed.candidate
     if cell.id.compute == Compute.BF16:
         end = attempt(cell, report_twin, reference, twin, candidate, climbed.spread)
         return end, attempt(cell, report_deployed, reference, candidate)
-    end = attempt(cell, judge_f32_twin, reference, twin, candidate, climbed.bands)
+    end = attempt(cell, judge_f32_twin, reference, twin, candidate, climbed.limits)
     native = attempt(cell, judge_deployed, reference, candidate, climbed.spread)
     if isinstance(end, _Paired) and isinstance(native, _Paired):
         rung, found = accuse_reference(end.finding.rung, native.finding.rung, native.finding.divergences)
@@ -190,8 +189,8 @@ def _with_site(native: Found[_Paired], ops: Found[Finding]) -> Found[_Paired]:
     return replace(native, finding=replace(native.finding, rung=rung, divergences=found))
 
 
-def judge_f32_twin(cell: Cell, reference: Reference, twin: Rows, candidate: Rows, limits: BandSet) -> _Paired:
-    """Judge T4: the candidate against llama.cpp on the F32 twin, by the bands."""
+def judge_f32_twin(cell: Cell, reference: Reference, twin: Rows, candidate: Rows, limits: DriftLimits) -> _Paired:
+    """Judge T4: the candidate against llama.cpp on the F32 twin, by the predicted limits."""
     expected = positions(cell, reference)
     pair = logits.pair(twin, candidate, expected)
     rung, divergences, ledger = judge_twin(pair, expected, limits)

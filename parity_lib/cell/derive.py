@@ -1,4 +1,4 @@
-"""Derive limits from measurements of the reference alone, and write them: bands of T4, self-spread of T5."""
+"""Measure what limits are pinned by, and write it: tolerances of T4, self-spread of T5."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from parity_lib.base.errors import EngineError
 from parity_lib.base.files import write_atomic
 from parity_lib.base.toml_table import fixture_path
 from parity_lib.cell import steps
-from parity_lib.cell.t4_bands import measure
+from parity_lib.cell.t4_limits import measure_limits
 from parity_lib.cell.t5_spread import capture_spread
+from parity_lib.engines.machine import machine_class
 from parity_lib.judge.self_spread import QUANTILE, RESAMPLES, limits, pooled
+from parity_lib.records.drift_limits import DriftLimits
 from parity_lib.records.self_spread import SelfSpread
 from parity_lib.records.self_spread_pins import SpreadPin, dump_spreads, load_spreads
-from parity_lib.records.tolerances import Band, dump_tolerances, load_tolerances
+from parity_lib.records.tolerances import Tolerance, dump_tolerances, load_tolerances
 
 
 def measure_spread(
@@ -82,31 +84,46 @@ def write_pins(pins: Iterable[SpreadPin], path: Path | None = None) -> Path:
     return path
 
 
-def measure_bands(
+def measure_tolerance(
     model: str, quant: str, *, out_dir: Path, isa: str = "host", prompts: str = "", n_threads: int = 0
-) -> list[Band]:
-    """Derive the bands of one model: llama.cpp generates, then scores its twin; the oracle scores the same tokens."""
+) -> tuple[DriftLimits, Tolerance]:
+    """Predict the limits of T4 for one model: llama.cpp generates, scores its twin, and scores it again with noise.
+
+    Returns:
+        The limits of each position, and what is pinned of them.
+    """
     cell = steps.open_cell(model=model, quant=quant, isa=isa, prompts=prompts, n_threads=n_threads, out_dir=out_dir)
-    words = shlex.join(["parity", "bands", cell.id.model, cell.id.quant])
     try:
         steps.check_pins(cell)
         reference = steps.capture_reference(cell)
-        twin = steps.capture_twin(cell, reference)
-        expected = steps.positions(cell, reference)
-        return measure(cell, reference.sequences, reference.prompt_lengths, twin, expected, command=words)
+        limits = measure_limits(cell, reference, steps.capture_twin(cell, reference))
     finally:
         shutil.rmtree(cell.spools, ignore_errors=True)
+    words = ["parity", "bands", cell.id.model, cell.id.quant, *(["--prompts", prompts] if prompts else [])]
+    return limits, tolerance_of(limits, cell.id.model, cell.id.quant, shlex.join(words))
 
 
-def write_bands(bands: Iterable[Band], path: Path | None = None) -> Path:
-    """Put bands into a tolerances file in place of the old ones of the same model, quant and rung; return its path.
+def tolerance_of(limits: DriftLimits, model: str, quant: str, command: str) -> Tolerance:
+    """Return what is pinned of limits. The candidate's logits have no part in them."""
+    return Tolerance(
+        model=model,
+        quant=quant,
+        reference=limits.reference,
+        candidate=limits.candidate,
+        false_alarm=limits.false_alarm,
+        typical=limits.typical,
+        worst=limits.worst,
+        source=f"{len(limits)} positions; {limits.source}, {machine_class()}; {command}",
+    )
+
+
+def write_tolerance(tolerance: Tolerance, path: Path | None = None) -> Path:
+    """Put a tolerance into a tolerances file in place of the old one of the same key; return its path.
 
     Raises:
         RecordError: the file cannot be written.
     """
     path = fixture_path("tolerances.toml") if path is None else path
-    new = list(bands)
-    replaced = {band.key[:3] for band in new}
-    kept = [band for band in load_tolerances(path).bands if band.key[:3] not in replaced]
-    write_atomic(path, dump_tolerances([*kept, *new]).encode())
+    kept = [one for one in load_tolerances(path).all if one.key != tolerance.key]
+    write_atomic(path, dump_tolerances([*kept, tolerance]).encode())
     return path

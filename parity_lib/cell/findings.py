@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from parity_lib.base.names import Rung
+from parity_lib.records.drift_limits import DriftLimits
 from parity_lib.records.self_spread import SelfSpread
-from parity_lib.records.tolerances import BandSet
 from parity_lib.records.traces import PairTrace
 from parity_lib.records.verdicts import Verdict
 
@@ -22,6 +22,6 @@ class Judgement:
     verdict: Verdict
     twin: PairTrace | None = None
     native: PairTrace | None = None
-    bands: BandSet | None = None
+    limits: DriftLimits | None = None  # that T4 was judged by
     spread: SelfSpread | None = None  # that T5 was judged by
     token_text: Mapping[int, bytes] = field(default_factory=dict)  # of the ids in the traces' top-5s and fed tokens

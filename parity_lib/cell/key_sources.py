@@ -15,6 +15,7 @@ ROWS = (  # what asks for rows and keeps them; the engine that computes them, an
     "engines/worker/server.py",
 )
 MORE = {  # parts that are not rows, but what was measured on rows, or while they were made
+    "limits": ("cell/t4_limits.py", "engines/llamacpp/perturb.py"),
     "spread": ("cell/reference_self.py",),
     "relations": ("cell/reference_self.py",),
     "dispatch": ("cell/t7_isa.py", "engines/llamacpp/dispatch.py"),

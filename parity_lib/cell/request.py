@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from parity_lib.base.errors import RecordError, UsageError
 from parity_lib.base.files import LOCK, hold_folder
-from parity_lib.base.names import Compute, Rung
+from parity_lib.base.names import Compute
 from parity_lib.base.progress import CellProgress
 from parity_lib.engines import targets
 from parity_lib.engines.targets import Sides
@@ -20,11 +20,11 @@ from parity_lib.model_file.header import require_file
 from parity_lib.models import ensure
 from parity_lib.records.pins import ModelPin, Pins, load_pins
 from parity_lib.records.prompts import PromptSuite, load_prompts
-from parity_lib.records.tolerances import BandSet, load_tolerances
+from parity_lib.records.tolerances import load_tolerances
 from parity_lib.records.verdicts import CellId
 
 RECORDS = (
-    *("verdict.json", "divergences.jsonl", "bands.toml", "spread.json"),
+    *("verdict.json", "divergences.jsonl", "limits.json", "spread.json"),
     *("twin.npz", "twin.json", "native.npz", "native.json"),
 )
 # Locks of this process by their path. The kernel lets go of them when the process ends, however it ends.
@@ -82,18 +82,13 @@ class Cell:
     model_path: Path
     twin_path: Path
     candidate_path: Path
-    bands: BandSet | None  # None: derived on the fly, because file or prompts are the user's own
+    unpinned: bool  # file or prompts are the user's own, so that no pin vouches for them
     tolerances_sha256: str
     out_dir: Path
     n_threads: int
     started: float  # time.monotonic
     progress: CellProgress = field(compare=False)
     diary: Diary = field(default_factory=Diary, compare=False)
-
-    @property
-    def unpinned(self) -> bool:
-        """Return whether file or prompts are the user's own, so that no pin vouches for them."""
-        return self.bands is None
 
     @property
     def sides(self) -> Sides:
@@ -135,7 +130,6 @@ def open_cell(request: CellRequest | None = None, /, **wishes: Wish) -> Cell:
     candidate = Path(request.candidate_file) if request.candidate_file else path
     require_file(candidate)
     pinned = pin is not None and not request.prompts and not request.candidate_file
-    tolerances = load_tolerances()
     name = pin.id if pin is not None else path.stem
     quant = pin.quant if pin is not None else facts.quant
     twin = ensure.ensure_twin(path, pins)
@@ -150,8 +144,8 @@ def open_cell(request: CellRequest | None = None, /, **wishes: Wish) -> Cell:
         model_path=path,
         twin_path=twin,
         candidate_path=candidate,
-        bands=tolerances.cell(name, quant, Rung.T4) if pinned else None,
-        tolerances_sha256=tolerances.sha256,
+        unpinned=not pinned,
+        tolerances_sha256=load_tolerances().sha256,
         out_dir=out_dir,
         n_threads=request.n_threads or len(os.sched_getaffinity(0)),
         started=time.monotonic(),

@@ -1,7 +1,7 @@
 """One cell from pins to verdict: its steps one by one, and ``climb``, which runs them all.
 
 open_cell -> climb -> conclude -> save; and climb is check_pins -> compare_tokens -> compare_weights ->
-capture_reference -> capture_twin -> derive_bands -> capture_spread -> capture_candidate -> replay_ops -> check_self ->
+capture_reference -> capture_twin -> derive_limits -> capture_spread -> capture_candidate -> replay_ops -> check_self ->
 prove_isa.
 
 Each step takes and returns records, and raises what went wrong. Engines are opened one after the other, each in a
@@ -19,7 +19,7 @@ from msgspec import structs
 from parity_lib.base.errors import ParityError, PinError
 from parity_lib.base.names import Compute, Rung
 from parity_lib.cell import request as folder
-from parity_lib.cell import t0_pins, t4_bands, t6_self, t7_isa
+from parity_lib.cell import t0_pins, t4_limits, t6_self, t7_isa
 from parity_lib.cell.bf16 import capture_plain
 from parity_lib.cell.climbed import Bf16Rows, Climbed, Failed, Finding, attempt
 from parity_lib.cell.conclude import conclude, incomplete, positions, required_rungs
@@ -36,9 +36,9 @@ from parity_lib.cell.t3_replay import replay_cell
 from parity_lib.engines.worker.client import Worker
 from parity_lib.judge.t0_pins import PinCheck
 from parity_lib.records import runs, store
+from parity_lib.records.drift_limits import DriftLimits, save_limits
 from parity_lib.records.measured import Measured
 from parity_lib.records.self_spread import SelfSpread
-from parity_lib.records.tolerances import BandSet
 from parity_lib.records.verdicts import Verdict
 
 __all__ = [
@@ -110,11 +110,9 @@ def capture_twin(cell: Cell, reference: Reference) -> Rows:
     return score_twin(cell, reference)
 
 
-def derive_bands(cell: Cell, reference: Reference, twin: Rows) -> BandSet:
-    """Return the limits of T4: the pinned ones, or limits that are derived now for a file or prompts of the user's."""
-    if cell.bands is not None:
-        return cell.bands
-    return t4_bands.derive_for(cell, reference.sequences, reference.prompt_lengths, twin, positions(cell, reference))
+def derive_limits(cell: Cell, reference: Reference, twin: Rows) -> DriftLimits | None:
+    """Predict the limits of T4 from the kernels' baselines; a cell in bf16 only reports, without any."""
+    return None if cell.id.compute == Compute.BF16 else t4_limits.derive_limits(cell, reference, twin)
 
 
 def capture_spread(cell: Cell, reference: Reference, twin: Rows | None = None) -> SelfSpread | Bf16Rows:
@@ -190,7 +188,7 @@ def climb(cell: Cell) -> Climbed:
     tokens, weights = attempt(cell, compare_tokens), attempt(cell, compare_weights)
     reference = attempt(cell, capture_reference)
     twin = attempt(cell, capture_twin, reference)
-    limits = attempt(cell, derive_bands, reference, twin)
+    limits = attempt(cell, derive_limits, reference, twin)
     given = (reference, twin) if isinstance(twin, Rows) else (reference,)
     spread = attempt(cell, capture_spread, *given)
     return climb_candidate(cell, Climbed(pins, tokens, weights, reference, twin, limits, spread))
@@ -238,8 +236,8 @@ def _write(cell: Cell, judgement: Judgement) -> None:
             store.save_pair(pair, cell.out_dir / name)
     if judgement.twin is not None or judgement.native is not None:
         save_words(judgement.token_text, cell.suite, cell.out_dir)
-    if judgement.bands is not None:
-        t4_bands.save_bands(judgement.bands, cell.out_dir)
+    if judgement.limits is not None:
+        save_limits(judgement.limits, cell.out_dir)
     if judgement.spread is not None:
         store.save_spread(judgement.spread, cell.out_dir)
     store.save_verdict(judgement.verdict, cell.out_dir)

@@ -99,9 +99,8 @@ def _fixtures() -> Iterator[Check]:
     yield Check("prompts", ok=True, found=f"{len(prompts)} prompts, {prompts.sha256[:12]}")
     plan = load_plan(plan_path("smoke"))
     yield Check("plan smoke", ok=True, found=f"{len(plan.cells)} cells")
-    have = {(band.model, band.quant) for band in limits.bands}
-    lacking = [f"{c.model} {c.quant}" for c in plan.cells if c.required and (c.model, c.quant) not in have]
-    found = f"{len(limits.bands)} bands" + (f"; none for {', '.join(lacking)}" if lacking else "")
+    lacking = [f"{c.model} {c.quant}" for c in plan.cells if c.required and not limits.has(c.model, c.quant)]
+    found = f"{len(limits.all)} pinned" + (f"; none for {', '.join(lacking)}" if lacking else "")
     yield Check("limits", not lacking, found, "parity bands MODEL QUANT --write")
 
 

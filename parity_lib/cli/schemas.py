@@ -20,6 +20,7 @@ from parity_lib.faults.judge import KillMatrix
 from parity_lib.faults.op_judge import TrialTable
 from parity_lib.records import store
 from parity_lib.records.builds import Receipt, StackReceipt
+from parity_lib.records.drift_limits import DriftLimits
 from parity_lib.records.model_receipts import ModelReceipt, TwinReceipt
 from parity_lib.records.night_record import StoredNight
 from parity_lib.records.self_spread import SelfSpread
@@ -30,6 +31,7 @@ RECORDS: dict[str, type[Record]] = {
     "divergence": store.DivergenceLine,
     "history": store.HistoryEntry,
     "kills": KillMatrix,
+    "limits": DriftLimits,
     "model_receipt": ModelReceipt,
     "night": StoredNight,
     "place_trials": TrialTable,

@@ -15,6 +15,7 @@ from parity_lib.cell.place import Place
 from parity_lib.cell.reference import Reference, score_twin
 from parity_lib.cell.request import Cell
 from parity_lib.cell.rows import pair
+from parity_lib.cell.t4_limits import derive_limits
 from parity_lib.engines import sites
 from parity_lib.engines.node_file import NodeFile
 from parity_lib.fork.compare import Side, open_side, score_side
@@ -152,16 +153,14 @@ def without_ops(cell: Cell, reference: Reference, stack: str, twins: Sequence[st
         twins: names of plain twins, each once.
     """
     sizes = sorted({0, 1, len(twins) - 1, len(twins)} & set(range(len(twins) + 1)))
-    limits = cell.bands
     try:
         reference_twin = score_twin(cell, reference)
+        limits = derive_limits(cell, reference, reference_twin)
         base = score_side(cell, reference, Side("crates-io"), 0)
         for number, chosen in enumerate((c for size in sizes for c in combinations(twins, size)), start=1):
             side = Side(stack, chosen)
             rows = score_side(cell, reference, side, number)
-            rung = None
-            if limits is not None:
-                rung = judge_twin(pair(reference_twin, rows, rows.positions), rows.positions, limits)[0]
+            rung = judge_twin(pair(reference_twin, rows, rows.positions), rows.positions, limits)[0]
             yield Without(side, compare_bits(base.open(), rows.open(), base.positions), rung)
             rows.spool.unlink()
     finally:

@@ -14,13 +14,13 @@ from parity_lib.base.names import Compute, Outcome, Rung
 from parity_lib.judge.t4_twin import judge_twin
 from parity_lib.judge.t5_native import accuse_reference, judge_native
 from parity_lib.records import store
+from parity_lib.records.drift_limits import DriftLimits, load_limits
 from parity_lib.records.measured import Measured
 from parity_lib.records.self_spread_pins import load_spreads
-from parity_lib.records.tolerances import BandSet, load_tolerances
 from parity_lib.records.traces import F32, F64, I32, LogitTrace, PairTrace, Position
 from parity_lib.records.verdicts import Divergence, RungResult, Verdict, conclude
 
-TWIN_FILE, NATIVE_FILE, BANDS_FILE = "twin.npz", "native.npz", "bands.toml"
+TWIN_FILE, NATIVE_FILE = "twin.npz", "native.npz"
 REFERENCE, CANDIDATE = "reference", "candidate"
 TOPS_ONLY = "rms over the ids that both traces hold, not over the vocabulary"
 
@@ -32,7 +32,7 @@ class Stored:
     folder: Path
     verdict: Verdict
     pair: PairTrace
-    bands: BandSet
+    limits: DriftLimits
 
     def side(self, name: str) -> LogitTrace:
         """Return one side of the pair."""
@@ -40,9 +40,10 @@ class Stored:
 
 
 def open_stored(folder: Path | str) -> Stored:
-    """Return what a cell left behind.
+    """Return what a cell in f32 left behind.
 
     Raises:
+        UsageError: it is a cell in bf16.
         RecordError: a record is missing, changed, or of another version.
     """
     folder = Path(folder)
@@ -55,8 +56,15 @@ def open_stored(folder: Path | str) -> Stored:
             next_step="give the folder of a `parity run`, or reports/nightly/<run>/cells/<cell>",
         )
     verdict = store.load_verdict(folder)
-    bands = load_tolerances(folder / BANDS_FILE).cell(verdict.cell.model, verdict.cell.quant, Rung.T4)
-    return Stored(folder, verdict, store.load_pair(folder / TWIN_FILE), bands)
+    if verdict.cell.compute == Compute.BF16:
+        raise UsageError(
+            "a cell in bf16 has no gate on its logits, so it cannot be judged again",
+            place=folder,
+            expected=f"cells of compute {Compute.F32}",
+            found=Compute.BF16,
+            next_step="its verdict.json has the distances, in measured.bf16",
+        )
+    return Stored(folder, verdict, store.load_pair(folder / TWIN_FILE), load_limits(folder))
 
 
 def rejudge(reference: Path | str, candidate: Path | str, side: str = "") -> Verdict:
@@ -78,7 +86,7 @@ def rejudge(reference: Path | str, candidate: Path | str, side: str = "") -> Ver
     its lowest stored one, which it cannot exceed. That is no measure for T5, so only T4 is judged.
 
     Raises:
-        UsageError: an unknown side.
+        UsageError: an unknown side, or a cell in bf16.
         RecordError: a record is missing or changed.
         TraceMismatchError: the runs were fed other tokens or have another vocabulary.
     """
@@ -86,14 +94,6 @@ def rejudge(reference: Path | str, candidate: Path | str, side: str = "") -> Ver
         raise UsageError("unknown side", expected=f"{REFERENCE} or {CANDIDATE}", found=side)
     first = open_stored(reference)
     second = open_stored(candidate)
-    if Compute.BF16 in (first.verdict.cell.compute, second.verdict.cell.compute):
-        raise UsageError(
-            "a cell in bf16 has no gate on its logits, so it cannot be judged again",
-            place=first.folder,
-            expected=f"cells of compute {Compute.F32}",
-            found=Compute.BF16,
-            next_step="its verdict.json has the distances, in measured.bf16",
-        )
     same = not side and first.folder.resolve() == second.folder.resolve()
     expected = _positions(first.pair)
     if same:
@@ -103,7 +103,7 @@ def rejudge(reference: Path | str, candidate: Path | str, side: str = "") -> Ver
         pair = pair_of_tops(ours, theirs)
     else:
         pair = pair_of_tops(first.side(REFERENCE), second.side(CANDIDATE))
-    rung, divergences, ledger = judge_twin(pair, expected, first.bands)
+    rung, divergences, ledger = judge_twin(pair, expected, first.limits)
     if same:
         native, divergences_t5, numbers = _native(first, rung)
     else:
@@ -120,7 +120,7 @@ def rejudge(reference: Path | str, candidate: Path | str, side: str = "") -> Ver
         rungs=rungs,
         divergences=(*divergences, *divergences_t5),
         runs={"reference-twin": pair.reference.run, "candidate": pair.candidate.run},
-        provisional=first.bands.provisional or numbers.provisional,
+        provisional=numbers.provisional,
         unpinned=first.verdict.unpinned or second.verdict.unpinned,
         causes=causes,
         measured=replace(numbers, ledger=ledger.record()),

@@ -20,19 +20,20 @@ SURPLUS_P = 1e-3
 """Below this probability there are more near-ties than margins predict: a false alarm in one sound cell of 1,000."""
 
 
-def ledger_of(seen: Aligned, sigma: F64) -> Ledger:
+def ledger_of(seen: Aligned, sigma: F64, sigmas: float = SIGMAS) -> Ledger:
     """Return the class of each flip at a finite position, and how many flips the reference's margins predict.
 
     Args:
         seen: the pair.
         sigma: of the difference of two top logits at each position, logits, ``(n,)``; never from the candidate.
+        sigmas: up to so many of them a margin is a near-tie's.
     """
     flips = []
     for i in np.flatnonzero(seen.finite).tolist():
         if not seen.top1_equal[i]:
-            flips.append(_top1_flip(seen, i, float(sigma[i])))
+            flips.append(_top1_flip(seen, i, float(sigma[i]), sigmas))
         if not seen.top5_equal[i]:
-            flips.append(_set_flip(seen, i, float(sigma[i])))
+            flips.append(_set_flip(seen, i, float(sigma[i]), sigmas))
     top, sigma = seen.pair.reference.topk_logits[seen.finite].astype(np.float64), sigma[seen.finite]
 
     def predicted(last: int) -> float:
@@ -74,14 +75,14 @@ def top5(trace: LogitTrace, i: int) -> TopK:
     return tuple(zip(ids, logits, strict=True))
 
 
-def _top1_flip(seen: Aligned, i: int, sigma: float) -> Flip:
+def _top1_flip(seen: Aligned, i: int, sigma: float, sigmas: float) -> Flip:
     r, c = seen.pair.reference, seen.pair.candidate
     margin = float(r.topk_logits[i, 0]) - float(seen.pair.reference_at_candidate[i, 0])
     ids = int(r.topk_ids[i, 0]), int(c.topk_ids[i, 0])
-    return Flip(*seen.positions[i], Kind.TOP1, classify(margin, sigma), margin, sigma, *ids)
+    return Flip(*seen.positions[i], Kind.TOP1, classify(margin, sigma, sigmas), margin, sigma, *ids)
 
 
-def _set_flip(seen: Aligned, i: int, sigma: float) -> Flip:
+def _set_flip(seen: Aligned, i: int, sigma: float, sigmas: float) -> Flip:
     r = dict(top5(seen.pair.reference, i))
     c_ids = seen.pair.candidate.topk_ids[i, :TOP_JUDGED].tolist()
     at_c = dict(zip(c_ids, seen.pair.reference_at_candidate[i, :TOP_JUDGED].tolist(), strict=True))
@@ -89,7 +90,7 @@ def _set_flip(seen: Aligned, i: int, sigma: float) -> Flip:
     entered = {token: logit for token, logit in at_c.items() if token not in r}
     margin = margin_of_swap(list(left.values()), list(entered.values()))
     ids = max(left, key=left.__getitem__), min(entered, key=entered.__getitem__)
-    return Flip(*seen.positions[i], Kind.TOP5_SET, classify(margin, sigma), margin, sigma, *ids)
+    return Flip(*seen.positions[i], Kind.TOP5_SET, classify(margin, sigma, sigmas), margin, sigma, *ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +127,13 @@ class Ledger:
         return Flips(counts, self.flips, tuple(known))
 
 
-def classify(margin: float, sigma: float) -> LedgerClass:
-    """Return TIE if margin <= 3 sigma, else UNEXPLAINED, also where one of them is NaN.
+def classify(margin: float, sigma: float, sigmas: float = SIGMAS) -> LedgerClass:
+    """Return TIE if margin <= 3 sigma (or so many as are asked for), else UNEXPLAINED, also where one of them is NaN.
 
     >>> classify(margin=0.02, sigma=0.01).value, classify(margin=0.05, sigma=0.01).value
     ('TIE', 'UNEXPLAINED')
     """
-    return LedgerClass.TIE if margin <= SIGMAS * sigma else LedgerClass.UNEXPLAINED
+    return LedgerClass.TIE if margin <= sigmas * sigma else LedgerClass.UNEXPLAINED
 
 
 def predicted_flips(margins: F64, sigmas: F64) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from msgspec.structs import replace
@@ -12,60 +13,77 @@ from msgspec.structs import replace
 from parity_lib.base.errors import PinError, UsageError
 from parity_lib.base.names import Kind, LedgerClass, Outcome, Rung
 from parity_lib.judge.align import Aligned, align
-from parity_lib.judge.flips import SIGMAS, Ledger, divergence_at, ledger_of
-from parity_lib.numerics.metrics import pooled_rms_over_std
-from parity_lib.records.tolerances import FIRST, LATER, BandSet
+from parity_lib.judge.flips import Ledger, divergence_at, ledger_of
+from parity_lib.records.drift_limits import DriftLimits
 from parity_lib.records.traces import F64, PairTrace, Position
 from parity_lib.records.verdicts import Divergence, RungResult
 
 LEDGER, LITERAL = "ledger", "literal"
+SIGMA = "predicted sigma"  # unit
 _ORDER = (Kind.NON_FINITE, Kind.TOP1, Kind.TOP5_SET, Kind.LOGIT_DELTA, Kind.RMS)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Limits:
-    """The bands at each position, in logits: relative limits times the reference's own spread."""
+    """The limits at each position, in logits: predicted deviations times the reference's own spread."""
 
     delta: F64  # (n,)
     rms: F64  # (n,)
     sigma: F64  # (n,) of the difference of two top logits
-    pooled: tuple[tuple[str, float, float], ...]  # (FIRST or LATER, value, limit), relative
+    sigmas: float  # so many of them do not flip two logits
+    pooled: tuple[_Pooled, ...]  # of all finite rows, and of each prompt's
 
 
-def _limits(seen: Aligned, bands: BandSet) -> _Limits:
-    """Raises ``PinError`` if a band does not exist."""
-    scale, step = seen.scale, seen.step
+class _Pooled(NamedTuple):
+    """Root mean square over some positions of rms over what is predicted there, and its limit."""
 
-    def at_each(metric: str) -> F64:
-        limit = np.array(bands.at(metric, seen.positions, seen.first.tolist())) * scale
-        return np.maximum(limit, step)  # two float32 numbers that differ at all differ by a step
+    where: str
+    value: float
+    limit: float
 
-    pooled = []
-    usual = np.array([position not in bands.sensitive for position in seen.positions], bool)
-    for where, rows in ((FIRST, usual & seen.first), (LATER, usual & ~seen.first)):
-        limit = bands.band("pooled_rms_over_std", where).limit
-        if rows.any():
-            value = pooled_rms_over_std(seen.pair.rms[rows], scale[rows])
-            pooled.append((where, value, max(limit, pooled_rms_over_std(step[rows], scale[rows]))))
-    delta, rms, sigma = (at_each(f"{name}_over_std") for name in ("delta", "position_rms", "pair_sigma"))
-    return _Limits(delta, rms, sigma, tuple(pooled))
+
+def _limits(seen: Aligned, limits: DriftLimits) -> _Limits:
+    """Raises ``PinError`` if a position has no limit."""
+    at = limits.at(seen.positions)
+    scale, step = seen.scale, seen.step  # two float32 numbers that differ at all differ by a step
+    return _Limits(
+        delta=np.maximum(at.delta * at.delta_limit * scale, step),
+        rms=np.maximum(at.rms * at.rms_limit * scale, step),
+        sigma=np.maximum(at.pair * scale, 2 * step / at.pair_limit),  # each of two logits may be off by a step
+        sigmas=at.pair_limit,
+        pooled=_pooled_of(seen, at),
+    )
+
+
+def _pooled_of(seen: Aligned, at: DriftLimits) -> tuple[_Pooled, ...]:
+    predicted = np.maximum(at.rms * seen.scale, seen.step)[seen.finite]
+    squares = np.square(seen.pair.rms[seen.finite] / predicted)
+    if not len(squares):
+        return ()
+    prompts = at.prompt_idx[seen.finite]
+    over_all = _Pooled("all positions", float(np.sqrt(squares.mean())), at.pooled_limit)
+    of_prompts = (
+        _Pooled(f"prompt {prompt}", float(np.sqrt(squares[prompts == prompt].mean())), at.prompt_limit)
+        for prompt in np.unique(prompts)
+    )
+    return (over_all, *of_prompts)
 
 
 def judge_twin(
-    pair: PairTrace, expected: Sequence[Position], bands: BandSet, *, policy: str = LEDGER
+    pair: PairTrace, expected: Sequence[Position], limits: DriftLimits, *, policy: str = LEDGER
 ) -> tuple[RungResult, list[Divergence], Ledger]:
     """Judge rung T4: top-1 equal, top-5 set equal, delta and rms inside the band, at every expected position.
 
     Args:
         pair: reference's F32 twin against the candidate, same fed tokens.
         expected: every position that has to be there, from ``records.traces.expected_positions``.
-        bands: of the model, quant and rung T4.
+        limits: of every one of these positions.
         policy: LEDGER: a flip that is a TIE, at a position inside the band, is counted and passes, as long as
             there are no more of them than margins predict; LITERAL: any flip diverges.
 
     Returns:
         The rung, its divergences in order of position and kind, and the ledger. A missing, unexpected or repeated
-        position, no position at all, or a band that does not exist make the rung INCOMPLETE with the cause in its
+        position, no position at all, or one without a limit make the rung INCOMPLETE with the cause in its
         note; what was found is judged all the same, and a divergence is never hidden by a missing row.
 
     Raises:
@@ -75,17 +93,16 @@ def judge_twin(
         raise UsageError("unknown policy", expected=f"{LEDGER} or {LITERAL}", found=policy)
     seen = align(pair, expected)
     try:
-        limits = _limits(seen, bands)
+        own = _limits(seen, limits)
     except PinError as error:
         lost = _non_finite(seen)
         note = "; ".join([*_counted(seen), *seen.causes, str(error)])
         outcome = Outcome.DIVERGED if lost else Outcome.INCOMPLETE
         rung = RungResult(Rung.T4, outcome, seen.n_expected, len(lost), None, None, "logits", note=note)
         return rung, lost, Ledger((), 0.0, 0.0)
-    ledger = ledger_of(seen, limits.sigma)
-    divergences = _non_finite(seen) + _flips(seen, limits, ledger, policy) + _out_of_band(seen, limits)
-    divergences += _pooled(limits)
-    value, limit, unit, at = _worst(seen, limits)
+    ledger = ledger_of(seen, own.sigma, own.sigmas)
+    divergences = _non_finite(seen) + _flips(seen, own, ledger, policy) + _out_of_band(seen, own) + _pooled(own)
+    value, limit, unit, at = _worst(seen, own)
     n_positions = len({(d.prompt_idx, d.token_idx) for d in divergences if d.prompt_idx is not None})
     note = f"{n_positions} positions diverged, {ledger.count(LedgerClass.TIE)} near-ties counted"
     rung = RungResult(
@@ -97,7 +114,7 @@ def judge_twin(
         limit=limit,
         unit=unit,
         worst_where=at,
-        source=bands.source,
+        source=limits.source,
         note="; ".join([*seen.causes, note, *_counted(seen)]),
     )
     return rung, sorted(divergences, key=_place), ledger
@@ -117,7 +134,7 @@ def _flips(seen: Aligned, limits: _Limits, ledger: Ledger, policy: str) -> list[
         i, surplus = row[flip.position], ledger.surplus(flip.kind)
         if policy == LEDGER and flip.ledger is LedgerClass.TIE and inside[i] and not surplus:
             continue
-        note = f"margin {flip.margin:.3g}, {SIGMAS:g} sigma {SIGMAS * flip.sigma:.3g}"
+        note = f"margin {flip.margin:.3g}, {limits.sigmas:.3g} sigma {limits.sigmas * flip.sigma:.3g}"
         note += ", more near-ties than margins predict" if surplus else ""
         limit = float(limits.delta[i])
         divergences.append(divergence_at(seen, Rung.T4, i, flip.kind, limit, ledger=flip.ledger, note=note))
@@ -157,9 +174,9 @@ def _counted(seen: Aligned) -> list[str]:
 
 
 def _pooled(limits: _Limits) -> list[Divergence]:
-    note = "rms over std, pooled over the rows of this kind"
+    note = "rms over what is predicted, root mean square over these positions, predicted sigmas"
     return [
-        Divergence(Rung.T4, Kind.RMS, limit, where=f"pooled-{where}", delta=value, note=note)
+        Divergence(Rung.T4, Kind.RMS, limit, where=f"pooled over {where}", delta=value, note=note)
         for where, value, limit in limits.pooled
         if not value <= limit
     ]
@@ -167,8 +184,8 @@ def _pooled(limits: _Limits) -> list[Divergence]:
 
 def _worst(seen: Aligned, limits: _Limits) -> tuple[float | None, float | None, str, str]:
     """Return value, limit, unit and place of what is nearest to its limit, or farthest beyond it."""
-    cases = [(value, limit, "rms/std", f"pooled over {where} rows") for where, value, limit in limits.pooled]
-    for values, limit_of, word in ((np.abs(seen.delta), limits.delta, "delta"), (seen.pair.rms, limits.rms, "rms")):
+    cases = [(value, limit, SIGMA, f"pooled over {where}") for where, value, limit in limits.pooled]
+    for values, limit_of, word in ((seen.pair.rms, limits.rms, "rms"), (np.abs(seen.delta), limits.delta, "delta")):
         if len(seen):
             i = int(np.argmax([_share(*case) for case in zip(values.tolist(), limit_of.tolist(), strict=True)]))
             prompt_idx, token_idx = seen.positions[i]

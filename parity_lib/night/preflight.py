@@ -141,7 +141,7 @@ def _file_lacks(cell: PlanCell, pins: Pins) -> list[Lack]:
 
 def limits_lack(cell: PlanCell) -> list[Lack]:
     """Return a lack if the limits of a cell's model were not derived, else an empty list."""
-    if any((band.model, band.quant) == (cell.model, cell.quant) for band in load_tolerances().bands):
+    if load_tolerances().has(cell.model, cell.quant):
         return []
     return [Lack(f"{cell.model} {cell.quant} has no limits", f"parity bands {cell.model} {cell.quant} --write")]
 

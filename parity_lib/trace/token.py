@@ -16,15 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from parity_lib.base.names import Compute, Rung
+from parity_lib.base.names import Compute
 from parity_lib.cell import prompt_tokens
 from parity_lib.cell import rows as logits
-from parity_lib.cell import t4_bands as bands
 from parity_lib.cell.open_engines import open_burn
 from parity_lib.cell.place import Place, find_place
 from parity_lib.cell.reference import Reference
 from parity_lib.cell.request import Cell
 from parity_lib.cell.rows import Rows
+from parity_lib.cell.t4_limits import limits_of_rows
 from parity_lib.engines import sites
 from parity_lib.engines.burn.follow import LOGITS, Entered, Followed
 from parity_lib.engines.burn.self_check import Parting
@@ -35,8 +35,8 @@ from parity_lib.judge.t3_ops import Replayed, judge_ops
 from parity_lib.judge.t4_twin import judge_twin
 from parity_lib.judge.waterfall import Waterfall, waterfall
 from parity_lib.numerics.op_error import OpError
+from parity_lib.records.drift_limits import DriftLimits
 from parity_lib.records.runs import RunInfo
-from parity_lib.records.tolerances import BandSet, ToleranceTable
 from parity_lib.records.traces import PairTrace
 from parity_lib.records.verdicts import Divergence, RungResult
 from parity_lib.trace.deployed import REPRODUCER, Native, trace_native
@@ -51,7 +51,7 @@ class TokenTrace:
     cell: Cell
     place: Place
     pair: PairTrace  # the reference on the F32 twin and burn, at every row of the sequence
-    bands: BandSet
+    limits: DriftLimits
     twin: RungResult  # T4 of these rows
     twin_divergences: tuple[Divergence, ...]
     ops: Replayed  # T3 on the native path: local errors
@@ -121,7 +121,7 @@ def _trace_twin(
         own = engine.call("part", list(place.sequence), place.row)
     oracle_run = run_oracle(cell, cell.model_path, place, folder, rounded=False)
     runs = {"reference-twin": reference_run, "candidate": candidate_run, "oracle": oracle_run}
-    pair, limits = _pair(cell, place, folder, runs, names)
+    pair, limits = _pair(cell, place, folder, runs)
     rung, divergences, _ = judge_twin(pair, place.positions, limits)
     seen = align(pair, place.positions)
     delta_id = int(seen.delta_id[place.row])
@@ -131,7 +131,7 @@ def _trace_twin(
         cell=cell,
         place=place,
         pair=pair,
-        bands=limits,
+        limits=limits,
         twin=rung,
         twin_divergences=tuple(divergences),
         ops=native.ops,
@@ -153,15 +153,12 @@ def _trace_twin(
     )
 
 
-def _pair(
-    cell: Cell, place: Place, folder: Path, runs: Mapping[str, RunInfo], names: Names
-) -> tuple[PairTrace, BandSet]:
-    """Return the traces of the sequence's rows, and their limits: the cell's, or derived from these rows."""
+def _pair(cell: Cell, place: Place, folder: Path, runs: Mapping[str, RunInfo]) -> tuple[PairTrace, DriftLimits]:
+    """Return the traces of the sequence's rows, and their limits, predicted for this sequence."""
     nodes = NodeFile(folder / "twin")
     spools = {
         "reference-twin": nodes.rows("result_output"),
         "candidate": np.fromfile(folder / "twin" / LOGITS, "<f4"),
-        "oracle": np.fromfile(folder / "logits.f64", "<f8").astype("<f4"),
     }
     rows = {}
     for name, values in spools.items():
@@ -169,13 +166,7 @@ def _pair(
         fed = np.array(place.sequence, np.int32)
         rows[name] = Rows(runs[name], folder / f"{name}.f32", cell.facts.n_vocab, place.positions, fed)
     pair = logits.pair(rows["reference-twin"], rows["candidate"], place.positions)
-    if cell.bands is not None:
-        return pair, cell.bands
-    against = logits.pair(rows["reference-twin"], rows["oracle"], place.positions)
-    source = f"this sequence, {names.reference} against the float64 oracle, {len(place.sequence)} rows"
-    against, finite = bands.finite_rows(against, place.positions)
-    derived = bands.derive(against, finite, cell.id.model, cell.id.quant, source) if len(against) else []
-    return pair, BandSet(ToleranceTable(derived), cell.id.model, cell.id.quant, Rung.T4)
+    return pair, limits_of_rows(cell, place.sequence, pair.reference, place.positions)
 
 
 def _enter(cell: Cell, place: Place, nodes: Path, token: int, names: Names) -> Entered:

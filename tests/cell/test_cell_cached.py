@@ -27,7 +27,7 @@ from tests.shared import SoundCell, isa_outcome, link_tree
 pytestmark = pytest.mark.slow
 
 PROMPTS = (Path(__file__).parents[1] / "two_prompts.toml").read_text()
-PARTS = ("reference", "twin", "spread", "relations", "dispatch")
+PARTS = ("reference", "twin", "limits", "spread", "relations", "dispatch")
 
 
 @pytest.fixture

@@ -101,7 +101,7 @@ KILLED = {
     "weights": ("", {"T2"}, "compare_weights"),
     "llama.cpp generates": ("fresh", {"T3", "T4", "T5", "T6", "T7"}, "capture_reference"),
     "llama.cpp scores the F32 twin": ("fresh", {"T4"}, "capture_twin"),
-    "float64 oracle scores": ("", {"T4"}, "derive_bands"),
+    "llama.cpp with noise, pass 1 of 4": ("limits", {"T4"}, "derive_limits"),
     "llama.cpp scores with its defaults": ("spread", {"T5"}, "capture_spread"),
     "burn scores": ("", {"T4", "T5", "T6", "T7"}, "capture_candidate"),
     "op by op, prompt 0, strict": ("", {"T3"}, "replay_ops"),
@@ -222,14 +222,17 @@ def test_error_outside_of_the_hierarchy_leaves_its_rung_incomplete_and_its_trace
     def fails() -> None:
         raise ZeroDivisionError("one by zero")
 
-    at_step(monkeypatch, "float64 oracle scores", fails)
+    kept = tmp_path / "traces"
+    shutil.copytree(traces, kept, ignore=shutil.ignore_patterns("limits-*"))
+    monkeypatch.setattr(reference_cache, "traces_dir", lambda: kept)
+    at_step(monkeypatch, "llama.cpp with noise, pass 1 of 4", fails)
     out = tmp_path / "cell"
     assert main(["run", str(model), "--prompts", str(PROMPTS), "--threads", "1", "--out", str(out)]) == 3
     verdict = store.load_verdict(out)
     assert (verdict.outcome, lost(verdict)) == (Outcome.INCOMPLETE, {"T4"})
     log = out / "steps.log"
     assert verdict.causes == (
-        f"T4 twin: derive_bands: ZeroDivisionError: one by zero; next: read the traceback in {log}",
+        f"T4 twin: derive_limits: ZeroDivisionError: one by zero; next: read the traceback in {log}",
     )
     assert 'raise ZeroDivisionError("one by zero")' in log.read_text()
     printed = capsys.readouterr()
@@ -267,4 +270,4 @@ def test_a_failed_step_passes_its_failure_on_to_what_needs_it(
     assert isinstance(climbed.candidate, Failed)
     assert climbed.candidate.step == "capture_candidate"
     assert climbed.itself == climbed.isa == climbed.candidate
-    assert not any(isinstance(found, Failed) for found in (climbed.twin, climbed.bands, climbed.spread, climbed.ops))
+    assert not any(isinstance(found, Failed) for found in (climbed.twin, climbed.limits, climbed.spread, climbed.ops))

@@ -203,7 +203,7 @@ def test_run_then_compare_the_stored_traces(sound: tuple[int, Path, str], capsys
     status, out, text = sound
     assert (status, "PARITY: synthetic-llama · Q8_0" in text, "unpinned" in text) == (0, True, True)
     assert "T4 twin" in text
-    assert {"verdict.json", "twin.npz", "native.npz", "bands.toml", "words.json"} <= {p.name for p in out.iterdir()}
+    assert {"verdict.json", "twin.npz", "native.npz", "limits.json", "words.json"} <= {p.name for p in out.iterdir()}
     assert not (out / ".spool").exists()
     assert main(["compare", str(out), str(out)]) == 0
     assert "PARITY" in capsys.readouterr().out

@@ -123,14 +123,14 @@ def test_a_stale_reference_does_not_widen_its_own_limits(tmp_path: Path) -> None
         folder = tmp_path / name
         folder.mkdir()
         cell = replace(baseline.cell, out_dir=folder)
-        assert cell.bands is None
+        assert cell.unpinned
         climbed = replace(baseline.climbed, twin=stale_rows(baseline, name, folder))
-        bands = attempt(cell, steps.derive_bands, climbed.reference, climbed.twin)
-        assert isinstance(bands, Failed)
-        assert "no limit can be derived" in bands.reason
-        verdict = steps.conclude(cell, replace(climbed, bands=bands)).verdict
+        limits = attempt(cell, steps.derive_limits, climbed.reference, climbed.twin)
+        assert isinstance(limits, Failed)
+        assert "no limit can be predicted" in limits.reason
+        verdict = steps.conclude(cell, replace(climbed, limits=limits)).verdict
         assert verdict.outcome is Outcome.INCOMPLETE
-        assert any("T4 twin: derive_bands: " in cause and "prompt " in cause for cause in verdict.causes)
+        assert any("T4 twin: derive_limits: " in cause and "prompt " in cause for cause in verdict.causes)
 
 
 def flipped(folder: Path) -> Path:

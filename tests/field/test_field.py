@@ -57,7 +57,7 @@ def rung_of(verdict: Verdict, rung: Rung) -> RungResult:
 def page(folder: Path, verdict: Verdict) -> str:
     """Return what notebook 02 shows of a cell: each of its displays that reads rows or a verdict."""
     stored, words = open_stored(folder), Words()
-    shown = show.judged_positions(verdict, stored.pair, stored.bands)
+    shown = show.judged_positions(verdict, stored.pair, stored.limits)
     parts = [
         show.verdict_box(verdict, words, {}, shown),
         show.rung_table(verdict, show.SECTIONS),

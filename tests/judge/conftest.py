@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from parity_lib.base.names import LedgerClass, Rung
+from parity_lib.base.names import LedgerClass
 from parity_lib.cell.derive import pin_of
 from parity_lib.judge.align import align
 from parity_lib.judge.flips import ledger_of
 from parity_lib.judge.self_spread import measured, sigmas
 from parity_lib.numerics.metrics import pair_statistics, row_digests
+from parity_lib.records.drift_limits import DriftLimits
 from parity_lib.records.self_spread import (
     DEFAULT,
     DEFAULT_DECODE,
@@ -27,8 +28,8 @@ from parity_lib.records.self_spread import (
     Variant,
 )
 from parity_lib.records.self_spread_pins import SpreadPin
-from parity_lib.records.tolerances import FIRST, LATER, METRICS, Band, BandSet, ToleranceTable
 from parity_lib.records.traces import F32, LogitTrace, PairTrace, Position, expected_positions
+from tests.drift_limits import drift_limits
 from tests.run_info import run_info, variant_run
 
 
@@ -86,16 +87,9 @@ def case() -> Case:
 
 
 @pytest.fixture
-def make_bands() -> Callable[..., BandSet]:
-    def make(limit: float = 1e-5, sigma: float = 4e-6, leave_out: str = "") -> BandSet:
-        limits = dict.fromkeys(METRICS, limit) | {"pair_sigma_over_std": sigma}
-        bands = [
-            Band("m", "Q8_0", Rung.T4, metric, where, value, METRICS[metric], "measured for a test", True)
-            for metric, value in limits.items()
-            for where in (FIRST, LATER)
-            if metric != leave_out
-        ]
-        return ToleranceTable(bands).cell("m", "Q8_0", Rung.T4)
+def make_limits() -> Callable[..., DriftLimits]:
+    def make(**wishes: float) -> DriftLimits:
+        return drift_limits(expected_positions([4, 1, 6], [5, 3, 4]), **wishes)
 
     return make
 

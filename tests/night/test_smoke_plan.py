@@ -35,8 +35,11 @@ def test_the_plan_has_the_real_file_and_lacks_it_until_it_is_fetched(
     assert COMMAND not in [lack.next_step for lack in machine_lacks(cell, Isa.AVX2, smoke, pins)]
 
 
-def test_its_limits_are_pinned() -> None:
-    assert any(band.model == "qwen2.5-coder-0.5b" for band in load_tolerances().bands)
+def test_the_limits_of_each_required_cell_are_pinned() -> None:
+    tolerances, cells = load_tolerances(), load_plan(plan_path("smoke")).cells
+    wanted = {(cell.model, cell.quant) for cell in cells if cell.required and not cell.prompts}
+    assert len(wanted) > 8
+    assert [key for key in sorted(wanted) if not tolerances.has(*key)] == []
 
 
 @pytest.mark.engine

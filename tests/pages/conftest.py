@@ -26,19 +26,19 @@ from parity_lib.pages.cell.drift import drift
 from parity_lib.pages.cell.positions import Positions, positions
 from parity_lib.pages.kit.figures import Gallery
 from parity_lib.pages.kit.text import Words
+from parity_lib.records.drift_limits import DriftLimits
 from parity_lib.records.hardness import Extreme, Hardness
 from parity_lib.records.isa_evidence import Evidence
 from parity_lib.records.measured import Cache, Instructions, Itself, Measured, Ops, ReplayedRows
 from parity_lib.records.night_record import CellRecord, Night, PageRecord
 from parity_lib.records.row_numbers import FirstFlip, NonFinite, PairNumbers, PairReport, Summary
-from parity_lib.records.tolerances import BandSet
 from parity_lib.records.traces import PairTrace, expected_positions
 from parity_lib.records.verdicts import CellId, Divergence, RungResult, Verdict
 from tests.pages.made_rows import (
     LENGTHS,
     N_VOCAB,
     PROMPTS,
-    band_set,
+    made_limits,
     make_rows,
     noisy,
     pair_of,
@@ -216,28 +216,28 @@ def night(make_verdict: Callable[..., Verdict]) -> Night:
 
 
 @pytest.fixture(scope="session")
-def bands() -> BandSet:
-    return band_set()
+def limits() -> DriftLimits:
+    return made_limits()
 
 
 @pytest.fixture(scope="session")
-def green(green_pair: PairTrace, bands: BandSet) -> Positions:
-    return positions(green_pair, bands)
+def green(green_pair: PairTrace, limits: DriftLimits) -> Positions:
+    return positions(green_pair, limits)
 
 
 @pytest.fixture(scope="session")
-def red_verdict(red_pair: PairTrace, bands: BandSet, make_verdict: Callable[..., Verdict]) -> Verdict:
+def red_verdict(red_pair: PairTrace, limits: DriftLimits, make_verdict: Callable[..., Verdict]) -> Verdict:
     """A verdict as the judge itself gives it for the red pair."""
     expected = expected_positions([p for p, _ in LENGTHS], [g for _, g in LENGTHS])
-    rung, found, ledger = judge_twin(red_pair, expected, bands)
+    rung, found, ledger = judge_twin(red_pair, expected, limits)
     rungs = tuple(rung if r.rung is Rung.T4 else r for r in make_verdict().rungs)
     numbers = Measured(native=NATIVE, ledger=ledger.record())
     return make_verdict(Outcome.DIVERGED, rungs=rungs, divergences=tuple(found), measured=numbers)
 
 
 @pytest.fixture(scope="session")
-def red(red_pair: PairTrace, bands: BandSet, red_verdict: Verdict) -> Positions:
-    return positions(red_pair, bands, red_verdict.divergences)
+def red(red_pair: PairTrace, limits: DriftLimits, red_verdict: Verdict) -> Positions:
+    return positions(red_pair, limits, red_verdict.divergences)
 
 
 @pytest.fixture(scope="session")

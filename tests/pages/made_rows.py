@@ -8,10 +8,10 @@ from functools import cache
 import numpy as np
 from msgspec import structs
 
-from parity_lib.base.names import Rung
 from parity_lib.judge.align import align
 from parity_lib.judge.self_spread import measured
 from parity_lib.numerics.metrics import RowStatistics, pair_statistics, row_digests
+from parity_lib.records.drift_limits import DriftLimits
 from parity_lib.records.runs import RunInfo
 from parity_lib.records.self_spread import (
     AGAINST,
@@ -22,8 +22,8 @@ from parity_lib.records.self_spread import (
     SelfSpread,
     with_copies_marked,
 )
-from parity_lib.records.tolerances import FIRST, LATER, METRICS, Band, BandSet, ToleranceTable
 from parity_lib.records.traces import F32, LogitTrace, PairTrace, expected_positions
+from tests.drift_limits import drift_limits
 from tests.run_info import run_info as made_run
 from tests.run_info import variant_run
 
@@ -53,14 +53,11 @@ def run_info(engine: str, **changes: object) -> RunInfo:
     return structs.replace(info, **changes)
 
 
-def band_set(limit: float = 2e-5) -> BandSet:
-    metrics = ("pooled_rms_over_std", "position_rms_over_std", "delta_over_std", "pair_sigma_over_std")
-    table = [
-        Band("smollm2-135m", "Q8_0", Rung.T4, metric, where, limit * factor, METRICS[metric], "oracle x 8", True)
-        for metric in metrics
-        for where, factor in ((FIRST, 4), (LATER, 1))
-    ]
-    return BandSet(ToleranceTable(table), "smollm2-135m", "Q8_0", Rung.T4)
+def made_limits(lengths: Sequence[tuple[int, int]] = LENGTHS) -> DriftLimits:
+    """Return limits of 2e-5 of a row's deviation; for the first row of a prompt four times as much."""
+    places = expected_positions([p for p, _ in lengths], [g for _, g in lengths])
+    first = [i == 0 or places[i - 1].prompt_idx != place.prompt_idx for i, place in enumerate(places)]
+    return drift_limits(places, sigma=np.where(first, 8e-6, 2e-6), pair=6e-6)
 
 
 def trace(run: RunInfo, rows: F32, statistics: RowStatistics, places: np.ndarray, fed: np.ndarray) -> LogitTrace:

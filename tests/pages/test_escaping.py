@@ -22,9 +22,9 @@ from parity_lib.pages.kit.arrange import Banner
 from parity_lib.pages.kit.export import render
 from parity_lib.pages.kit.heat_map import HeatMap, Line, Square, heat_map
 from parity_lib.pages.kit.text import Words
+from parity_lib.records.drift_limits import DriftLimits
 from parity_lib.records.night_record import Night
 from parity_lib.records.self_spread_pins import load_spreads
-from parity_lib.records.tolerances import BandSet
 from parity_lib.records.traces import PairTrace
 from parity_lib.records.verdicts import Verdict
 
@@ -64,7 +64,7 @@ def test_a_cell(
     full_verdict: Callable[..., Verdict],
     red_verdict: Verdict,
     red_pair: PairTrace,
-    bands: BandSet,
+    limits: DriftLimits,
     evil_words: Words,
 ) -> None:
     prompts = (2, 5, 8)  # those with flips and with a row that is not finite
@@ -72,7 +72,7 @@ def test_a_cell(
     found = [d for d in red_verdict.divergences if d.prompt_idx in prompts]
     verdict = structs.replace(broken, divergences=(*broken.divergences, *found))
     verdict = structs.replace(planted(verdict), causes=(EVIL,))
-    assert_escaped(cell_page(verdict, red_pair.take(rows), bands, evil_words), 1_500)
+    assert_escaped(cell_page(verdict, red_pair.take(rows), limits, evil_words), 1_500)
 
 
 def test_a_nightly_run(night: Night) -> None:

@@ -21,8 +21,8 @@ from parity_lib.pages.cell.positions import positions
 from parity_lib.pages.kit import export as html
 from parity_lib.pages.kit.text import Words
 from parity_lib.records import store
+from parity_lib.records.drift_limits import DriftLimits
 from parity_lib.records.night_record import Night
-from parity_lib.records.tolerances import BandSet
 from parity_lib.records.traces import PairTrace
 from parity_lib.records.verdicts import Verdict
 
@@ -55,16 +55,16 @@ def output(source: str, names: dict[str, Any]) -> dict[str, Any]:
     return {"output_type": "display_data", "metadata": marks, "data": data}
 
 
-def cell_page(verdict: Verdict, pair: PairTrace, bands: BandSet, words: Words) -> str:
+def cell_page(verdict: Verdict, pair: PairTrace, limits: DriftLimits, words: Words) -> str:
     prompts = [types.SimpleNamespace(idx=idx, name=name) for idx, name in words.prompts.items()]
-    judgement = types.SimpleNamespace(twin=pair, bands=bands, token_text=words.tokens)
+    judgement = types.SimpleNamespace(twin=pair, limits=limits, token_text=words.tokens)
     cell = types.SimpleNamespace(suite=types.SimpleNamespace(prompts=prompts), out_dir=Path("reports/scratch"))
     return shown_page("02_logits", {"show": pages, "verdict": verdict, "judgement": judgement, "cell": cell})
 
 
 @pytest.fixture(scope="module")
 def red_cell(
-    full_verdict: Callable[..., Verdict], red_verdict: Verdict, red_pair: PairTrace, bands: BandSet, words: Words
+    full_verdict: Callable[..., Verdict], red_verdict: Verdict, red_pair: PairTrace, limits: DriftLimits, words: Words
 ) -> str:
     """The page of a cell in which everything went wrong that can."""
     broken = full_verdict(red=True)
@@ -75,18 +75,18 @@ def red_cell(
         divergences=(*broken.divergences, *red_verdict.divergences),
         measured=structs.replace(broken.measured, ledger=red_verdict.measured.ledger),
     )
-    return cell_page(verdict, red_pair, bands, words)
+    return cell_page(verdict, red_pair, limits, words)
 
 
 @pytest.fixture(scope="module")
-def green_cell(full_verdict: Callable[..., Verdict], two_prompts: PairTrace, bands: BandSet, words: Words) -> str:
-    return cell_page(full_verdict(), two_prompts, bands, words)
+def green_cell(full_verdict: Callable[..., Verdict], two_prompts: PairTrace, limits: DriftLimits, words: Words) -> str:
+    return cell_page(full_verdict(), two_prompts, limits, words)
 
 
 @pytest.fixture(scope="module")
-def old_cell(make_verdict: Callable[..., Verdict], two_prompts: PairTrace, bands: BandSet, words: Words) -> str:
+def old_cell(make_verdict: Callable[..., Verdict], two_prompts: PairTrace, limits: DriftLimits, words: Words) -> str:
     """The page of a record from before there were T1, T5's gate, T6, a cache and seconds."""
-    return cell_page(make_verdict(), two_prompts, bands, words)
+    return cell_page(make_verdict(), two_prompts, limits, words)
 
 
 @pytest.fixture(scope="module")
@@ -206,22 +206,22 @@ def test_an_old_record_says_what_it_lacks_and_never_breaks(old_cell: str) -> Non
 
 
 def test_a_cell_of_another_arithmetic_claims_no_equality(
-    make_verdict: Callable[..., Verdict], two_prompts: PairTrace, bands: BandSet, words: Words
+    make_verdict: Callable[..., Verdict], two_prompts: PairTrace, limits: DriftLimits, words: Words
 ) -> None:
     base = make_verdict()
     told = tuple(structs.replace(r, outcome=Outcome.REPORTED, limit=None) if r.rung == "T4" else r for r in base.rungs)
     verdict = structs.replace(base, cell=structs.replace(base.cell, compute="bf16"), rungs=told)
-    top = cell_page(verdict, two_prompts, bands, words)
+    top = cell_page(verdict, two_prompts, limits, words)
     top = top[: top.index("<h2")]
     assert "PARITY at rungs T0, T2; T4, T5 reported, not gated" in top
     assert "Top-1 and top-5 set equal" not in top
 
 
 def test_no_position_at_all_is_a_page_too(
-    full_verdict: Callable[..., Verdict], green_pair: PairTrace, bands: BandSet, words: Words
+    full_verdict: Callable[..., Verdict], green_pair: PairTrace, limits: DriftLimits, words: Words
 ) -> None:
-    empty = green_pair.take(positions(green_pair, bands).of_prompt(99))
-    page = cell_page(full_verdict(), empty, bands, words)
+    empty = green_pair.take(positions(green_pair, limits).of_prompt(99))
+    page = cell_page(full_verdict(), empty, limits, words)
     assert page.count("No position was compared.") >= 2
 
 

@@ -168,4 +168,4 @@ def test_a_short_digest_of_a_made_file_is_refused(tmp_path: Path) -> None:
 def test_the_prompts_are_frozen(pins: Pins) -> None:
     """Who changes a prompt on purpose changes the pin too, and derives the limits again."""
     assert load_prompts().sha256 == pins.prompts_sha256
-    assert {band.source.partition("prompts ")[2][:12] for band in load_tolerances().bands} == {pins.prompts_sha256[:12]}
+    assert {one.source.partition("prompts ")[2][:12] for one in load_tolerances().all} == {pins.prompts_sha256[:12]}

@@ -1,4 +1,4 @@
-"""Bands: exactly one for a key, each with a source, or nothing passes."""
+"""Tolerances: exactly one for a key, each with a source; limits that are not the pinned ones do not pass."""
 
 from __future__ import annotations
 
@@ -6,148 +6,118 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from parity_lib.base.errors import FixtureError, PinError
-from parity_lib.base.names import Rung
-from parity_lib.records.tolerances import (
-    ALL,
-    FIRST,
-    LATER,
-    METRICS,
-    Band,
-    ToleranceTable,
-    dump_tolerances,
-    load_tolerances,
-)
+from parity_lib.records.drift_limits import DriftLimits
+from parity_lib.records.tolerances import Tolerance, ToleranceTable, dump_tolerances, load_tolerances
+from parity_lib.records.traces import Position
+from tests.drift_limits import drift_limits
 
-SHARED = "llama.cpp on the twin; 2026-11-23"
-BAND = Band(
-    "m", "Q8_0", Rung.T4, "delta_over_std", LATER, 2.5e-5, "delta/std", f"8 x 3e-6, 640 positions; {SHARED}", True
-)
+SOURCE = "20 positions; 4 passes of llama.cpp with noise; 2026-12-01; parity bands m Q8_0"
+ONE = Tolerance("m", "Q8_0", "llama.cpp-avx2", "crates-io-avx2", SOURCE, 1e-6, 1e-5, 4e-5)
 
 
-def test_the_shipped_file_loads_and_each_band_has_a_source() -> None:
+@pytest.fixture
+def limits() -> DriftLimits:
+    """Return limits as they are pinned: 1e-5 in the middle, 4e-5 at the widest."""
+    sigma = [1e-6] * 19 + [4e-6]
+    return drift_limits([Position(0, i) for i in range(20)], sigma=sigma)  # type: ignore[arg-type] - numpy takes it
+
+
+def test_the_shipped_file_loads_and_each_tolerance_has_a_source() -> None:
     table = load_tolerances()
     assert len(table.sha256) == 64
-    assert all(band.source and METRICS[band.metric] == band.unit for band in table.bands)
+    assert all("parity bands" in one.source and one.typical <= one.worst for one in table.all)
 
 
-def test_an_empty_file_is_valid_and_every_look_up_fails(tmp_path: Path) -> None:
+def test_an_empty_file_is_valid_and_then_no_limit_passes(tmp_path: Path, limits: DriftLimits) -> None:
     (tmp_path / "t.toml").write_text(dump_tolerances([]))
     table = load_tolerances(tmp_path / "t.toml")
-    assert table.bands == ()
-    with pytest.raises(PinError, match=r"no band for T4 delta_over_std \(first\).*parity bands m Q8_0 --write"):
-        table.band("m", "Q8_0", Rung.T4, "delta_over_std", FIRST)
+    assert table.all == ()
+    with pytest.raises(PinError, match=r"m Q8_0 on llama.*no tolerance is pinned.*parity bands m Q8_0 --write"):
+        table.find("m", "Q8_0", limits)
 
 
-def test_the_right_band_of_many_is_found() -> None:
-    others = [
-        replace(BAND, where=FIRST, limit=1.0),
-        replace(BAND, quant="Q4_1", limit=2.0),
-        replace(BAND, model="n", limit=3.0),
-        replace(BAND, rung=Rung.T5, limit=4.0),
-        replace(BAND, metric="pooled_rms_over_std", unit="rms/std", limit=5.0),
-    ]
-    table = ToleranceTable([*others, BAND])
-    assert table.band("m", "Q8_0", Rung.T4, "delta_over_std", LATER) is BAND
-    assert table.cell("m", "Q8_0", Rung.T4).band("delta_over_std", FIRST).limit == 1.0
+def test_the_right_one_of_many_is_found(limits: DriftLimits) -> None:
+    others = [replace(ONE, quant="Q4_1"), replace(ONE, model="n"), replace(ONE, reference="llama.cpp-avx512")]
+    table = ToleranceTable([*others, ONE])
+    assert table.find("m", "Q8_0", limits) is ONE
+    assert table.has("n", "Q8_0")
+    assert not table.has("n", "Q4_1")
 
 
-def test_a_band_for_all_rows_stands_in_for_first_and_later_but_not_the_other_way() -> None:
-    table = ToleranceTable([replace(BAND, where=ALL)])
-    assert table.band("m", "Q8_0", Rung.T4, "delta_over_std", FIRST).where == ALL
-    with pytest.raises(PinError):
-        ToleranceTable([BAND]).band("m", "Q8_0", Rung.T4, "delta_over_std")
+def test_two_for_one_key_are_refused() -> None:
+    with pytest.raises(FixtureError, match="two tolerances"):
+        ToleranceTable([ONE, replace(ONE, worst=1.0)])
 
 
-def test_two_bands_for_one_key_are_refused() -> None:
-    with pytest.raises(FixtureError, match="two bands"):
-        ToleranceTable([BAND, replace(BAND, limit=1.0)])
+def test_limits_as_they_were_pinned_pass(limits: DriftLimits) -> None:
+    ONE.hold(limits)
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("change", "words"),
     [
-        ({"source": ""}, "no source"),
-        ({"source": "  "}, "no source"),
-        ({"limit": -1e-9}, "no usable limit"),
-        ({"limit": 0.0}, "no usable limit"),
-        ({"limit": math.nan}, "no usable limit"),
-        ({"limit": math.inf}, "no usable limit"),
-        ({"metric": "cosine"}, "unknown metric"),
-        ({"unit": "logits"}, "unknown metric or unit"),
-        ({"where": "middle"}, "unknown place"),
+        ({"delta_limit": 13.0}, "the typical limit is not the pinned one"),  # a formula or a baseline loosened by hand
+        ({"delta_limit": 7.0}, "the typical limit is not the pinned one"),
+        ({"false_alarm": 1e-7}, "another false-alarm rate"),
     ],
 )
-def test_a_band_that_means_nothing_is_refused(changes: dict[str, object], words: str) -> None:
+def test_limits_that_were_changed_are_refused(limits: DriftLimits, change: dict[str, float], words: str) -> None:
+    with pytest.raises(PinError, match=words):
+        ONE.hold(msgspec.structs.replace(limits, **change))
+
+
+def test_one_limit_that_was_widened_alone_is_refused(limits: DriftLimits) -> None:
+    delta = limits.delta.copy()
+    delta[3] = 1e-4
+    with pytest.raises(PinError, match="the worst limit is not the pinned one"):
+        ONE.hold(msgspec.structs.replace(limits, delta=delta))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"source": "  "}, "no source"),
+        ({"typical": 0.0}, "'typical' is not usable"),
+        ({"worst": math.inf}, "'worst' is not usable"),
+        ({"false_alarm": math.nan}, "'false_alarm' is not usable"),
+    ],
+)
+def test_a_tolerance_that_means_nothing_is_refused(change: dict[str, object], words: str) -> None:
     with pytest.raises(FixtureError, match=words):
-        replace(BAND, **changes)
+        replace(ONE, **change)  # type: ignore[arg-type] - one field of several types
 
 
 def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
-    bands = (
-        BAND,
-        replace(BAND, where=FIRST, limit=1e-7, provisional=False),
-        replace(BAND, quant="Q4_1", limit=5e-324, source='a "quoted" \\ path, 你, a tab\t, a\nline, \x7f, \x00'),
-        replace(BAND, model="z", limit=1e300, source="a source without a second part"),
-        replace(BAND, model="z", where=FIRST, source="; begins with the joint"),
-        replace(BAND, model="z", where="prompt 3 token -50", source="ends with the joint; "),
+    all_ = (
+        ONE,
+        replace(ONE, quant="Q4_1", worst=5e-324, source='a "quoted" \\ path, 你, a tab\t, a\nline, \x7f, \x00'),
+        replace(ONE, model="z", typical=1e300),
     )
     path = tmp_path / "t.toml"
-    path.write_text(dump_tolerances(bands), "utf-8")
-    assert set(load_tolerances(path).bands) == set(bands)
-    assert dump_tolerances(reversed(bands)) == dump_tolerances(bands)
-    assert dump_tolerances(load_tolerances(path).bands) == path.read_text("utf-8")
+    path.write_text(dump_tolerances(all_), "utf-8")
+    assert set(load_tolerances(path).all) == set(all_)
+    assert dump_tolerances(reversed(all_)) == dump_tolerances(all_)
+    assert dump_tolerances(load_tolerances(path).all) == path.read_text("utf-8")
 
 
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        (f'source = "{SHARED}"', "", "'source' is missing"),
-        (f'source = "{SHARED}"', 'source = ""', "'source' is empty"),
-        ('measured = "8 x 3e-6, 640 positions"', 'measured = " "', "'measured' is empty"),
-        ('metric = "delta_over_std", ', "", "'metric' is missing"),
-        ('metric = "delta_over_std"', 'metric = "cosine"', "unknown value"),
-        ("limit = 2.5e-05", 'limit = "2.5e-05"', "wrong type"),
-        ("limit = 2.5e-05", "limit = nan", "not finite"),
-        ("limit = 2.5e-05", "limit = 2.5e-05, isa = 'avx2'", "unknown key 'isa'"),
+        (f'source = "{SOURCE}"', "", "'source' is missing"),
+        (f'source = "{SOURCE}"', 'source = ""', "'source' is empty"),
+        ("typical = 1e-05", 'typical = "1e-05"', "wrong type"),
+        ("typical = 1e-05", "typical = nan", "not finite"),
         ('quant = "Q8_0"', "quant = 'Q8_0'\nisa = 'avx2'", "unknown key 'isa'"),
-        ("bands = [", "band = [", "'bands' is missing"),
-        ('rung = "T4"', 'rung = "T9"', "unknown value"),
-        ("limit = 2.5e-05", 'limit = 2.5e-05, unit = "rms/std"', "unknown key 'unit'"),
-        ("parity/tolerances/2", "parity/tolerances/1", "another version"),
+        ("parity/tolerances/3", "parity/tolerances/2", "another version"),
     ],
 )
 def test_a_planted_mistake_in_the_file_is_refused(tmp_path: Path, old: str, new: str, words: str) -> None:
-    text = dump_tolerances([BAND])
+    text = dump_tolerances([ONE])
     assert old in text
     (tmp_path / "t.toml").write_text(text.replace(old, new))
     with pytest.raises(FixtureError, match=words):
         load_tolerances(tmp_path / "t.toml")
-
-
-def test_a_band_is_provisional_only_where_it_says_so(tmp_path: Path) -> None:
-    text = dump_tolerances([BAND]).replace("provisional = true\n", "").replace('where = "later", ', "")
-    (tmp_path / "t.toml").write_text(text)
-    (band,) = load_tolerances(tmp_path / "t.toml").bands
-    assert (band.provisional, band.where) == (False, ALL)
-
-
-def test_bands_of_a_cell_stand_under_the_source_that_they_share(tmp_path: Path) -> None:
-    first = replace(BAND, where=FIRST, source=f"8 x 1e-6, 11 positions; {SHARED}")
-    text = dump_tolerances([BAND, first])
-    assert (text.count("[[cell]]"), text.count(SHARED), text.count("measured = ")) == (1, 1, 2)
-    (tmp_path / "t.toml").write_text(text)
-    assert load_tolerances(tmp_path / "t.toml").bands == (first, BAND)
-    apart = dump_tolerances([BAND, replace(first, provisional=False)])
-    assert apart.count("[[cell]]") == 2
-
-
-def test_a_set_knows_its_sources_and_whether_it_is_provisional() -> None:
-    later, first = replace(BAND, provisional=False), replace(BAND, where=FIRST, source="kernel baseline")
-    other = replace(BAND, quant="Q4_1", source="elsewhere")
-    bands = ToleranceTable([later, first, other]).cell("m", "Q8_0", Rung.T4)
-    assert bands.provisional
-    assert bands.source == f"8 x 3e-6, 640 positions; {SHARED}; kernel baseline"
-    assert not ToleranceTable([later]).cell("m", "Q8_0", Rung.T4).provisional

@@ -151,7 +151,7 @@ def test_a_rung_is_found_by_its_name() -> None:
                 FLIP,
                 replace(FLIP, delta=math.nan, kind=Kind.NON_FINITE, ledger=None),
                 replace(FLIP, top5_burn=((1, math.nan), (2, -math.inf))),
-                Divergence(Rung.T4, Kind.RMS, 0.0, where="pooled-first", note="你"),
+                Divergence(Rung.T4, Kind.RMS, 0.0, where="pooled over all positions", note="你"),
             ],
             control=True,
         ),

@@ -152,7 +152,9 @@ def _marks(verdict: Verdict) -> list[tuple[str, str]]:
         reason = f"a fault was put into the candidate on purpose; it ran in the {library}, which is never judged"
         marks.append((f"seeded fault: {candidate.fault}, {library}", reason))
     if verdict.provisional:
-        marks.append(("provisional limits", "limits are measured, but not yet derived from the kernel baseline"))
+        marks.append(
+            ("provisional limits", "the self-spread that T5 is judged by is not pinned for this machine class")
+        )
     if verdict.unpinned:
         marks.append(("unpinned", "the file or the prompts are the user's own; limits were derived on the fly"))
     proof = verdict.rung(Rung.T7)

@@ -58,9 +58,6 @@ def drift(shown: Positions | None, words: Words | None = None, token: int | None
         f"{sides} on {reference.model_path}. Horizontal: token; 0 chooses the first generated token, "
         "negative ones belong to the prompt. Vertical, the same in all: share of the row's std, log scale."
     )
-    n_own = int(shown.own_limit.sum())
-    if n_own:
-        caption += f" Positions with a wider limit of their own: {count(n_own)}."
     return Gallery(pictures, caption, wide, _KEY if token is None else (*_KEY, ("┃", "the traced token")))
 
 

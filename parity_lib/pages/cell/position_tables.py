@@ -151,12 +151,11 @@ def _size(shown: Positions, row: int, words: Words) -> Markup:
     """Return how large the delta of a position is, against what limit, and the reference's own margin."""
     delta, limit = float(shown.delta[row]), float(shown.limit[row])
     over = "not finite" if shown.nonfinite[row] else margin(delta, limit)
-    own = " (its own)" if shown.own_limit[row] else ""
     return Markup("<br>").join(
         [
             f"delta {signed(delta)}",
             Markup("at {}").format(words.brief(int(shown.delta_id[row]))),
-            f"limit {number(limit)}{own}",
+            f"limit {number(limit)}",
             Markup("<b>{}</b>").format(over),
             f"margin {number(float(shown.margin[row]), 3)}",
         ]

@@ -1,4 +1,4 @@
-"""The numbers of each scored position that pictures and tables share, from a pair of traces and its bands."""
+"""The numbers of each scored position that pictures and tables share, from a pair of traces and its limits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from parity_lib.base.errors import PinError, TraceMismatchError
 from parity_lib.base.names import Outcome, Rung
 from parity_lib.judge.align import align
-from parity_lib.records.tolerances import BandSet
+from parity_lib.records.drift_limits import DriftLimits
 from parity_lib.records.traces import F64, I32, PairTrace, Position
 from parity_lib.records.verdicts import Divergence, Verdict
 
@@ -33,7 +33,6 @@ class Positions:
     top5_flip: Bools  # (n,)
     nonfinite: Bools  # (n,): a value of either row is not finite
     listed: Bools  # (n,): a divergence of the verdict names this position
-    own_limit: Bools  # (n,): the limits of this position are its own, wider ones
 
     def __len__(self) -> int:
         return len(self.delta)
@@ -70,13 +69,13 @@ class Positions:
         return np.lexsort((np.arange(len(self)), -size, -np.nan_to_num(self.share, nan=0.0), ~self.listed))
 
 
-def judged_positions(verdict: Verdict, pair: PairTrace | None, bands: BandSet | None) -> Positions | None:
+def judged_positions(verdict: Verdict, pair: PairTrace | None, limits: DriftLimits | None) -> Positions | None:
     """Return the positions of rung T4 as it judged them: without limits where it only reports (``compute="bf16"``).
 
     Args:
         verdict: of the cell.
         pair: that T4 stands on; None where T4 could not be judged: then there are no positions to show.
-        bands: of the cell's model and quant, for f32.
+        limits: of the cell, for f32.
 
     Raises:
         TraceMismatchError: a divergence names a position that the traces do not have.
@@ -85,16 +84,16 @@ def judged_positions(verdict: Verdict, pair: PairTrace | None, bands: BandSet | 
         return None
     twin = verdict.rung(Rung.T4)
     gated = twin is not None and twin.outcome is not Outcome.REPORTED
-    return positions(pair, bands if gated else None, verdict.divergences if gated else ())
+    return positions(pair, limits if gated else None, verdict.divergences if gated else ())
 
 
-def positions(pair: PairTrace, bands: BandSet | None, divergences: Sequence[Divergence] = ()) -> Positions:
+def positions(pair: PairTrace, limits: DriftLimits | None, divergences: Sequence[Divergence] = ()) -> Positions:
     """Return what the displays need of a pair of traces.
 
     Args:
         pair: reference and candidate on the same fed tokens.
-        bands: ``delta_over_std`` and ``position_rms_over_std``, for first and later rows; None where nothing is gated.
-        divergences: of the verdict; only those of the bands' rung are marked.
+        limits: of these positions; None where nothing is gated.
+        divergences: of the verdict; only those of rung T4 are marked.
 
     Raises:
         TraceMismatchError: a divergence names a position that the traces do not have.
@@ -103,39 +102,38 @@ def positions(pair: PairTrace, bands: BandSet | None, divergences: Sequence[Dive
     places = zip(reference.prompt_idx.tolist(), reference.token_idx.tolist(), strict=True)
     seen = align(pair, [Position(*place) for place in places])
     top = reference.topk_logits.astype(np.float64)
-    own = frozenset() if bands is None else bands.sensitive
     scale, step = seen.scale, seen.step  # as the judge of T4 has them
+    delta_limit, rms_limit = _limits(limits, seen.positions)
     return Positions(
         pair=pair,
         delta=seen.delta,
         delta_id=seen.delta_id,
-        limit=np.maximum(_limits(bands, "delta_over_std", seen.positions, seen.first) * scale, step),
+        limit=np.maximum(delta_limit * scale, step),
         rms_over_std=pair.rms / scale,
-        rms_limit=np.maximum(_limits(bands, "position_rms_over_std", seen.positions, seen.first), step / scale),
+        rms_limit=np.maximum(rms_limit, step / scale),
         margin=top[:, 0] - top[:, 1],
         top1_flip=~seen.top1_equal,
         top5_flip=~seen.top5_equal,
         nonfinite=~seen.finite,
-        listed=_listed(seen.positions, divergences, Rung.T4 if bands is None else bands.rung),
-        own_limit=np.array([place in own for place in seen.positions], bool),
+        listed=_listed(seen.positions, divergences),
     )
 
 
-def _limits(bands: BandSet | None, metric: str, places: Sequence[Position], first: Bools) -> F64:
-    """Return the limit of each row; NaN where there is no band: the verdict says so, and pictures go without."""
-    if bands is None:
-        return np.full(len(first), np.nan)
+def _limits(limits: DriftLimits | None, places: Sequence[Position]) -> tuple[F64, F64]:
+    """Return the limit of delta and of rms over std at each row; NaN where there is none: pictures go without."""
+    none = np.full(len(places), np.nan)
     try:
-        return np.array(bands.at(metric, places, first.tolist()))
-    except PinError:
-        return np.full(len(first), np.nan)
+        at = None if limits is None else limits.at(places)
+    except PinError:  # the verdict says so
+        at = None
+    return (none, none) if at is None else (at.delta * at.delta_limit, at.rms * at.rms_limit)
 
 
-def _listed(places: Sequence[Position], divergences: Sequence[Divergence], rung: Rung) -> Bools:
+def _listed(places: Sequence[Position], divergences: Sequence[Divergence]) -> Bools:
     row_of = {place: row for row, place in enumerate(places)}
     listed = np.zeros(len(places), dtype=bool)
     for divergence in divergences:
-        if divergence.rung != rung or divergence.prompt_idx is None or divergence.token_idx is None:
+        if divergence.rung != Rung.T4 or divergence.prompt_idx is None or divergence.token_idx is None:
             continue
         row = row_of.get(Position(divergence.prompt_idx, divergence.token_idx))
         if row is None:

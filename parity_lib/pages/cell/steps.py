@@ -13,7 +13,7 @@ _ORDER = (  # a stored record has its keys sorted
     "compare_weights",
     "capture_reference",
     "capture_twin",
-    "derive_bands",
+    "derive_limits",
     "capture_spread",
     "capture_candidate",
     "replay_ops",

@@ -83,7 +83,7 @@ def trace_conclusion(trace: TokenTrace, words: Words | None = None, *, broken: s
 
 def traced_positions(trace: TokenTrace) -> Positions:
     """Return the traced sequence's rows with their limits."""
-    return positions(trace.pair, trace.bands, trace.twin_divergences)
+    return positions(trace.pair, trace.limits, trace.twin_divergences)
 
 
 def first_op(trace: TokenTrace) -> tuple[Divergence | None, bool]:

@@ -66,11 +66,12 @@ def test_a_verdict_without_rungs_names_its_causes(make_verdict: MakeVerdict) -> 
 
 
 def test_a_pooled_number_is_no_position(make_verdict: MakeVerdict) -> None:
-    pooled = Divergence(Rung.T4, Kind.RMS, 1e-5, where="pooled-later", delta=2e-5, note="rms over std, pooled")
+    note = "rms over what is predicted, root mean square over these positions, predicted sigmas"
+    pooled = Divergence(Rung.T4, Kind.RMS, 2.0, where="pooled over prompt 3", delta=2.5, note=note)
     box = verdict_box(make_verdict(Outcome.DIVERGED, divergences=(pooled,)))
     assert box.plain.splitlines()[1] == "DIVERGED at rung T4 twin"
-    assert "First: pooled-later, rms over its limit." in box.plain
-    assert "Rms 2.00e-05, limit 1.0e-05 (2.0x over). Rms over std, pooled." in box.plain
+    assert "First: pooled over prompt 3, rms over its limit." in box.plain
+    assert "Rms 2.50, limit 2.0 (1.2x over). Rms over what is predicted" in box.plain
 
 
 def test_the_lowest_broken_rung_is_named_though_higher_ones_broke_too(make_verdict: MakeVerdict) -> None:

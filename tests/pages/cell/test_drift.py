@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from parity_lib.base.names import Rung
 from parity_lib.pages.cell.drift import drift
 from parity_lib.pages.cell.positions import positions
 from parity_lib.pages.kit.figures import Gallery
 from parity_lib.pages.kit.text import Words
-from parity_lib.records.tolerances import BandSet, ToleranceTable
+from parity_lib.records.drift_limits import DriftLimits
 from parity_lib.records.traces import PairTrace
 
 
@@ -26,10 +25,10 @@ def near(png: bytes, wanted: tuple[int, int, int]) -> bool:
 
 
 @pytest.fixture(scope="module")
-def green_gallery(green_pair: PairTrace, bands: BandSet, words: Words) -> Gallery:
+def green_gallery(green_pair: PairTrace, limits: DriftLimits, words: Words) -> Gallery:
     """Three prompts, the last one long."""
     three = green_pair.take(np.flatnonzero(green_pair.reference.prompt_idx < 3))
-    return drift(positions(three, bands), words)
+    return drift(positions(three, limits), words)
 
 
 def test_one_picture_for_each_prompt_with_its_finding_in_words(red_gallery: Gallery) -> None:
@@ -53,9 +52,9 @@ def test_light_and_dark_have_their_own_ground(green_gallery: Gallery) -> None:
 
 
 def test_pictures_are_small_and_the_same_each_time(
-    green_gallery: Gallery, two_prompts: PairTrace, bands: BandSet, words: Words
+    green_gallery: Gallery, two_prompts: PairTrace, limits: DriftLimits, words: Words
 ) -> None:
-    again = drift(positions(two_prompts, bands), words).pictures
+    again = drift(positions(two_prompts, limits), words).pictures
     assert len(again) == 2
     assert [(p.png, p.png_dark) for p in again] == [(p.png, p.png_dark) for p in green_gallery.pictures[:2]]
     assert all(len(p.png) < 20_000 for p in green_gallery.pictures)
@@ -68,7 +67,7 @@ def test_every_sign_is_explained(green_gallery: Gallery) -> None:
 
 
 def test_without_a_limit_nothing_is_over_it(two_prompts: PairTrace, words: Words) -> None:
-    none = positions(two_prompts, BandSet(ToleranceTable(()), "m", "q", Rung.T4))
+    none = positions(two_prompts, None)
     shown = drift(none, words).pictures[0]
     assert np.isnan(none.share).all()
     assert not near(shown.png, (192, 74, 0))

@@ -14,7 +14,7 @@ from parity_lib.judge.drift_shape import Kind as Drift
 from parity_lib.pages.cell.drift_words import profile_words
 from parity_lib.pages.cell.first_place import named_words
 from parity_lib.pages.cell.positions import Positions, positions
-from parity_lib.records.tolerances import BandSet
+from parity_lib.records.drift_limits import DriftLimits
 from parity_lib.records.verdicts import Divergence, Verdict
 
 from ..conftest import make_rows, pair_of
@@ -24,7 +24,7 @@ Size = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int32]], npt.NDArray[np.f
 
 
 @pytest.fixture
-def drifting(bands: BandSet) -> Callable[[Size], Positions]:
+def drifting(limits: DriftLimits) -> Callable[[Size], Positions]:
     """Return a function that adds noise of a size that depends on (fed place, prompt) and gives the positions."""
 
     def make(size: Size) -> Positions:
@@ -32,7 +32,7 @@ def drifting(bands: BandSet) -> Callable[[Size], Positions]:
         within = np.arange(len(places)) - np.searchsorted(places[:, 0], places[:, 0])
         noise = np.random.default_rng(3).normal(0, 7.6, reference.shape)
         candidate += (noise * size(within, places[:, 0])[:, None]).astype(np.float32)
-        return positions(pair_of(reference, candidate, places, fed), bands)
+        return positions(pair_of(reference, candidate, places, fed), limits)
 
     return make
 

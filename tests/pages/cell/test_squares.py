@@ -8,7 +8,7 @@ from parity_lib.pages.cell.position_map import LONG, heatmap, kept_rows, row_anc
 from parity_lib.pages.cell.position_tables import anchors, position_tables
 from parity_lib.pages.cell.positions import Positions, positions
 from parity_lib.pages.kit.figures import Picture
-from parity_lib.records.tolerances import BandSet
+from parity_lib.records.drift_limits import DriftLimits
 from parity_lib.records.verdicts import Verdict
 
 from ..conftest import make_rows, pair_of
@@ -17,12 +17,12 @@ LENGTHS = ((9, 50), (2000, 50))
 
 
 @pytest.fixture(scope="module")
-def long(bands: BandSet) -> Positions:
+def long(limits: DriftLimits) -> Positions:
     """A short prompt, and one of 2,049 positions with one large delta in it."""
     reference, candidate, places, fed = make_rows(LENGTHS)
     row = int(np.flatnonzero((places == (1, -777)).all(axis=1))[0])
     candidate[row, int(reference[row].argmax())] += 0.05
-    return positions(pair_of(reference, candidate, places, fed), bands)
+    return positions(pair_of(reference, candidate, places, fed), limits)
 
 
 def test_a_short_prompt_has_one_square_for_each_position(long: Positions) -> None:
