@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -206,3 +207,14 @@ def check_hex(value: str, digits: int, place: str) -> None:
     """
     if len(value) != digits or not _HEX.fullmatch(value):
         raise FixtureError("is no digest", place=place, expected=f"{digits} lower-case hex digits", found=repr(value))
+
+
+def toml_value(value: str | float) -> str:
+    """Return a text or a number as TOML writes it.
+
+    >>> toml_value("a text"), toml_value(1)
+    ('"a text"', '1.0')
+    """
+    # JSON's escapes are TOML's, but for DEL, which TOML refuses.
+    text = json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+    return text if isinstance(value, str) else repr(float(value))

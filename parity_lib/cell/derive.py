@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from parity_lib.base.errors import EngineError
 from parity_lib.base.files import write_atomic
 from parity_lib.base.toml_table import fixture_path
 from parity_lib.cell import steps
+from parity_lib.cell.reference import Reference
+from parity_lib.cell.request import Cell, CellRequest
+from parity_lib.cell.rows import Rows
 from parity_lib.cell.t4_limits import measure_limits
 from parity_lib.cell.t5_spread import capture_spread
 from parity_lib.engines.machine import machine_class
@@ -26,15 +30,28 @@ def measure_spread(
     model: str, quant: str, *, out_dir: Path, isa: str = "host", prompts: str = "", n_threads: int = 0
 ) -> tuple[SelfSpread, SpreadPin]:
     """Measure llama.cpp's self-spread on a cell: generate, score the twin and each variant; return spread and pin."""
-    cell = steps.open_cell(model=model, quant=quant, isa=isa, prompts=prompts, n_threads=n_threads, out_dir=out_dir)
+    request = CellRequest(model, quant, isa=isa, prompts=prompts, n_threads=n_threads, out_dir=out_dir)
+    with _scored(request) as (cell, reference, twin):
+        spread = capture_spread(cell, reference, twin)
+    return spread, pin_of(spread, cell.id.model, cell.id.quant, _command("spread", cell))
+
+
+@contextmanager
+def _scored(request: CellRequest) -> Iterator[tuple[Cell, Reference, Rows]]:
+    """Yield an opened cell, what its reference generated, and its rows on the F32 twin; afterwards they are gone."""
+    cell = steps.open_cell(request)
     try:
         steps.check_pins(cell)
         reference = steps.capture_reference(cell)
-        spread = capture_spread(cell, reference, steps.capture_twin(cell, reference))
+        yield cell, reference, steps.capture_twin(cell, reference)
     finally:
         shutil.rmtree(cell.spools, ignore_errors=True)
-    words = ["parity", "spread", cell.id.model, cell.id.quant, *(["--prompts", prompts] if prompts else [])]
-    return spread, pin_of(spread, cell.id.model, cell.id.quant, shlex.join(words))
+
+
+def _command(name: str, cell: Cell) -> str:
+    """Return the command line that measures a cell's pin again."""
+    prompts = ["--prompts", cell.request.prompts] if cell.request.prompts else []
+    return shlex.join(["parity", name, cell.id.model, cell.id.quant, *prompts])
 
 
 def pin_of(spread: SelfSpread, model: str, quant: str, command: str) -> SpreadPin:
@@ -92,15 +109,10 @@ def measure_tolerance(
     Returns:
         The limits of each position, and what is pinned of them.
     """
-    cell = steps.open_cell(model=model, quant=quant, isa=isa, prompts=prompts, n_threads=n_threads, out_dir=out_dir)
-    try:
-        steps.check_pins(cell)
-        reference = steps.capture_reference(cell)
-        limits = measure_limits(cell, reference, steps.capture_twin(cell, reference))
-    finally:
-        shutil.rmtree(cell.spools, ignore_errors=True)
-    words = ["parity", "bands", cell.id.model, cell.id.quant, *(["--prompts", prompts] if prompts else [])]
-    return limits, tolerance_of(limits, cell.id.model, cell.id.quant, shlex.join(words))
+    request = CellRequest(model, quant, isa=isa, prompts=prompts, n_threads=n_threads, out_dir=out_dir)
+    with _scored(request) as (cell, reference, twin):
+        limits = measure_limits(cell, reference, twin)
+    return limits, tolerance_of(limits, cell.id.model, cell.id.quant, _command("bands", cell))
 
 
 def tolerance_of(limits: DriftLimits, model: str, quant: str, command: str) -> Tolerance:

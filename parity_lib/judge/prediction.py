@@ -95,11 +95,16 @@ def predicted(drawn: Sequence[Drawn], positions: Sequence[Position]) -> Predicti
     def spread(values: F64) -> Variances:
         return moderated(values.mean(axis=0), len(drawn) * freedom(values))
 
-    rms, delta = spread(squares), spread(np.square(errors).mean(axis=2))
-    pair = spread(np.square([pair_sigma(of_draw) for of_draw in errors]))
+    rms = spread(squares)
     together = freedom(_of_prompts(squares / np.maximum(rms.values, np.finfo(float).tiny), kept))
-    whole = [_at(finite, one) for one in (rms, delta, pair)]
-    return Prediction(whole[0], whole[1], whole[2], freedom(squares), together, len(drawn))
+    return Prediction(
+        rms=_at(finite, rms),
+        delta=_at(finite, spread(np.square(errors).mean(axis=2))),
+        pair=_at(finite, spread(np.square([pair_sigma(of_draw) for of_draw in errors]))),
+        freedom=freedom(squares),
+        together=together,
+        draws=len(drawn),
+    )
 
 
 def _at(rows: Flags, found: Variances) -> Variances:

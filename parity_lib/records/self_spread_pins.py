@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from parity_lib.base.errors import FixtureError
 from parity_lib.base.names import Isa, Kind
-from parity_lib.base.toml_table import Table, fixture_path, read_toml
+from parity_lib.base.toml_table import Table, fixture_path, read_toml, toml_value
 from parity_lib.records.self_spread import VARIANTS, Displaced
 
 SCHEMA = "parity/spreads/1"
@@ -164,11 +163,6 @@ def dump_spreads(pins: Iterable[SpreadPin]) -> str:
             value = getattr(pin, f.name)
             if f.name == "displaced":
                 value = tuple("/".join(map(str, item)) for item in value)
-            words = "[" + ", ".join(map(_toml, value)) + "]" if isinstance(value, tuple) else _toml(value)
+            words = "[" + ", ".join(map(toml_value, value)) + "]" if isinstance(value, tuple) else toml_value(value)
             lines.append(f"{f.name} = {words}")
     return "\n".join(lines) + "\n"
-
-
-def _toml(value: str | float) -> str:
-    # JSON's escapes are TOML's, but for DEL, which no name and no source holds.
-    return json.dumps(str(value), ensure_ascii=False) if isinstance(value, str) else repr(float(value))

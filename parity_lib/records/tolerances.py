@@ -6,14 +6,13 @@ them from being loosened in silence: by a baseline with larger errors, another f
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from parity_lib.base.errors import FixtureError, PinError
-from parity_lib.base.toml_table import Table, fixture_path, read_toml
+from parity_lib.base.toml_table import Table, fixture_path, read_toml, toml_value
 from parity_lib.records.drift_limits import DriftLimits
 
 SCHEMA = "parity/tolerances/3"
@@ -119,7 +118,7 @@ class ToleranceTable:
         """Return the tolerance that limits are held to.
 
         Raises:
-            PinError: there is none. The cell is then INCOMPLETE: limits that nobody pinned must not pass.
+            PinError: there is none. The cell is then INCOMPLETE: limits without a pin must not pass.
         """
         found = self._all.get((model, quant, limits.reference, limits.candidate))
         if found is None:
@@ -162,11 +161,5 @@ def dump_tolerances(tolerances: Iterable[Tolerance]) -> str:
     for one in ToleranceTable(tolerances).all:
         lines += ["", "[[cell]]"]
         for name in (*TEXTS[:-1], *NUMBERS, TEXTS[-1]):
-            value = getattr(one, name)
-            lines.append(f"{name} = {_text(value) if isinstance(value, str) else repr(float(value))}")
+            lines.append(f"{name} = {toml_value(getattr(one, name))}")
     return "\n".join(lines) + "\n"
-
-
-def _text(value: str) -> str:
-    # JSON's escapes are TOML's, but for DEL, which TOML refuses.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -115,7 +115,7 @@ class _Noise:
         self._base, self._kernels, self._generator = base, kernels, generator
         self._pool: F32 = generator.standard_normal(POOL, np.float32)
         self._names: dict[tuple[bytes, int, bytes], str | None] = {}
-        self._scratch, self._squares = (np.empty(max(TILE, N_UBATCH), np.float32) for _ in range(2))
+        self._scratch, self._squares = (np.empty(TILE, np.float32) for _ in range(2))
         self._sums: dict[int, F32] = {}  # address of a weight -> sum of its squares by channel
         self._error: Exception | None = None
 
@@ -147,7 +147,7 @@ class _Noise:
         values = self._values(tensor)
         if kernel not in (WEIGHT, KEYS, VALUES):
             size = self._sigma(kernel, values.shape[-1])
-            for part, scratch in self._tiles(values.reshape(-1, values.shape[-1])):
+            for part, scratch in self._tiles(values.reshape(-1, values.shape[-1], copy=False)):
                 np.multiply(part, size, out=scratch)
                 self._add(part, scratch)
             return
@@ -159,7 +159,7 @@ class _Noise:
         shared = given.shape[1] // factors.shape[1]
         squares = np.square(given).reshape(factors.shape[1], shared * given.shape[2], -1)
         for head, left, right in zip(
-            values.reshape(len(squares), squares.shape[1], -1), squares, factors[0], strict=True
+            values.reshape(len(squares), squares.shape[1], -1, copy=False), squares, factors[0], strict=True
         ):
             self._add_product(head, left, np.square(right).T, size)
 

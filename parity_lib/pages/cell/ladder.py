@@ -117,7 +117,7 @@ def _literally(verdict: Verdict) -> str:
 
 def _remarks(result: RungResult, literally: str) -> Markup:
     """Return place and note; a long source is folded, and of a rung that holds a long note, too."""
-    # A source names each band by itself, most of it in the same words: once is enough.
+    # A source may say the same of several limits: once is enough.
     source = "; ".join(dict.fromkeys(result.source.split("; ")))
     holds = result.outcome in (Outcome.PARITY, Outcome.REPORTED)
     long = [(result.note, "how", _NOTE_OF_A_GREEN if holds else sys.maxsize), (source, "source of the limit", _LONG)]

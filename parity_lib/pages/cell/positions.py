@@ -120,11 +120,14 @@ def positions(pair: PairTrace, limits: DriftLimits | None, divergences: Sequence
 
 
 def _limits(limits: DriftLimits | None, places: Sequence[Position]) -> tuple[F64, F64]:
-    """Return the limit of delta and of rms over std at each row; NaN where there is none: pictures go without."""
+    """Return the limit of delta and of rms over std at each row; NaN where there is none.
+
+    Pictures then show no limit, and the verdict says why.
+    """
     none = np.full(len(places), np.nan)
     try:
         at = None if limits is None else limits.at(places)
-    except PinError:  # the verdict says so
+    except PinError:
         at = None
     return (none, none) if at is None else (at.delta * at.delta_limit, at.rms * at.rms_limit)
 
